@@ -1,0 +1,45 @@
+# nemo_srl: two commands do everything on a bare machine, and both install what they need first.
+#   make iterate   the default self-rewarding run (recipe srl-smollm2-135m-cpu)
+#   make test      the tests
+# PYTHON names the interpreter (3.10 to 3.12); ARGS goes to the recipe: make iterate ARGS="dpo.beta=0.2".
+
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed-$(shell cksum requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
+
+.PHONY: iterate test check format install clean
+
+iterate: install
+	$(BIN)/python recipes/iterate.py $(ARGS)
+
+test: install
+	$(BIN)/python -m pytest $(ARGS)
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(STAMP)
+
+# The stamp's name holds a checksum of what is installed, so an edited lock file installs again.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else \
+	    "PYTHON=$(PYTHON) is Python %d.%d, and nemo_srl needs 3.10 to 3.12: make PYTHON=python3.11 ..." % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24,<26"
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock "$(shell grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

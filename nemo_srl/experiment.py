@@ -1,0 +1,129 @@
+"""A run directory: runs stages into it, keeps those it already holds, refuses what does not fit them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+from nemo_srl import models, worker
+from nemo_srl.artifacts import Artifact, BaseModel, SourceFile
+from nemo_srl.config import Config
+from nemo_srl.errors import DataError, JobFailedError, RunDirBusyError
+from nemo_srl.launchers import open_launcher
+from nemo_srl.models import hf
+from nemo_srl.protocols import Job, JobStep
+from nemo_srl.records import R
+from nemo_srl.stages import Stage
+from nemo_srl.worker import Input
+
+log = logging.getLogger(__name__)
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+A = TypeVar("A", bound=Artifact)
+
+
+class Experiment:
+    """One orchestrator's hold on a run directory; use it as a context manager."""
+
+    def __init__(self, cfg: Config) -> None:
+        self.cfg = cfg
+        self.run_dir = Path(cfg.run_dir).absolute()
+        self._launcher = open_launcher(cfg.launcher)
+        self._lock = FileLock(self.run_dir / ".lock", timeout=0)
+
+    def __enter__(self) -> Experiment:
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        owner = self.run_dir / ".owner"
+        try:
+            self._lock.acquire()
+        except Timeout:
+            who = owner.read_text().strip() if owner.exists() else "unknown"
+            raise RunDirBusyError(
+                f"run_dir={self.run_dir}: another orchestrator works there ({who}). Wait for it, end it, or use "
+                "another run_dir."
+            ) from None
+        owner.write_text(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self._lock.release()
+
+    def base_model(self) -> BaseModel:
+        """M0: fetched if it is one that this package knows, and checked."""
+        model_dir = models.resolve(self.cfg.model.path, Path(self.cfg.model.cache_dir).expanduser())
+        return BaseModel(model_dir, hf.digest(model_dir))
+
+    def source(self, path: str, record: type[R]) -> SourceFile[R]:
+        """A file of the user's, read once here so that a malformed line is found before any work starts."""
+        found = next((p for p in (Path(path), PROJECT_ROOT / path) if p.is_file()), None)
+        if found is None:
+            raise DataError(f"{path}: no such file, neither here nor in {PROJECT_ROOT}")
+        source = SourceFile(found.absolute(), record)
+        source.read()
+        return source
+
+    def run(self, stage: Stage, iteration: int, *, directory: str = "", **inputs: Input) -> Any:
+        """The stage's artifact: kept if the run directory holds it, else made.
+
+        It lies in `run_dir/iter_XX/<directory>`, by default named like the stage. Raises
+        `StaleArtifactError` when another one is in its place, `JobFailedError` when making it fails.
+        """
+        name = f"iter_{iteration:02d}/{directory or stage.name}"
+        output = stage.output(self.run_dir / name, self._identity(stage, iteration, inputs))
+        if output.is_published():
+            log.info("%-22s kept", name)
+            return output
+        log.info("%-22s ...", name)
+        started = time.monotonic()
+        worker.describe(stage, self.cfg, iteration, inputs, output)
+        self._launcher.run(self._job(stage, name.replace("/", "-"), output))
+        found = output.manifest()
+        if found is None:
+            raise JobFailedError(f"{name} ended without publishing {output.path}; see {self.run_dir / 'logs'}")
+        figures = "  ".join(f"{k} {v:.4g}" for k, v in found.metrics.items())
+        log.info("%-22s %.0f s  %s", name, time.monotonic() - started, figures)
+        return output
+
+    def _identity(self, stage: Stage, iteration: int, inputs: dict[str, Input]) -> dict[str, Any]:
+        settings = _flatten(asdict(self.cfg))
+        chosen = {
+            key: value
+            for key, value in settings.items()
+            if any(key == s or key.startswith(f"{s}.") for s in stage.settings)
+        }
+        digests = {f"input {name}": x.digest() for name, x in inputs.items()}
+        return {"stage": stage.name, "iteration": iteration, **chosen, **digests}
+
+    def _job(self, stage: Stage, name: str, output: Artifact) -> Job:
+        distributed = any(s.distributed for s in stage.steps)
+        trainer = self.cfg.trainer
+        return Job(
+            name=name,
+            steps=[
+                JobStep(
+                    name=s.name,
+                    command=["-m", "nemo_srl.worker", str(output.path), s.name],
+                    distributed=s.distributed,
+                )
+                for s in stage.steps
+            ],
+            log_dir=self.run_dir / "logs",
+            num_nodes=trainer.num_nodes if distributed else 1,
+            num_ranks_per_node=trainer.num_ranks_per_node if distributed else 1,
+        )
+
+
+def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, child in value.items():
+        flat |= _flatten(child, f"{prefix}{name}.") if isinstance(child, dict) else {prefix + name: child}
+    return flat

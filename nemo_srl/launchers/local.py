@@ -1,0 +1,142 @@
+"""Runs jobs as processes of this machine: one, or one per rank under torchrun.
+
+Everything a job prints goes to `log_dir/<job>.log`; its progress bars (what ends in a carriage return)
+are shown on the console as well. A job that fails raises `JobFailedError` with the end of its log. An
+interrupt stops the job's whole process group before it goes on upwards.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from nemo_srl.errors import ConfigError, JobFailedError
+from nemo_srl.protocols import Job, JobStep
+
+TAIL_LINES = 30
+GRACE_SECONDS = 30
+"""Between TERM and KILL, when a job is stopped."""
+QUIET_SECONDS = 15
+"""Between two progress lines, when the console is a file and not a terminal."""
+
+
+class LocalLauncher:
+    def run(self, job: Job) -> None:
+        """Run the steps one after the other. Raises `JobFailedError`, `ConfigError`."""
+        if job.num_nodes > 1:
+            raise ConfigError(
+                f"trainer.num_nodes={job.num_nodes}: launcher.name='local' runs on this machine only; "
+                "use trainer.num_nodes=1 or a cluster's launcher"
+            )
+        job.log_dir.mkdir(parents=True, exist_ok=True)
+        log_path = job.log_dir / f"{job.name}.log"
+        for step in job.steps:
+            code = _run_step(_command(step, job), environment(step, job), log_path)
+            if code:
+                raise JobFailedError(f"{job.name} failed in its step {step.name!r} {_how(code)}\n{tail(log_path)}")
+
+
+def _command(step: JobStep, job: Job) -> list[str]:
+    command = list(step.command)
+    if not step.distributed or job.num_ranks_per_node == 1:
+        return [sys.executable, *command]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.num_ranks_per_node}"]
+    return [sys.executable, *launcher, *command]
+
+
+def environment(step: JobStep, job: Job) -> dict[str, str]:
+    """This process's environment, the job's own, and one share of the cores for each rank."""
+    ranks = job.num_ranks_per_node if step.distributed else 1
+    threads = max(1, len(os.sched_getaffinity(0)) // ranks)
+    return {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1", **job.env}
+
+
+def _run_step(command: Sequence[str], env: Mapping[str, str], log_path: Path) -> int:
+    with log_path.open("ab") as log:
+        log.write(f"$ {' '.join(command)}\n".encode())
+        log.flush()
+        process = subprocess.Popen(
+            command, env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        try:
+            with process.stdout as output:
+                _copy_output(output, log)
+            return process.wait()
+        except BaseException:
+            _stop(process)
+            raise
+
+
+def _copy_output(source: IO[bytes], log: IO[bytes]) -> None:
+    console = _Console()
+    pending = b""
+    while block := os.read(source.fileno(), 1 << 16):
+        log.write(block)
+        log.flush()
+        *lines, pending = re.split(rb"(?<=[\r\n])", pending + block)
+        for line in lines:
+            if line.endswith(b"\r") or line.startswith(b"\r"):
+                console.show(line)
+        if len(pending) > 1 << 20:  # output without any line end is not a progress bar
+            pending = b""
+    console.end()
+
+
+class _Console:
+    """Shows the latest progress bar in one line of the terminal, or now and then in a log."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._next = 0.0
+        self._shown = False
+
+    def show(self, line: bytes) -> None:
+        text = line.decode(errors="replace").strip("\r\n")
+        if not text.strip() or (not self._terminal and time.monotonic() < self._next):
+            return
+        self._next = time.monotonic() + QUIET_SECONDS
+        self._shown = True
+        print(f"\r\x1b[K{text}" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr)
+        sys.stderr.flush()
+
+    def end(self) -> None:
+        if self._shown and self._terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the process group that we started: TERM, a grace period, KILL."""
+    for sig in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sig)
+            process.wait(GRACE_SECONDS)
+            return
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _how(code: int) -> str:
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return f"by {name}{hint}"
+    return f"with exit status {code}"
+
+
+def tail(log_path: Path) -> str:
+    """The last lines of a log, without progress bars."""
+    text = log_path.read_bytes()[-(1 << 18) :].decode(errors="replace")
+    lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.split("\n")]
+    shown = [line for line in lines if line][-TAIL_LINES:]
+    return f"The end of {log_path}:\n" + "\n".join(f"  | {line}" for line in shown)

@@ -1,0 +1,143 @@
+"""The three seams: engines, trainers, launchers. A backend is any object with these methods.
+
+Nothing is inherited, and no seam knows of another: an engine never hears of Slurm, a trainer never of
+chat templates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from nemo_srl.records import Completion
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How to sample, with the same meaning on every engine.
+
+    `temperature` 0 is greedy. `top_p` keeps the smallest set of tokens whose probability reaches it.
+    `max_tokens` is always given (TensorRT-LLM runs requests one at a time without it). Generation
+    ends at the model's end-of-sequence tokens, which are not part of the text.
+    """
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """`n` samples of the continuation of one prompt, given as token ids without further specials.
+
+    `seed` decides the samples together with `key` and the sample's index, and nothing else does: not
+    the batch that a request shares, nor the order of requests.
+    """
+
+    key: str
+    prompt_token_ids: tuple[int, ...]
+    n: int
+    seed: int
+
+
+class GenerationEngine(Protocol):
+    """Serves one model directory."""
+
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        params: SamplingParams,
+        *,
+        completed: Collection[str] = (),
+    ) -> Iterator[tuple[Completion, ...]]:
+        """Yield completions in any order, as they end; those that end together come as one tuple.
+
+        `completed` holds the keys of completions (`Completion.key`) that a previous, interrupted call
+        with the same requests already yielded; they are not yielded again. The whole list of
+        requests is passed all the same, so that an engine can form the same batches as before.
+        Raises `EngineError`; `DataError` for a prompt that leaves no room in the context.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the model; ends processes that the engine started."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTRow:
+    """Rendered text: `prompt` with its chat template, `response` without an end-of-sequence token."""
+
+    prompt: str
+    response: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPORow:
+    """Rendered text, as in `SFTRow`. `*_reward` are the judge's mean scores (used by RPO losses)."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_reward: float
+    rejected_reward: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTask:
+    """What to train. `rows` holds one kind of row, which names the algorithm."""
+
+    algorithm: Literal["sft", "dpo"]
+    model_dir: Path
+    """Hugging Face directory: the policy's start, and with DPO also the frozen reference."""
+    train_rows: Sequence[SFTRow] | Sequence[DPORow]
+    validation_rows: Sequence[SFTRow] | Sequence[DPORow]
+
+
+class Trainer(Protocol):
+    """Trains in three steps, each its own process(es), joined by files in `work_dir`.
+
+    `prepare` and `export` run in one process; `train` runs on every rank of the job and may be run
+    again after a crash, when it goes on from its last checkpoint. All raise `ConfigError` or `DataError`.
+    """
+
+    def prepare(self, task: TrainingTask, work_dir: Path) -> None:
+        """Check everything, write data files, the trainer's configuration and its starting weights."""
+        ...
+
+    def train(self, work_dir: Path) -> None:
+        """Train to the end."""
+        ...
+
+    def export(self, work_dir: Path, model_dir: Path) -> Mapping[str, float]:
+        """Write the trained policy as a Hugging Face directory; returns the training's metrics."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStep:
+    """One command of a job: on one process, or as one process per rank of the job."""
+
+    name: str
+    command: Sequence[str]
+    distributed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The steps of one stage, run one after the other in one allocation."""
+
+    name: str
+    steps: Sequence[JobStep]
+    log_dir: Path
+    num_nodes: int = 1
+    num_ranks_per_node: int = 1
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+class Launcher(Protocol):
+    """Runs a job to its end. Raises `JobFailedError` with the tail of the log."""
+
+    def run(self, job: Job) -> None: ...

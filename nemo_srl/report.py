@@ -1,0 +1,58 @@
+"""What a run shows at its end: one table, a column per model, from the evaluations' published metrics.
+
+Not covered: plots and a page to browse; the table is plain text (and Markdown) on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from nemo_srl.records import Metric
+
+ROWS: Sequence[tuple[str, str, str]] = (
+    ("valid_verdict_rate", "valid verdicts", "{:.0%}"),
+    ("score_entropy_bits", "entropy of the scores, bits", "{:.2f}"),
+    ("pairwise_accuracy_ties_excluded", "pairwise accuracy, ties excluded", "{:.1%}"),
+    ("pairwise_accuracy_ties_half", "pairwise accuracy, ties half", "{:.1%}"),
+    ("pairwise_accuracy_ties_wrong", "pairwise accuracy, ties wrong", "{:.1%}"),
+    ("judge_tie_rate", "tied pairs of held-out answers", "{:.0%}"),
+    ("exact_match", "exact match of the ordering", "{:.1%}"),
+    ("five_best", "5-best", "{:.1%}"),
+    ("spearman", "Spearman", "{:.3f}"),
+    ("kendall", "Kendall tau", "{:.3f}"),
+    ("self_score", "self-score, 0 to 5", "{:.2f}"),
+    ("response_tokens", "response length, tokens", "{:.0f}"),
+    ("response_characters", "response length, characters", "{:.0f}"),
+    ("truncated_rate", "responses cut off", "{:.0%}"),
+    ("tie_rate", "tied prompts", "{:.0%}"),
+    ("pairs_per_100_prompts", "pairs per 100 prompts", "{:.0f}"),
+)
+"""Metric, label, format. Scores' shares are shown as one more row."""
+
+
+def table(evaluations: Mapping[str, Sequence[Metric]]) -> str:
+    """A Markdown table of `{model name: its metrics}`, aligned to be read as text; `n` beside each value."""
+    by_model = {name: {m.name: m for m in metrics} for name, metrics in evaluations.items()}
+    lines = [["", *by_model]]
+    for key, label, form in ROWS:
+        lines.append([label, *(_cell(metrics.get(key), form) for metrics in by_model.values())])
+    lines.append(["share of scores 0 to 5, %", *(_shares(metrics) for metrics in by_model.values())])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    rows = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
+    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
+    return "\n".join([rows[0], rule, *rows[1:]])
+
+
+def _cell(metric: Metric | None, form: str) -> str:
+    if metric is None or metric.value is None:
+        return "-"
+    interval = ""
+    if metric.low is not None and metric.high is not None:
+        interval = f" [{form.format(metric.low)}, {form.format(metric.high)}]"
+    return f"{form.format(metric.value)}{interval} (n {metric.n})"
+
+
+def _shares(metrics: Mapping[str, Metric]) -> str:
+    found = [m for name, m in metrics.items() if name.startswith("score_share_")]
+    ordered = sorted(found, key=lambda m: int(m.name.rsplit("_", 1)[1]))
+    return " ".join(f"{100 * (m.value or 0):.0f}" for m in ordered) or "-"

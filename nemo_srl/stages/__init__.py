@@ -1,0 +1,61 @@
+"""The stages of the loop, one module each. A stage reads published artifacts and writes exactly one.
+
+sft          M0, IFT and EFT seed            -> M1
+prompts      M_t, IFT seed                   -> new instructions
+candidates   M_t, prompts                    -> N responses each
+judgements   M_t, candidates                 -> K verdicts each
+pairs        candidates, judgements          -> best against worst
+policy       M_t, pairs                      -> M_{t+1}
+evaluation   M_t, held-out EFT               -> metrics
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_srl.artifacts import Artifact, Identity
+from nemo_srl.config import Config
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a running stage sees. `inputs` and `output` are of the kinds that the stage's module names."""
+
+    cfg: Config
+    iteration: int
+    inputs: Mapping[str, Any]
+    output: Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the last step of a stage returns: the content's digest and figures for the manifest."""
+
+    digest: str
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of a stage with its own process(es); a `distributed` one runs on every rank of the job."""
+
+    name: str
+    run: Callable[[Context], Result | None]
+    distributed: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`settings` are the parts of the configuration that decide the result, as dotted paths.
+
+    Placement (launcher, parallel sizes, batch limits) is never among them. The last step returns the
+    `Result` with which the artifact is published.
+    """
+
+    name: str
+    output: Callable[[Path, Identity], Artifact]
+    settings: tuple[str, ...]
+    steps: tuple[Step, ...]

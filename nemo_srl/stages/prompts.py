@@ -1,0 +1,130 @@
+"""New instructions by self-instruct: M_t continues a list of 8 tasks (paper section 3.1.1).
+
+Six of the eight come from the IFT seed and two from instructions kept so far. What comes back is
+filtered; every rejection is counted under its reason, and rounds go on until enough survive.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+from nemo_srl.artifacts import Table
+from nemo_srl.chat import ChatTemplate
+from nemo_srl.config import PromptsConfig
+from nemo_srl.dedup import RougeLIndex
+from nemo_srl.errors import DataError
+from nemo_srl.protocols import GenerationRequest
+from nemo_srl.records import Completion, IFTExample, Prompt
+from nemo_srl.stages import Context, Result, Stage, Step
+from nemo_srl.stages.calls import open_caller
+
+Reason = Literal["similar", "length", "blocked_word", "not_an_instruction"]
+
+HEADER = "A numbered list of varied tasks that users give to an AI assistant, each on one line:"
+_NUMBERED = re.compile(r"^\s*\d+[.)]\s*")
+
+
+def few_shot_text(shots: Sequence[str]) -> str:
+    """The text that the model goes on writing; it ends where the next task is due."""
+    lines = [f"{i}. {' '.join(shot.split())}" for i, shot in enumerate(shots, start=1)]
+    return "\n".join([HEADER, *lines, f"{len(shots) + 1}."])
+
+
+def tasks_in(completion: Completion) -> list[str]:
+    """The tasks in a continuation; the last one is left out when it was cut off."""
+    lines = completion.text.split("\n")
+    if completion.finish_reason == "length":
+        lines = lines[:-1] or lines  # a single cut line is still judged by the filters
+    return [text for line in lines if (text := _NUMBERED.sub("", line).strip())]
+
+
+class Filter:
+    """Decides which generated instructions are kept, against the seed and everything kept before."""
+
+    def __init__(self, cfg: PromptsConfig, seed: Sequence[str]) -> None:
+        self._cfg = cfg
+        self._index = RougeLIndex(cfg.max_rouge_l)
+        self._blocked = set(cfg.blocked_words)
+        for text in seed:
+            self._index.add(text)
+
+    def reason_to_drop(self, text: str) -> Reason | None:
+        """None when the instruction is kept (and then remembered)."""
+        words = text.split()
+        if not self._cfg.min_words <= len(words) <= self._cfg.max_words:
+            return "length"
+        if self._blocked & set(re.findall(r"\w+", text.lower())):
+            return "blocked_word"
+        if not re.match(r"[A-Z\"'(]", text) or not re.search(r"[.?!:\"')]$", text) or not text.isprintable():
+            return "not_an_instruction"
+        if self._index.is_duplicate(text):
+            return "similar"
+        self._index.add(text)
+        return None
+
+
+def round_requests(
+    *, iteration: int, number: int, size: int, seed_texts: Sequence[str], kept: Sequence[str], chat: ChatTemplate,
+    cfg: PromptsConfig, seed: int,
+) -> list[GenerationRequest]:  # fmt: skip
+    """The requests of one round: a function of what earlier rounds kept, and so the same on a resume."""
+    rng = random.Random(f"{seed}:{iteration}:{number}")
+    requests = []
+    for i in range(size):
+        num_generated = min(cfg.num_generated_shots, len(kept))
+        num_seed = min(cfg.num_seed_shots + cfg.num_generated_shots - num_generated, len(seed_texts))
+        shots = rng.sample(seed_texts, num_seed) + rng.sample(kept, num_generated)
+        rng.shuffle(shots)
+        key = f"iter{iteration}-round{number:02d}-{i:05d}"
+        requests.append(GenerationRequest(key=key, prompt_token_ids=chat.encode(few_shot_text(shots)), n=1, seed=seed))
+    return requests
+
+
+def run(ctx: Context) -> Result:
+    cfg = ctx.cfg.prompts
+    seed: list[IFTExample] = ctx.inputs["ift"].read()
+    seed_texts = [x.instruction for x in seed]
+    keep = Filter(cfg, seed_texts + [x.instruction for x in ctx.inputs["eft_eval"].read()])
+    chat = ChatTemplate(ctx.inputs["policy"].model_dir, template=ctx.cfg.model.chat_template)
+    kept: list[str] = []
+    dropped: Counter[Reason] = Counter()
+    num_calls = 0
+    with open_caller(ctx) as caller:
+        for number in range(cfg.max_rounds):
+            missing = cfg.num_prompts - len(kept)
+            requests = round_requests(
+                iteration=ctx.iteration, number=number, size=missing, seed_texts=seed_texts, kept=kept, chat=chat,
+                cfg=cfg, seed=ctx.cfg.seed,
+            )  # fmt: skip
+            completions = caller.complete(requests, cfg, title=f"prompts, round {number + 1}")
+            num_calls += len(requests)
+            for text in (t for c in completions.values() for t in tasks_in(c[0])):
+                if (reason := keep.reason_to_drop(text)) is None:
+                    kept.append(text)
+                else:
+                    dropped[reason] += 1
+            if len(kept) >= cfg.num_prompts:
+                break
+    if len(kept) < cfg.num_prompts:
+        raise DataError(
+            f"prompts.num_prompts={cfg.num_prompts}: only {len(kept)} new instructions survived the filters in "
+            f"prompts.max_rounds={cfg.max_rounds} rounds; dropped: {dict(dropped)}. Raise max_rounds, ask for fewer, "
+            "or loosen the filter that dropped most (max_rouge_l, min_words, blocked_words)."
+        )
+    prompts = [Prompt(prompt_id=f"iter{ctx.iteration}-{i:06d}", text=t) for i, t in enumerate(kept[: cfg.num_prompts])]
+    return Result(
+        ctx.output.write(prompts),
+        {"num_calls": num_calls, "num_kept": len(prompts), **{f"num_{r}": n for r, n in dropped.items()}},
+    )
+
+
+STAGE = Stage(
+    name="prompts",
+    output=lambda path, identity: Table(path, identity, Prompt),
+    settings=("prompts", "engine.name", "engine.dtype", "seed"),
+    steps=(Step("run", run),),
+)

@@ -1,0 +1,135 @@
+"""`python -m nemo_srl.worker STAGE_DIR STEP`: run one step of the stage described in STAGE_DIR/stage.json.
+
+What a stage needs to know is in that file and the artifacts it names, so a step can be run again by hand
+to look at a failure. Exit status 2 marks an error that the user can do something about; its message is
+the last thing printed. The worker dies with the process that started it, so that a killed orchestrator
+leaves nothing behind that writes to the run directory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+
+from nemo_srl import records
+from nemo_srl.artifacts import SPEC, Artifact, BaseModel, Model, SourceFile, Table, write_atomic
+from nemo_srl.config import Config
+from nemo_srl.errors import NemoSrlError, RunDirBusyError
+from nemo_srl.stages import Context, Stage
+
+Input = Artifact | BaseModel | SourceFile[Any]
+
+
+def describe(stage: Stage, cfg: Config, iteration: int, inputs: Mapping[str, Input], output: Artifact) -> None:
+    """Write `stage.json`."""
+    spec = {
+        "stage": stage.name,
+        "iteration": iteration,
+        "config": asdict(cfg),
+        "identity": dict(output.identity),
+        "inputs": {name: _describe_input(x) for name, x in inputs.items()},
+    }
+    write_atomic(output.path / SPEC, json.dumps(spec, indent=2) + "\n")
+
+
+def _describe_input(x: Input) -> dict[str, str]:
+    match x:
+        case BaseModel():
+            return {"kind": "base_model", "path": str(x.model_dir.absolute()), "digest": x.content_digest}
+        case SourceFile():
+            return {"kind": "file", "path": str(x.path.absolute()), "record": x.record.__name__}
+        case Table():
+            return {"kind": "table", "path": str(x.path.absolute()), "record": x.record.__name__}
+        case _:
+            return {"kind": "model", "path": str(x.path.absolute())}
+
+
+def _open_input(row: Mapping[str, str]) -> Input:
+    path = Path(row["path"])
+    match row["kind"]:
+        case "base_model":
+            return BaseModel(path, row["digest"])
+        case "file":
+            return SourceFile(path, getattr(records, row["record"]))
+        case "table":
+            return Table(path, {}, getattr(records, row["record"]))
+        case _:
+            return Model(path, {})
+
+
+def stage_named(name: str) -> Stage:
+    """Each stage's module is named like the stage."""
+    stage: Stage = importlib.import_module(f"nemo_srl.stages.{name}").STAGE
+    return stage
+
+
+def run_step(stage_dir: Path, step_name: str) -> None:
+    """Run a step; the last one of a stage publishes its artifact."""
+    started = time.monotonic()
+    spec = json.loads((stage_dir / SPEC).read_text())
+    stage = stage_named(spec["stage"])
+    cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), spec["config"]))
+    assert isinstance(cfg, Config)
+    ctx = Context(
+        cfg=cfg,
+        iteration=spec["iteration"],
+        inputs={name: _open_input(row) for name, row in spec["inputs"].items()},
+        output=stage.output(stage_dir, spec["identity"]),
+    )
+    step = next(s for s in stage.steps if s.name == step_name)
+    result = step.run(ctx)
+    if result is not None:
+        seconds = time.monotonic() - started
+        ctx.output.publish(stage=stage.name, digest=result.digest, metrics=result.metrics, seconds=seconds)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, however that ends (Linux; elsewhere nothing)."""
+    if sys.platform != "linux":
+        return
+    pr_set_pdeathsig = 1
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the call
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(stage_dir: Path, step_name: str) -> int:
+    die_with_parent()
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    try:
+        with FileLock(stage_dir / f".lock-{rank}", timeout=0):
+            run_step(stage_dir, step_name)
+        return 0
+    except Timeout:
+        error: Exception = RunDirBusyError(
+            f"{stage_dir}: another worker is still busy in this directory; wait, or end it"
+        )
+    except NemoSrlError as e:
+        error = e
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        error = NemoSrlError(
+            f"{e.filename or stage_dir}: {os.strerror(e.errno)}. Everything completed so far is kept; "
+            "free some space and run again to go on."
+        )
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

@@ -1,0 +1,78 @@
+"""Self-Rewarding Language Models (arXiv 2401.10020): M0 -> M1 -> ... -> M_{T+1}.
+
+    python recipes/iterate.py                                    # SmolLM2-135M on a bare CPU machine
+    python recipes/iterate.py dpo.beta=0.2 run_dir=runs/beta     # anything in conf/ can be set
+    python recipes/iterate.py --cfg job                          # show the whole configuration
+
+Run it again after a crash, a kill or a reboot: it goes on where it was. Run it with changed settings on
+an old run_dir: it refuses, naming each change.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_srl import report
+from nemo_srl.artifacts import write_atomic
+from nemo_srl.config import Config
+from nemo_srl.errors import NemoSrlError
+from nemo_srl.experiment import Experiment
+from nemo_srl.records import EFTExample, IFTExample, Metric
+from nemo_srl.stages import candidates, evaluation, judgements, pairs, policy, prompts, sft
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def iterate(cfg: Config, exp: Experiment) -> dict[str, list[Metric]]:
+    """The loop of the paper. Returns the evaluation of each model."""
+    ift = exp.source(cfg.data.ift_path, IFTExample)
+    eft = {"eft": exp.source(cfg.data.eft_path, EFTExample)} if cfg.data.eft_path else {}
+    held_out = exp.source(cfg.data.eft_eval_path, EFTExample)
+
+    m0 = exp.base_model()
+    m = exp.run(sft.STAGE, 0, policy=m0, ift=ift, **eft)
+    evaluations = {
+        "M0": exp.run(evaluation.STAGE, 0, policy=m0, eft_eval=held_out, directory="evaluation_m0"),
+        "M1": exp.run(evaluation.STAGE, 0, policy=m, eft_eval=held_out),
+    }
+    for t in range(1, cfg.num_iterations + 1):
+        x = exp.run(prompts.STAGE, t, policy=m, ift=ift, eft_eval=held_out)
+        y = exp.run(candidates.STAGE, t, policy=m, prompts=x)
+        r = exp.run(judgements.STAGE, t, policy=m, candidates=y)
+        d = exp.run(pairs.STAGE, t, candidates=y, judgements=r)
+        m = exp.run(policy.STAGE, t, policy=m, pairs=d)
+        evaluations[f"M{t + 1}"] = exp.run(evaluation.STAGE, t, policy=m, eft_eval=held_out)
+    return {name: artifact.read() for name, artifact in evaluations.items()}
+
+
+def run(cfg: Config) -> None:
+    started = time.monotonic()
+    with Experiment(cfg) as exp:
+        table = report.table(iterate(cfg, exp))
+        write_atomic(exp.run_dir / "report.md", f"# {exp.run_dir.name}\n\n{table}\n")
+    print(f"\n{table}\n\nDone in {time.monotonic() - started:.0f} s. Everything lies in {exp.run_dir}:")
+    print("  report.md                        this table")
+    print("  iter_00/sft/hf                   M1; iter_01/policy/hf is M2, and so on (Hugging Face directories)")
+    print("  iter_01/pairs/data.jsonl         the preference pairs, and so on for every stage")
+    print("  logs                             what each stage printed")
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="iterate")
+def main(cfg: DictConfig) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    try:
+        config = OmegaConf.to_object(cfg)
+        assert isinstance(config, Config)
+        run(config)
+    except NemoSrlError as e:
+        sys.exit(f"error: {e}")
+
+
+if __name__ == "__main__":
+    main()

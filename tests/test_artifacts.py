@@ -1,0 +1,124 @@
+"""Files on disk: published whole or not at all, never mixed, nothing lost to a kill."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nemo_srl.artifacts import DATA, JOURNAL, SPEC, Artifact, Journal, Table, read_jsonl, write_atomic
+from nemo_srl.errors import DataError, StaleArtifactError
+from nemo_srl.records import Completion, IFTExample, Prompt
+
+
+def completion(key: str, index: int, text: str = "text") -> Completion:
+    return Completion(request_key=key, index=index, text=text, num_tokens=3, finish_reason="stop")
+
+
+def publish(artifact: Artifact) -> None:
+    artifact.publish(stage="s", digest="d", metrics={}, seconds=1.0)
+
+
+def test_an_artifact_is_kept_only_with_the_same_identity(tmp_path: Path) -> None:
+    artifact = Artifact(tmp_path, {"stage": "policy", "dpo.beta": 0.1, "input pairs": "abc"})
+    assert not artifact.is_published()
+    publish(artifact)
+    assert artifact.is_published()
+    other = Artifact(tmp_path, {"stage": "policy", "dpo.beta": 0.2, "input pairs": "abd"})
+    with pytest.raises(StaleArtifactError) as e:
+        other.is_published()
+    assert "dpo.beta: 0.1 -> 0.2" in str(e.value)
+    assert "input pairs: 'abc' -> 'abd'" in str(e.value)
+    assert "stage:" not in str(e.value)
+
+
+def test_a_setting_that_is_new_or_gone_is_a_change_too(tmp_path: Path) -> None:
+    publish(Artifact(tmp_path, {"a": 1, "b": 2}))
+    with pytest.raises(StaleArtifactError, match=r"b: 2 -> None\n  c: None -> 3"):
+        Artifact(tmp_path, {"a": 1, "c": 3}).is_published()
+
+
+def test_unfinished_work_of_other_settings_is_refused_as_well(tmp_path: Path) -> None:
+    write_atomic(tmp_path / SPEC, json.dumps({"identity": {"seed": 1}}))
+    assert not Artifact(tmp_path, {"seed": 1}).is_published()
+    with pytest.raises(StaleArtifactError, match="was begun with other settings"):
+        Artifact(tmp_path, {"seed": 2}).is_published()
+
+
+def test_a_long_setting_is_shown_by_its_beginning_and_digest(tmp_path: Path) -> None:
+    publish(Artifact(tmp_path, {"judge.rubric": "a" * 500}))
+    with pytest.raises(StaleArtifactError, match="digest") as e:
+        Artifact(tmp_path, {"judge.rubric": "a" * 499 + "b"}).is_published()
+    assert len(str(e.value)) < 900
+
+
+def test_a_table_is_sorted_by_key_and_refuses_two_of_one_key(tmp_path: Path) -> None:
+    table = Table(tmp_path, {}, Prompt)
+    rows = [Prompt(prompt_id="b", text="two\u2028lines"), Prompt(prompt_id="a", text="one")]
+    digest = table.write(rows)
+    assert [p.prompt_id for p in table.read()] == ["a", "b"]
+    assert table.read()[1].text == "two\u2028lines"
+    assert table.write(reversed(rows)) == digest
+    with pytest.raises(DataError, match="two records have the key 'a'"):
+        table.write([rows[1], rows[1]])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty"),
+        ("\n\n", "empty"),
+        ('{"example_id": "a", "instruction": "x", "response": "y"}\n{"example_id": ', "line 2: not JSON"),
+        ('{"example_id": "a", "instruction": "x"}\n', r"line 1: field\(s\) \['response'\] are missing"),
+        ('{"example_id": "a", "instruction": "x", "response": "y", "z": 1}\n', r"unknown field\(s\) \['z'\]"),
+        ('["a"]\n', "expected a JSON object"),
+        ('{"example_id": "a", "instruction": 3, "response": "y"}\n', "line 1: instruction=3"),
+        ('{"example_id": "a", "instruction": "x", "response": "y"}\n' * 2, "line 2: the key 'a' is already used"),
+    ],
+)
+def test_bad_seed_files_are_refused_with_their_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "seed.jsonl"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_jsonl(path, IFTExample)
+
+
+def test_a_seed_file_that_is_missing_or_not_utf8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        read_jsonl(tmp_path / "none.jsonl", IFTExample)
+    (tmp_path / "latin.jsonl").write_bytes(b'{"example_id": "\xe9"}\n')
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_jsonl(tmp_path / "latin.jsonl", IFTExample)
+
+
+def test_a_journal_goes_on_where_it_was_whatever_byte_it_was_cut_at(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "whole")
+    first.append((completion("a", 0, "caf\u00e9\u2028"), completion("a", 1)))
+    first.append((completion("b", 0),))
+    first.close()
+    data = (tmp_path / "whole" / JOURNAL).read_bytes()
+    for cut in range(len(data) + 1):
+        directory = tmp_path / "cut"
+        directory.mkdir(exist_ok=True)
+        (directory / JOURNAL).write_bytes(data[:cut])
+        journal = Journal(directory)
+        assert len(journal.completions) == data[:cut].count(b"\n")
+        journal.append((completion("z", 9),))
+        journal.close()
+        reopened = Journal(directory)
+        assert list(reopened.completions) == [*list(first.completions)[: data[:cut].count(b"\n")], "z/09"]
+        reopened.close()
+
+
+def test_write_atomic_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / DATA
+    write_atomic(path, "old")
+
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"

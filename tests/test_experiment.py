@@ -1,0 +1,148 @@
+"""Keep, refuse, resume, lock: one real stage (pairs), in its real worker process."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from nemo_srl import worker
+from nemo_srl.artifacts import MANIFEST, SPEC, Table
+from nemo_srl.config import Config
+from nemo_srl.errors import DataError, JobFailedError, RunDirBusyError, StaleArtifactError
+from nemo_srl.experiment import Experiment
+from nemo_srl.records import Candidate, IFTExample, Judgement
+from nemo_srl.stages import pairs
+
+RUBRIC = "Grade {response} to {instruction}. Score: <points>"
+
+
+def config(run_dir: Path) -> Config:
+    cfg = OmegaConf.structured(Config)
+    cfg.run_dir = str(run_dir)
+    cfg.judge.rubric = RUBRIC
+    found = OmegaConf.to_object(cfg)
+    assert isinstance(found, Config)
+    return found
+
+
+def inputs(directory: Path, scores: tuple[float | None, ...]) -> dict[str, Table[Candidate] | Table[Judgement]]:
+    candidates = Table(directory / "candidates", {"made": "by the test"}, Candidate)
+    judgements = Table(directory / "judgements", {"scores": list(scores)}, Judgement)
+    rows = [
+        Candidate(prompt_id="p", sample_index=i, prompt="Q", response=f"answer {i}", num_tokens=2, finish_reason="stop")
+        for i in range(len(scores))
+    ]
+    verdicts = [
+        Judgement(candidate_key=c.key, judgement_index=0, verdict="v", score=s)
+        for c, s in zip(rows, scores, strict=True)
+    ]
+    candidates.publish(stage="candidates", digest=candidates.write(rows), metrics={}, seconds=0)
+    judgements.publish(stage="judgements", digest=judgements.write(verdicts), metrics={}, seconds=0)
+    return {"candidates": candidates, "judgements": judgements}
+
+
+def test_a_stage_is_made_once_and_then_kept(tmp_path: Path) -> None:
+    given = inputs(tmp_path, (1.0, 4.0))
+    with Experiment(config(tmp_path / "run")) as exp:
+        made = exp.run(pairs.STAGE, 1, **given)
+        assert [(p.chosen, p.rejected) for p in made.read()] == [("answer 1", "answer 0")]
+        manifest = (made.path / MANIFEST).stat().st_mtime_ns
+        assert exp.run(pairs.STAGE, 1, **given).read() == made.read()
+        assert (made.path / MANIFEST).stat().st_mtime_ns == manifest
+    assert (tmp_path / "run" / "logs" / "iter_01-pairs.log").exists()
+
+
+def test_changed_settings_or_inputs_are_refused_by_name_and_placement_is_not(tmp_path: Path) -> None:
+    given = inputs(tmp_path, (1.0, 4.0))
+    cfg = config(tmp_path / "run")
+    with Experiment(cfg) as exp:
+        exp.run(pairs.STAGE, 1, **given)
+    elsewhere = replace(cfg, trainer=replace(cfg.trainer, tensor_model_parallel_size=2))
+    with Experiment(elsewhere) as exp:
+        exp.run(pairs.STAGE, 1, **given)
+    changed = replace(cfg, pairs=replace(cfg.pairs, min_margin=0.5))
+    with Experiment(changed) as exp, pytest.raises(StaleArtifactError, match=r"pairs\.min_margin: 0\.0 -> 0\.5"):
+        exp.run(pairs.STAGE, 1, **given)
+    with Experiment(cfg) as exp, pytest.raises(StaleArtifactError, match="input judgements"):
+        exp.run(pairs.STAGE, 1, **inputs(tmp_path / "other", (5.0, 0.0)))
+
+
+def test_no_pairs_stop_before_training_and_say_what_to_change(tmp_path: Path) -> None:
+    with Experiment(config(tmp_path / "run")) as exp, pytest.raises(JobFailedError) as e:
+        exp.run(pairs.STAGE, 1, **inputs(tmp_path, (3.0, 3.0, None)))
+    message = str(e.value)
+    assert "no preference pair in 1 prompts" in message
+    assert "1 tied" in message
+    assert "raise judge.num_judgements" in message
+    assert "1 of 3 verdicts had no score" in " ".join(message.split())
+    assert "Traceback" not in message
+
+
+def test_a_second_orchestrator_says_so_and_leaves(tmp_path: Path) -> None:
+    cfg = config(tmp_path / "run")
+    with Experiment(cfg):
+        code = (
+            "from tests.test_experiment import config\nfrom nemo_srl.experiment import Experiment\nimport pathlib\n"
+            f"with Experiment(config(pathlib.Path({str(tmp_path / 'run')!r}))): print('entered')"
+        )
+        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert second.returncode != 0
+        assert "RunDirBusyError" in second.stderr
+        assert "pid " in second.stderr
+        assert "entered" not in second.stdout
+        with pytest.raises(RunDirBusyError), Experiment(cfg):
+            pass
+    with Experiment(cfg):
+        pass
+
+
+def test_seed_files_are_read_at_set_up(tmp_path: Path) -> None:
+    (tmp_path / "ift.jsonl").write_text('{"example_id": "a"}\n')
+    with Experiment(config(tmp_path / "run")) as exp:
+        with pytest.raises(DataError, match="line 1"):
+            exp.source(str(tmp_path / "ift.jsonl"), IFTExample)
+        with pytest.raises(DataError, match="no such file"):
+            exp.source("data/seed/none.jsonl", IFTExample)
+        assert len(exp.source("data/seed/ift.jsonl", IFTExample).read()) >= 64
+
+
+def test_a_stage_can_be_run_again_by_hand_from_its_description(tmp_path: Path) -> None:
+    with Experiment(config(tmp_path / "run")) as exp:
+        made = exp.run(pairs.STAGE, 1, **inputs(tmp_path, (1.0, 4.0)))
+    before = made.digest()
+    (made.path / MANIFEST).unlink()
+    assert worker.main(made.path, "run") == 0
+    assert made.digest() == before
+
+
+def test_a_full_disk_is_said_in_words_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Experiment(config(tmp_path / "run")) as exp:
+        made = exp.run(pairs.STAGE, 1, **inputs(tmp_path, (1.0, 4.0)))
+    (made.path / MANIFEST).unlink()
+    data = (made.path / "data.jsonl").read_bytes()
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert worker.main(made.path, "run") == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert (made.path / "data.jsonl").read_bytes() == data
+    monkeypatch.undo()
+    assert worker.main(made.path, "run") == 0
+
+
+def test_the_description_names_everything_that_decides_the_result(tmp_path: Path) -> None:
+    with Experiment(config(tmp_path / "run")) as exp:
+        made = exp.run(pairs.STAGE, 1, **inputs(tmp_path, (1.0, 4.0)))
+    identity = json.loads((made.path / SPEC).read_text())["identity"]
+    assert set(identity) == {"stage", "iteration", "pairs.min_margin", "input candidates", "input judgements"}
