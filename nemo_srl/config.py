@@ -9,10 +9,14 @@ between runs of one run directory. Bad values raise `ConfigError` when the confi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from omegaconf import MISSING
 
 from nemo_srl.errors import ConfigError
+
+Role = Literal["prompts", "candidates", "judge"]
+"""What a model is asked for; each may have an engine of its own."""
 
 
 def _check(ok: bool, key: str, value: object, reason: str) -> None:
@@ -116,6 +120,93 @@ class DPOConfig(OptimConfig):
 
 
 @dataclass
+class TrtllmConfig:
+    """How `engine.name=trtllm` starts `trtllm-serve`: R replicas of TP x PP GPUs on one node."""
+
+    command: list[str] = field(default_factory=lambda: ["trtllm-serve"])
+    """Program and what must precede it. Under Slurm, TensorRT-LLM wants
+    `[mpirun, -n, "1", --oversubscribe, --allow-run-as-root, trtllm-serve]`."""
+    in_process: bool = False
+    """Use TensorRT-LLM's `LLM` class in the stage's own process instead of servers; one replica."""
+    num_replicas: int = 1
+    """Servers, each with the whole model. Placement, like all sizes here."""
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    backend: str = "pytorch"
+    """pytorch, _autodeploy or tensorrt (gone since TensorRT-LLM 1.3)."""
+    max_num_tokens: int = 8192
+    """Tokens of all sequences in one forward pass, prompts included."""
+    max_seq_len: int | None = None
+    """Prompt and completion of one request, in tokens; null: the model's context."""
+    free_gpu_memory_fraction: float = 0.9
+    """Share of the memory that the weights leave free, used for keys and values."""
+    extra_options: dict[str, Any] = field(default_factory=dict)
+    """More LLM API options by TensorRT-LLM's names, over those that are set for you."""
+    start_timeout_seconds: float = 1800
+    """Until a server must be healthy; loading 70B weights from shared storage takes minutes."""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.command), "engine.trtllm.command", self.command, "must name a program")
+        for key in ("num_replicas", "tensor_parallel_size", "pipeline_parallel_size", "max_num_tokens"):
+            _check(getattr(self, key) >= 1, f"engine.trtllm.{key}", getattr(self, key), "must be at least 1")
+        fraction = self.free_gpu_memory_fraction
+        _check(0 < fraction < 1, "engine.trtllm.free_gpu_memory_fraction", fraction, "must be in (0, 1)")
+        _check(
+            not self.in_process or self.num_replicas == 1,
+            "engine.trtllm.num_replicas",
+            self.num_replicas,
+            "with engine.trtllm.in_process=true there is one replica",
+        )
+
+
+@dataclass
+class EngineConfig:
+    name: str = "embedded"
+    """embedded: in process, on the CPU. trtllm: TensorRT-LLM servers that each stage starts on its
+    model. openai: a server that is there already (hosted, NIM, vLLM, trtllm-serve), at `base_url`."""
+    dtype: str = "bfloat16"
+    """Of weights and matrix products: bfloat16 or float32."""
+    max_batch_size: int = 32
+    """Sequences decoded together. Placement, like the fields after `api_key_env`."""
+    base_url: str = ""
+    """openai: where the server's API is, up to and including `/v1`."""
+    model: str = ""
+    """openai: the model's name on that server; empty: the only one that it lists."""
+    api: str = "chat"
+    """openai: `chat` sends the text of a prompt as the user's turn, and the server renders it; `completions`
+    sends token ids, for a server whose model has the same tokenizer as the policy."""
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    """openai: fields added to every request, for what only that server knows."""
+    api_key_env: str = ""
+    """openai: name of the environment variable that holds the key, which is read, sent and never stored."""
+    max_concurrency: int = 64
+    """trtllm, openai: requests under way at once, over all replicas."""
+    timeout_seconds: float = 600
+    """trtllm, openai: deadline of one attempt at a request."""
+    max_retries: int = 5
+    """trtllm, openai: further attempts after connection errors, timeouts, 429 and 5xx."""
+    trtllm: TrtllmConfig = field(default_factory=TrtllmConfig)
+
+    def __post_init__(self) -> None:
+        _check(
+            self.name != "openai" or self.base_url.startswith(("http://", "https://")),
+            "engine.base_url",
+            self.base_url,
+            "engine.name='openai' needs the URL of a server, such as http://host:8000/v1",
+        )
+        _check(self.api in ("chat", "completions"), "engine.api", self.api, "must be 'chat' or 'completions'")
+        _check(self.max_concurrency >= 1, "engine.max_concurrency", self.max_concurrency, "must be at least 1")
+        _check(self.timeout_seconds > 0, "engine.timeout_seconds", self.timeout_seconds, "must be above 0")
+        _check(self.max_retries >= 0, "engine.max_retries", self.max_retries, "must be 0 or above")
+
+
+ENGINE_SETTINGS = (
+    "name", "dtype", "base_url", "model", "api", "extra_body", "trtllm.backend", "trtllm.extra_options",
+)  # fmt: skip
+"""The fields of `EngineConfig` that decide what is generated; the others only place the work."""
+
+
+@dataclass
 class SamplingConfig:
     temperature: float = 0.7
     """0 is greedy."""
@@ -153,6 +244,8 @@ class PromptsConfig(SamplingConfig):
     """Prompts that ask for what a text model cannot give (the list of Self-Instruct, section A)."""
     max_rounds: int = 20
     """Rounds of generation before a shortfall is an error."""
+    engine: EngineConfig | None = None
+    """Another engine for new prompts alone, e.g. a fixed chat model as in the paper; null: `engine`, on M_t."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -190,9 +283,21 @@ class JudgeConfig(SamplingConfig):
     num_judgements: int = 3
     """Verdicts per response; their mean is its score."""
     max_score: int = 5
+    mode: str = "sampled"
+    """sampled: a verdict's score is the one it states (the paper). expected: it is the mean over the points
+    that the judge could have stated there, by their probabilities; needs an engine with log-probabilities."""
+    engine: EngineConfig | None = None
+    """Another engine for judging alone, e.g. a hosted judge; null: `engine`, on M_t (self-rewarding)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check(self.mode in ("sampled", "expected"), "judge.mode", self.mode, "must be 'sampled' or 'expected'")
+        _check(
+            self.mode == "sampled" or self.max_score <= 9,
+            "judge.max_score",
+            self.max_score,
+            "judge.mode='expected' reads one digit, so points go up to 9 at most",
+        )
         _check(self.num_judgements >= 1, "judge.num_judgements", self.num_judgements, "must be at least 1")
         if self.rubric != MISSING:
             for slot in ("{instruction}", "{response}"):
@@ -227,16 +332,6 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         _check(self.num_prompts >= 1, "evaluation.num_prompts", self.num_prompts, "must be at least 1")
-
-
-@dataclass
-class EngineConfig:
-    name: str = "embedded"
-    """embedded: in process, on the CPU."""
-    dtype: str = "bfloat16"
-    """Of weights and matrix products: bfloat16 or float32."""
-    max_batch_size: int = 32
-    """Sequences decoded together. Placement."""
 
 
 @dataclass
@@ -313,3 +408,14 @@ class Config:
 
     def __post_init__(self) -> None:
         _check(self.num_iterations >= 0, "num_iterations", self.num_iterations, "must be 0 (SFT only) or above")
+        _check(
+            self.judge.mode == "sampled" or self.engine_for("judge").name != "embedded",
+            "judge.mode",
+            self.judge.mode,
+            "the embedded engine gives no log-probabilities; use judge.mode=sampled, or another engine for the judge",
+        )
+
+    def engine_for(self, role: Role) -> EngineConfig:
+        """The engine that generates prompts, candidates or verdicts."""
+        override = {"prompts": self.prompts.engine, "candidates": None, "judge": self.judge.engine}[role]
+        return override or self.engine

@@ -20,12 +20,15 @@ class SamplingParams:
 
     `temperature` 0 is greedy. `top_p` keeps the smallest set of tokens whose probability reaches it.
     `max_tokens` is always given (TensorRT-LLM runs requests one at a time without it). Generation
-    ends at the model's end-of-sequence tokens, which are not part of the text.
+    ends at the model's end-of-sequence tokens, which are not part of the text. With `num_logprobs`,
+    completions carry that many of the most probable tokens wherever a number was generated
+    (`Completion.number_logprobs`); not every engine can.
     """
 
     temperature: float
     top_p: float
     max_tokens: int
+    num_logprobs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +36,16 @@ class GenerationRequest:
     """`n` samples of the continuation of one prompt, given as token ids without further specials.
 
     `seed` decides the samples together with `key` and the sample's index, and nothing else does: not
-    the batch that a request shares, nor the order of requests.
+    the batch that a request shares, nor the order of requests. (Servers keep this as far as they can:
+    what TensorRT-LLM samples depends on its batches.) `text` is the prompt before its chat template;
+    engines that talk to a server with a tokenizer and template of its own send it as the user's turn.
     """
 
     key: str
     prompt_token_ids: tuple[int, ...]
     n: int
     seed: int
+    text: str = ""
 
 
 class GenerationEngine(Protocol):
@@ -125,9 +131,29 @@ class JobStep:
     distributed: bool = False
 
 
+SERVICES_VARIABLE = "NEMO_SRL_SERVICES"
+"""Environment variable in which a step finds its job's services: JSON, `{name: base URL}`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """A server that must be healthy before a job's steps start, and is stopped after them.
+
+    `{port}` in `command` is replaced by a free port of 127.0.0.1, chosen by the launcher. It is healthy
+    when every one of `health_paths` answers 200. It gets `num_gpus` of the GPUs that the job may use.
+    """
+
+    name: str
+    command: Sequence[str]
+    health_paths: tuple[str, ...]
+    start_timeout_seconds: float
+    num_gpus: int = 0
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The steps of one stage, run one after the other in one allocation."""
+    """The steps of one stage, run one after the other in one allocation, while its services run."""
 
     name: str
     steps: Sequence[JobStep]
@@ -135,6 +161,7 @@ class Job:
     num_nodes: int = 1
     num_ranks_per_node: int = 1
     env: Mapping[str, str] = field(default_factory=dict)
+    services: Sequence[Service] = ()
 
 
 class Launcher(Protocol):

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args
 from nemo_srl.errors import DataError
 
 FinishReason = Literal["stop", "length"]
+NumberLogprobs = list[tuple[int, dict[str, float]]]
+"""Per number in a text: where it begins, and the log-probabilities of the numbers that could stand there."""
 
 
 class Record(Protocol):
@@ -58,7 +60,8 @@ class EFTExample:
 class Completion:
     """One model call as it came back: sample `index` of the request `request_key`.
 
-    `num_tokens` counts generated tokens, the end-of-sequence token included.
+    `num_tokens` counts generated tokens, the end-of-sequence token included. `number_logprobs` is None
+    unless it was asked for; `[[7, {"4": -0.2, "3": -1.8}]]` tells of the number at `text[7]`.
     """
 
     request_key: str
@@ -66,6 +69,7 @@ class Completion:
     text: str
     num_tokens: int
     finish_reason: FinishReason
+    number_logprobs: NumberLogprobs | None = None
 
     @property
     def key(self) -> str:
@@ -102,12 +106,17 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """One verdict of the judge on one candidate; `score` is None when the verdict has none."""
+    """One verdict of the judge on one candidate; `score` is None when the verdict has none.
+
+    `coverage` is None unless `score` is an expectation (`judge.mode=expected`): then it is the probability
+    that the judge gave to the points 0 to max, over which the expectation was taken.
+    """
 
     candidate_key: str
     judgement_index: int
     verdict: str
     score: float | None
+    coverage: float | None = None
 
     @property
     def key(self) -> str:
@@ -153,12 +162,12 @@ R = TypeVar("R", bound=Record)
 
 def to_row(record: Record) -> dict[str, Any]:
     """The record as a JSON object."""
-    return dataclasses.asdict(record)  # type: ignore[call-overload, no-any-return]
+    return dataclasses.asdict(record)
 
 
 def from_row(cls: type[R], row: object, *, where: str) -> R:
     """Build a record from a JSON object; `where` (file and line) opens the message of the `DataError`."""
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    fields = dataclasses.fields(cls)
     expected = [f.name for f in fields]
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected a JSON object with {expected}, found {type(row).__name__}")
@@ -177,6 +186,8 @@ def _fits(value: object, annotation: str) -> bool:
     """Whether a JSON value fits one of the few annotations that records use (they are strings here)."""
     if annotation == "FinishReason":
         return value in get_args(FinishReason)
-    names = {"str": (str,), "int": (int,), "float": (int, float), "None": (type(None),)}
+    names = {
+        "str": (str,), "int": (int,), "float": (int, float), "None": (type(None),), "NumberLogprobs": (list,),
+    }  # fmt: skip
     kinds = tuple(kind for part in annotation.split(" | ") for kind in names[part])
     return isinstance(value, kinds) and not isinstance(value, bool)

@@ -11,11 +11,11 @@ from nemo_srl.records import Metric
 
 ROWS: Sequence[tuple[str, str, str]] = (
     ("valid_verdict_rate", "valid verdicts", "{:.0%}"),
-    ("score_entropy_bits", "entropy of the scores, bits", "{:.2f}"),
-    ("pairwise_accuracy_ties_excluded", "pairwise accuracy, ties excluded", "{:.1%}"),
+    ("score_entropy", "entropy of the scores, 0 to 1", "{:.2f}"),
+    ("pairwise_accuracy", "pairwise accuracy, ties excluded", "{:.1%}"),
     ("pairwise_accuracy_ties_half", "pairwise accuracy, ties half", "{:.1%}"),
     ("pairwise_accuracy_ties_wrong", "pairwise accuracy, ties wrong", "{:.1%}"),
-    ("judge_tie_rate", "tied pairs of held-out answers", "{:.0%}"),
+    ("tie_rate", "tied pairs of held-out answers", "{:.0%}"),
     ("exact_match", "exact match of the ordering", "{:.1%}"),
     ("five_best", "5-best", "{:.1%}"),
     ("spearman", "Spearman", "{:.3f}"),
@@ -24,7 +24,7 @@ ROWS: Sequence[tuple[str, str, str]] = (
     ("response_tokens", "response length, tokens", "{:.0f}"),
     ("response_characters", "response length, characters", "{:.0f}"),
     ("truncated_rate", "responses cut off", "{:.0%}"),
-    ("tie_rate", "tied prompts", "{:.0%}"),
+    ("tied_prompt_rate", "tied prompts", "{:.0%}"),
     ("pairs_per_100_prompts", "pairs per 100 prompts", "{:.0f}"),
 )
 """Metric, label, format. Scores' shares are shown as one more row."""

@@ -44,7 +44,7 @@ def candidates_of(prompts: list[Prompt], completions: dict[str, list[Completion]
 
 def run(ctx: Context) -> Result:
     prompts: list[Prompt] = ctx.inputs["prompts"].read()
-    chat = ChatTemplate(ctx.inputs["policy"].model_dir, template=ctx.cfg.model.chat_template)
+    chat = ChatTemplate(ctx.inputs["policy"].model_dir, chat_template=ctx.cfg.model.chat_template)
     with open_caller(ctx) as caller:
         completions = caller.complete(answer_requests(prompts, chat, ctx.cfg), ctx.cfg.candidates, title="candidates")
     candidates = candidates_of(prompts, completions)

@@ -7,6 +7,7 @@ held-out EFT answers, whose scores were given by a good judge (pairwise accuracy
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
@@ -29,7 +30,7 @@ def instructions_of(examples: Iterable[EFTExample], limit: int) -> list[Prompt]:
 
 
 def answer_and_judge(ctx: Context, caller: Caller, prompts: list[Prompt]) -> tuple[list[Candidate], list[Judgement]]:
-    chat = ChatTemplate(ctx.inputs["policy"].model_dir, template=ctx.cfg.model.chat_template)
+    chat = ChatTemplate(ctx.inputs["policy"].model_dir, chat_template=ctx.cfg.model.chat_template)
     answers = caller.complete(answer_requests(prompts, chat, ctx.cfg), ctx.cfg.candidates, title="held-out answers")
     candidates = candidates_of(prompts, answers)
     requests = [
@@ -45,7 +46,7 @@ def answer_and_judge(ctx: Context, caller: Caller, prompts: list[Prompt]) -> tup
 
 
 def judge_examples(ctx: Context, caller: Caller, examples: Sequence[EFTExample]) -> list[Judgement]:
-    chat = ChatTemplate(ctx.inputs["policy"].model_dir, template=ctx.cfg.model.chat_template)
+    chat = ChatTemplate(ctx.inputs["policy"].model_dir, chat_template=ctx.cfg.model.chat_template)
     requests = [
         judge_request(f"eft/{x.key}", instruction=x.instruction, response=x.response, chat=chat, cfg=ctx.cfg)
         for x in examples
@@ -71,7 +72,7 @@ def answering_metrics(candidates: list[Candidate], judgements: list[Judgement], 
             value=fmean(c.finish_reason == "length" for c in candidates),
             n=len(candidates),
         ),
-        Metric(name="tie_rate", value=dropped["tied"] / num_prompts, n=num_prompts),
+        Metric(name="tied_prompt_rate", value=dropped["tied"] / num_prompts, n=num_prompts),
         Metric(name="pairs_per_100_prompts", value=100 * len(pairs) / num_prompts, n=num_prompts),
     ]
 
@@ -89,26 +90,28 @@ def judging_metrics(
     groups: dict[str, list[EFTExample]] = {}
     for x in examples:
         groups.setdefault(x.instruction, []).append(x)
-    return stats.reward_model_metrics(
+    found = stats.reward_model_metrics(
         [
-            stats.Group(reference=tuple(float(x.score) for x in group), predicted=tuple(scores[x.key] for x in group))
+            stats.ScoreGroup(human=tuple(float(x.score) for x in group), model=tuple(scores[x.key] for x in group))
             for group in groups.values()
         ],
         max_score=max_score,
         num_bootstrap=num_bootstrap,
         seed=seed,
     )
+    estimates = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+    return [Metric(name=name, value=e.value, n=e.n, low=e.low, high=e.high) for name, e in estimates.items()]
 
 
 def verdict_metrics(judgements: list[Judgement], *, max_score: int) -> list[Metric]:
-    """Valid verdicts, and how the scores are spread (0 bits: the judge always says the same)."""
+    """Valid verdicts, and how the scores are spread (entropy 0: always the same one)."""
     scores = [j.score for j in judgements if j.score is not None]
     return [
         Metric(name="valid_verdict_rate", value=len(scores) / len(judgements), n=len(judgements)),
-        Metric(name="score_entropy_bits", value=stats.score_entropy(scores, max_score), n=len(scores)),
+        Metric(name="score_entropy", value=stats.score_entropy(scores, max_score=max_score), n=len(scores)),
         *(
-            Metric(name=f"score_share_{k}", value=sum(round(s) == k for s in scores) / len(scores), n=len(scores))
-            for k in range(max_score + 1)
+            Metric(name=f"score_share_{k}", value=count / len(scores), n=len(scores))
+            for k, count in enumerate(stats.histogram(scores, max_score=max_score))
             if scores
         ),
     ]

@@ -36,15 +36,20 @@ def judgements_of(key: str, completions: list[Completion], *, max_score: int) ->
             candidate_key=key,
             judgement_index=c.index,
             verdict=c.text.strip(),
-            score=judge.parse_score(c.text, max_score=max_score),
+            score=judge.parse_score(_as_it_ended(c), max_score=max_score),
         )
         for c in completions
     ]
 
 
+def _as_it_ended(c: Completion) -> str:
+    """The verdict, with a mark where it was cut off: `Score: 4` may have been going to be `Score: 4.5`."""
+    return c.text if c.finish_reason == "stop" else c.text + "\u2026"
+
+
 def run(ctx: Context) -> Result:
     candidates: list[Candidate] = ctx.inputs["candidates"].read()
-    chat = ChatTemplate(ctx.inputs["policy"].model_dir, template=ctx.cfg.model.chat_template)
+    chat = ChatTemplate(ctx.inputs["policy"].model_dir, chat_template=ctx.cfg.model.chat_template)
     # In the table's order, so that the judgements of one prompt are adjacent and share its prefix.
     requests = [
         judge_request(c.key, instruction=c.prompt, response=c.response, chat=chat, cfg=ctx.cfg) for c in candidates

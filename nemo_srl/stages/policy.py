@@ -11,13 +11,13 @@ from nemo_srl.stages.training import training_stage
 
 def task(ctx: Context) -> TrainingTask:
     model_dir = ctx.inputs["policy"].model_dir
-    chat = ChatTemplate(model_dir, template=ctx.cfg.model.chat_template)
+    chat = ChatTemplate(model_dir, chat_template=ctx.cfg.model.chat_template)
     pairs: list[PreferencePair] = ctx.inputs["pairs"].read()
     rows = [
         DPORow(
             prompt=chat.render(p.prompt),
-            chosen=chat.sanitize(p.chosen),
-            rejected=chat.sanitize(p.rejected),
+            chosen=chat.response_text(p.chosen),
+            rejected=chat.response_text(p.rejected),
             chosen_reward=p.chosen_score,
             rejected_reward=p.rejected_score,
         )

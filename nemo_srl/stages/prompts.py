@@ -80,7 +80,7 @@ def round_requests(
         shots = rng.sample(seed_texts, num_seed) + rng.sample(kept, num_generated)
         rng.shuffle(shots)
         key = f"iter{iteration}-round{number:02d}-{i:05d}"
-        requests.append(GenerationRequest(key=key, prompt_token_ids=chat.encode(few_shot_text(shots)), n=1, seed=seed))
+        requests.append(GenerationRequest(key=key, prompt_token_ids=chat.encode_plain(few_shot_text(shots)), n=1, seed=seed))
     return requests
 
 
@@ -89,7 +89,7 @@ def run(ctx: Context) -> Result:
     seed: list[IFTExample] = ctx.inputs["ift"].read()
     seed_texts = [x.instruction for x in seed]
     keep = Filter(cfg, seed_texts + [x.instruction for x in ctx.inputs["eft_eval"].read()])
-    chat = ChatTemplate(ctx.inputs["policy"].model_dir, template=ctx.cfg.model.chat_template)
+    chat = ChatTemplate(ctx.inputs["policy"].model_dir, chat_template=ctx.cfg.model.chat_template)
     kept: list[str] = []
     dropped: Counter[Reason] = Counter()
     num_calls = 0

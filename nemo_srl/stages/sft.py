@@ -12,14 +12,14 @@ from nemo_srl.stages.training import training_stage
 
 def task(ctx: Context) -> TrainingTask:
     model_dir = ctx.inputs["policy"].model_dir
-    chat = ChatTemplate(model_dir, template=ctx.cfg.model.chat_template)
+    chat = ChatTemplate(model_dir, chat_template=ctx.cfg.model.chat_template)
     ift: list[IFTExample] = ctx.inputs["ift"].read()
     eft: list[EFTExample] = ctx.inputs["eft"].read() if "eft" in ctx.inputs else []
-    rows = [SFTRow(prompt=chat.render(x.instruction), response=chat.sanitize(x.response)) for x in ift]
+    rows = [SFTRow(prompt=chat.render(x.instruction), response=chat.response_text(x.response)) for x in ift]
     rows += [
         SFTRow(
             prompt=chat.render(judge.render(ctx.cfg.judge.rubric, instruction=x.instruction, response=x.response)),
-            response=chat.sanitize(judge.verdict_text(x.justification, x.score)),
+            response=chat.response_text(judge.verdict_text(x.justification, x.score)),
         )
         for x in eft
     ]

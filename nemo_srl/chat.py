@@ -1,0 +1,127 @@
+"""From an instruction to the text and token ids that a model sees, by the model's own chat template.
+
+Everything that is put into a prompt here is untrusted: instructions and responses may hold the strings of
+control tokens, such as `<|im_end|>`, which a tokenizer would turn into the tokens themselves and so let
+a text end its own turn and open another. `ChatTemplate` writes them with a space after their first
+character (`< |im_end|>`), which reads the same and encodes as ordinary text. All other text, such as
+braces, stays as it is; the model's default system message, if its template adds one, stays as well.
+
+Not covered: markers that a template spells in ordinary text, such as Llama 2's `[INST]`. They are no
+tokens, and nothing but training tells a model's own from a user's.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from pathlib import Path
+from typing import Any
+
+from nemo_srl.errors import ConfigError, ModelError
+
+# Templates that tell the model the date would change a prompt overnight, and with it the identity of what
+# was made from it. They get the date on which the last such template of Llama's was written.
+_TODAY = datetime.date(2024, 7, 26)
+
+_PROBE = "response"
+
+
+class ChatTemplate:
+    """The tokenizer and the chat template of one model directory, for single-turn chats.
+
+    `chat_template` (the setting `model.chat_template`) replaces the model's own. Raises `ModelError` for a
+    directory without a tokenizer, `ConfigError` for a template that is missing or does not work.
+    """
+
+    def __init__(self, model_dir: Path, *, chat_template: str | None = None) -> None:
+        self._tokenizer = _load_tokenizer(model_dir)
+        if chat_template is not None:
+            self._tokenizer.chat_template = chat_template
+        if not self._tokenizer.chat_template:
+            raise ConfigError(
+                f"model.chat_template=None: the tokenizer in {model_dir} has no chat template, as is usual for a "
+                "base model. Give one: a Jinja2 text in model.chat_template, or take the instruct variant"
+            )
+        self._control = _control_strings(self._tokenizer)
+        self._response_start = self._find_response_start()
+
+    def render(self, instruction: str) -> str:
+        """The user's turn with `instruction`, and the start of the assistant's, as text."""
+        return self._apply([{"role": "user", "content": self._harmless(instruction)}], open_turn=True)
+
+    def response_text(self, response: str) -> str:
+        """What follows the rendered prompt when the assistant says `response`: no end-of-sequence token,
+        which trainers add, and with the space that some templates (Llama 2's) put before a response."""
+        return self._response_start + self._harmless(response)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of rendered text. Adds no token: the template already holds the first one, if any."""
+        return tuple(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def encode_plain(self, text: str) -> tuple[int, ...]:
+        """Token ids of untrusted text outside any chat, for a model that is to go on writing it. The
+        tokenizer's first token (Llama's BOS), if it adds one, is the only control token in it."""
+        return tuple(self._tokenizer(self._harmless(text), add_special_tokens=True, verbose=False)["input_ids"])
+
+    def num_tokens(self, text: str) -> int:
+        """Length of `encode(text)`."""
+        return len(self.encode(text))
+
+    def _harmless(self, text: str) -> str:
+        # Again until none is left, as a break may uncover another: `<|a|>` holds `|a|`.
+        while self._control.search(text):
+            text = self._control.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+        return text
+
+    def _apply(self, messages: list[dict[str, str]], *, open_turn: bool) -> str:
+        text = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=open_turn, strftime_now=_TODAY.strftime
+        )
+        assert isinstance(text, str)
+        return text
+
+    def _find_response_start(self) -> str:
+        """What the template writes between an opened assistant's turn and the response; tries it out, too."""
+        import jinja2
+
+        user = {"role": "user", "content": "instruction"}
+        try:
+            prompt = self._apply([user], open_turn=True)
+            chat = self._apply([user, {"role": "assistant", "content": _PROBE}], open_turn=False)
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+            raise ConfigError(
+                f"model.chat_template={str(self._tokenizer.chat_template)[:60]!r}...: rendering a user's and an "
+                f"assistant's message fails: {error}. Correct the template, or set model.chat_template"
+            ) from error
+        if "instruction" not in prompt:
+            raise ConfigError(
+                f"model.chat_template={str(self._tokenizer.chat_template)[:60]!r}...: it leaves out the user's "
+                "message. Write the messages as message['role'] and message['content']"
+            )
+        start, found, _ = chat.removeprefix(prompt).partition(_PROBE)
+        # A template may open the turn in another way than it writes a past one; then nothing is added.
+        return start if chat.startswith(prompt) and found and not start.strip() else ""
+
+
+def _load_tokenizer(model_dir: Path) -> Any:
+    if not model_dir.is_dir():
+        raise ModelError(f"{model_dir}: no such directory; a Hugging Face model directory is needed")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"{model_dir}: no usable tokenizer ({error}). The directory needs tokenizer.json and "
+            "tokenizer_config.json, or the files of a tokenizer that transformers knows without running "
+            "code of the model's"
+        ) from error
+
+
+def _control_strings(tokenizer: Any) -> re.Pattern[str]:
+    """Matches the strings of the tokenizer's special tokens, the longest first; one character alone, which
+    could not be broken up, is left out."""
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    strings = {text for text in [*added, *tokenizer.all_special_tokens] if len(text) > 1}
+    # An empty alternation would match everywhere; `(?!)` matches nowhere.
+    return re.compile("|".join(map(re.escape, sorted(strings, key=len, reverse=True))) or "(?!)")

@@ -1,0 +1,238 @@
+"""Reward-model metrics: worked examples, brute force, and scipy."""
+
+import dataclasses
+import itertools
+import json
+import math
+import random
+
+import pytest
+import scipy.stats
+
+from nemo_srl.errors import DataError
+from nemo_srl.stats import (
+    Estimate,
+    RewardModelMetrics,
+    ScoreGroup,
+    histogram,
+    reward_model_metrics,
+    score_entropy,
+)
+
+NOTHING = Estimate(value=None, n=0, low=None, high=None)
+
+
+def metrics(*groups: tuple[list[float], list[float | None]], num_bootstrap: int = 0) -> RewardModelMetrics:
+    return reward_model_metrics(
+        [ScoreGroup(human=human, model=model) for human, model in groups],
+        max_score=5,
+        num_bootstrap=num_bootstrap,
+    )
+
+
+def brief(estimate: Estimate) -> tuple[float | None, int]:
+    return estimate.value, estimate.n
+
+
+def random_groups(seed: int, num_groups: int = 80) -> list[ScoreGroup]:
+    rng = random.Random(seed)
+    groups = []
+    for _ in range(num_groups):
+        size = rng.randint(0, 6)
+        human = [float(rng.randint(0, 5)) for _ in range(size)]
+        model = [rng.choice([None, rng.randint(0, 5), h, h, 5, rng.randint(0, 15) / 3]) for h in human]
+        groups.append(ScoreGroup(human=human, model=model))
+    return groups
+
+
+def test_a_worked_example() -> None:
+    # Six pairs: people order 3 > 2 > 1 > 0; the model ties the first two and swaps the last two.
+    m = metrics(([3, 2, 1, 0], [5, 5, 1, 2]))
+    assert brief(m.pairwise_accuracy) == (4 / 5, 5)
+    assert brief(m.pairwise_accuracy_ties_half) == (4.5 / 6, 6)
+    assert brief(m.pairwise_accuracy_ties_wrong) == (4 / 6, 6)
+    assert brief(m.tie_rate) == (1 / 6, 6)
+    assert brief(m.exact_match) == (0, 1)
+    assert brief(m.five_best) == (1 / 2, 2)
+    assert m.kendall.value == pytest.approx((4 - 1) / math.sqrt(6 * 5))
+    assert m.spearman.value == pytest.approx(3.5 / math.sqrt(5 * 4.5))  # ranks 4 3 2 1 and 3.5 3.5 1 2
+    assert brief(m.parse_failure_rate) == (0, 4)
+
+
+def test_a_perfect_and_a_reversed_judge() -> None:
+    perfect = metrics(([1, 3, 5], [1, 3, 5]), ([0, 4], [2, 5]))
+    reversed_ = metrics(([1, 3, 5], [5, 3, 1]), ([0, 4], [5, 2]))
+    for name in ("pairwise_accuracy", "pairwise_accuracy_ties_half", "pairwise_accuracy_ties_wrong"):
+        assert brief(getattr(perfect, name)) == (1, 4)
+        assert brief(getattr(reversed_, name)) == (0, 4)
+    for name in ("spearman", "kendall"):
+        assert getattr(perfect, name).value == pytest.approx(1)
+        assert getattr(reversed_, name).value == pytest.approx(-1)
+    assert (perfect.exact_match.value, reversed_.exact_match.value) == (1, 0)
+    assert (perfect.five_best.value, reversed_.five_best.value) == (1, 0)
+
+
+def test_a_judge_that_always_says_five() -> None:
+    m = metrics(([1, 2, 3], [5, 5, 5]), ([4, 1], [5, 5]))
+    assert brief(m.tie_rate) == (1, 4)
+    assert m.pairwise_accuracy == NOTHING
+    assert brief(m.pairwise_accuracy_ties_half) == (0.5, 4)
+    assert brief(m.pairwise_accuracy_ties_wrong) == (0, 4)
+    assert brief(m.exact_match) == (0, 2)
+    assert brief(m.five_best) == (2 / 5, 5)
+    assert m.spearman == m.kendall == NOTHING
+
+
+def test_a_missing_score_is_not_a_zero() -> None:
+    m = metrics(([0, 3, 5], [2, None, 4]))
+    assert brief(m.parse_failure_rate) == (1 / 3, 3)
+    assert brief(m.pairwise_accuracy_ties_wrong) == (1, 1)  # the pair that has both scores
+    assert m.exact_match == NOTHING  # no whole ordering to compare
+    assert brief(m.kendall) == (1, 1)
+    # The best response keeps its rank when its verdict is lost: calling the second best "5" is wrong.
+    assert brief(metrics(([0, 3, 5], [2, 5, None])).five_best) == (0, 1)
+
+
+def test_groups_that_people_do_not_order_decide_nothing() -> None:
+    m = metrics(([3, 3], [1, 5]), ([4], [5]), ([], []))
+    for field in dataclasses.fields(m):
+        if field.name != "parse_failure_rate":
+            assert getattr(m, field.name) == NOTHING
+    assert brief(m.parse_failure_rate) == (0, 3)
+
+
+def test_an_exact_match_ties_where_people_tie() -> None:
+    assert metrics(([5, 5, 1], [4, 4, 2])).exact_match.value == 1
+    assert metrics(([5, 5, 1], [4, 3, 2])).exact_match.value == 0
+    assert metrics(([5, 4, 1], [4, 4, 2])).exact_match.value == 0
+
+
+def test_tied_first_places_are_all_best() -> None:
+    assert brief(metrics(([5, 5, 1], [5, 3, 5])).five_best) == (1 / 2, 2)
+    assert metrics(([5, 3], [4.67, 2])).five_best == NOTHING
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_counts_equal_brute_force(seed: int) -> None:
+    groups = random_groups(seed)
+    right = ties = pairs = 0
+    for group in groups:
+        both = [(h, m) for h, m in zip(group.human, group.model, strict=True) if m is not None]
+        for (h1, m1), (h2, m2) in itertools.combinations(both, 2):
+            if h1 != h2:
+                pairs += 1
+                ties += m1 == m2
+                right += (m1 - m2) * (h1 - h2) > 0
+    m = reward_model_metrics(groups, max_score=5, num_bootstrap=0)
+    assert brief(m.pairwise_accuracy) == (right / (pairs - ties), pairs - ties)
+    assert brief(m.pairwise_accuracy_ties_half) == ((right + ties / 2) / pairs, pairs)
+    assert brief(m.pairwise_accuracy_ties_wrong) == (right / pairs, pairs)
+    assert brief(m.tie_rate) == (ties / pairs, pairs)
+    missing = [score is None for group in groups for score in group.model]
+    assert brief(m.parse_failure_rate) == (sum(missing) / len(missing), len(missing))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_correlations_equal_those_of_scipy(seed: int) -> None:
+    groups = random_groups(seed)
+    spearman, kendall = [], []
+    for group in groups:
+        both = [(h, m) for h, m in zip(group.human, group.model, strict=True) if m is not None]
+        human, model = [h for h, _ in both], [m for _, m in both]
+        if len(set(human)) > 1 and len(set(model)) > 1:
+            spearman.append(scipy.stats.pearsonr(scipy.stats.rankdata(human), scipy.stats.rankdata(model))[0])
+            kendall.append(scipy.stats.kendalltau(human, model, variant="b").statistic)
+            if len(human) > 2:  # for two, scipy's p-value warns
+                assert spearman[-1] == pytest.approx(scipy.stats.spearmanr(human, model).statistic)
+    m = reward_model_metrics(groups, max_score=5, num_bootstrap=0)
+    assert brief(m.spearman) == (pytest.approx(sum(spearman) / len(spearman)), len(spearman))
+    assert brief(m.kendall) == (pytest.approx(sum(kendall) / len(kendall)), len(kendall))
+
+
+def test_order_of_groups_and_responses_changes_no_value() -> None:
+    groups = random_groups(3)
+    mixed = []
+    for group in reversed(groups):
+        order = list(range(len(group.human)))[::-1]
+        mixed.append(ScoreGroup(human=[group.human[i] for i in order], model=[group.model[i] for i in order]))
+    a, b = (reward_model_metrics(g, max_score=5, num_bootstrap=0) for g in (groups, mixed))
+    for field in dataclasses.fields(a):
+        assert getattr(a, field.name).value == pytest.approx(getattr(b, field.name).value)
+        assert getattr(a, field.name).n == getattr(b, field.name).n
+
+
+def test_intervals_hold_the_value_and_depend_on_the_seed_alone() -> None:
+    groups = random_groups(1)
+    one, same, other = (reward_model_metrics(groups, max_score=5, num_bootstrap=300, seed=seed) for seed in (1, 1, 2))
+    assert one == same
+    assert one != other
+    for field in dataclasses.fields(one):
+        estimate = getattr(one, field.name)
+        assert estimate.low < estimate.value < estimate.high
+        assert getattr(other, field.name).value == estimate.value
+
+
+def test_an_interval_is_as_wide_as_theory_says() -> None:
+    # 400 independent groups of one pair, 60% right: the standard error of a share is known.
+    groups = [ScoreGroup(human=[1, 2], model=[1, 2] if i % 5 < 3 else [2, 1]) for i in range(400)]
+    estimate = reward_model_metrics(groups, max_score=5, num_bootstrap=2000).pairwise_accuracy
+    assert estimate.value == 0.6
+    half_width = 1.96 * math.sqrt(0.6 * 0.4 / 400)
+    assert estimate.low == pytest.approx(0.6 - half_width, abs=0.01)
+    assert estimate.high == pytest.approx(0.6 + half_width, abs=0.01)
+
+
+def test_pairs_of_one_group_are_not_taken_for_independent() -> None:
+    # Ten copies of each pair in its group tell no more than one does.
+    def width(copies: int) -> float:
+        groups = [ScoreGroup(human=[1, 2] * copies, model=([1, 2] if i % 2 else [2, 1]) * copies) for i in range(40)]
+        estimate = reward_model_metrics(groups, max_score=5, num_bootstrap=500).pairwise_accuracy
+        assert estimate.low is not None
+        assert estimate.high is not None
+        return estimate.high - estimate.low
+
+    assert width(10) == pytest.approx(width(1))
+
+
+def test_one_group_or_none_has_no_interval() -> None:
+    estimate = metrics(([1, 2], [1, 2]), num_bootstrap=50).pairwise_accuracy
+    assert estimate == Estimate(value=1, n=1, low=None, high=None)
+    empty = metrics(num_bootstrap=50)
+    assert all(getattr(empty, field.name) == NOTHING for field in dataclasses.fields(empty))
+
+
+def test_a_metric_over_few_of_the_groups_survives_resamples_without_them() -> None:
+    estimate = metrics(*[([2, 1], [1, 1])] * 20, ([2, 1], [2, 1]), ([2, 1], [1, 2]), num_bootstrap=200)
+    assert estimate.pairwise_accuracy == Estimate(value=0.5, n=2, low=0, high=1)
+
+
+def test_results_are_json() -> None:
+    m = reward_model_metrics(random_groups(2), max_score=5, num_bootstrap=20)
+    row = json.loads(json.dumps(dataclasses.asdict(m), allow_nan=False))
+    assert RewardModelMetrics(**{name: Estimate(**value) for name, value in row.items()}) == m
+
+
+def test_bad_groups_are_refused() -> None:
+    with pytest.raises(DataError, match="2 human and 1 model"):
+        ScoreGroup(human=[1, 2], model=[1])
+    with pytest.raises(DataError, match="no number"):
+        ScoreGroup(human=[1, 2], model=[1, float("nan")])
+
+
+def test_histogram_counts_rounded_scores() -> None:
+    assert histogram([0, 0.4, 0.5, 4.5, 5, None, 10 / 3], max_score=5) == (2, 1, 0, 1, 0, 2)
+    assert histogram([], max_score=2) == (0, 0, 0)
+
+
+def test_entropy_runs_from_one_value_to_all() -> None:
+    assert score_entropy([5, 5, 5, None], max_score=5) == 0
+    assert score_entropy(list(range(6)) * 3, max_score=5) == pytest.approx(1)
+    assert score_entropy([0, 5], max_score=5) == pytest.approx(math.log(2) / math.log(6))
+    assert score_entropy([None], max_score=5) is None
+
+
+def test_scores_beyond_the_scale_are_refused() -> None:
+    with pytest.raises(DataError, match="0 to 5"):
+        histogram([6], max_score=5)
+    with pytest.raises(DataError, match="0 to 5"):
+        histogram([-1], max_score=5)
