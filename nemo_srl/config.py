@@ -42,6 +42,9 @@ class DataConfig:
     """Evaluation fine-tuning seed (JSONL of EFTExample). Empty string: train without (an ablation)."""
     eft_eval_path: str = "data/seed/eft_eval.jsonl"
     """Held-out EFT examples, several answers to one instruction, for the reward-model metrics."""
+    rankings_path: str = ""
+    """Answers that people ranked (JSONL of RankedAnswers). When given, the judge is refreshed after each
+    iteration's DPO: see `refresh`. Empty string: no refresh, as in the paper."""
 
 
 @dataclass
@@ -225,6 +228,9 @@ class SamplingConfig:
 class PromptsConfig(SamplingConfig):
     """New prompts by 8-shot self-instruct (paper section 3.1.1: T 0.6, p 0.9, ROUGE-L filter)."""
 
+    path: str = ""
+    """Take the prompts from this file (JSONL of Prompt) and generate none; `{iteration}` in it stands for the
+    iteration's number. Empty string: self-instruct."""
     temperature: float = 0.6
     max_tokens: int = 128
     num_prompts: int = 1000
@@ -285,15 +291,24 @@ class JudgeConfig(SamplingConfig):
     max_score: int = 5
     mode: str = "sampled"
     """sampled: a verdict's score is the one it states (the paper). expected: it is the mean over the points
-    that the judge could have stated there, by their probabilities; needs an engine with log-probabilities."""
+    that the judge could have stated there, by their probabilities; needs an engine with log-probabilities.
+    pairwise: an iteration's answers are compared two at a time, in both orders, and score by their wins."""
+    pairwise_rubric: str = ""
+    """The prompt of a comparison, with `{instruction}`, `{response_a}` and `{response_b}`; asks for a line
+    `Winner: <A, B or tie>` last. `+judge_mode=pairwise` sets one."""
     engine: EngineConfig | None = None
     """Another engine for judging alone, e.g. a hosted judge; null: `engine`, on M_t (self-rewarding)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self.mode in ("sampled", "expected"), "judge.mode", self.mode, "must be 'sampled' or 'expected'")
+        known = ("sampled", "expected", "pairwise")
+        _check(self.mode in known, "judge.mode", self.mode, f"must be one of {known}")
+        if self.mode == "pairwise":
+            for part in ("{instruction}", "{response_a}", "{response_b}", "Winner:"):
+                once = self.pairwise_rubric.count(part) == 1
+                _check(once, "judge.pairwise_rubric", self.pairwise_rubric[:60] + "...", f"must hold {part} once")
         _check(
-            self.mode == "sampled" or self.max_score <= 9,
+            self.mode != "expected" or self.max_score <= 9,
             "judge.max_score",
             self.max_score,
             "judge.mode='expected' reads one digit, so points go up to 9 at most",
@@ -332,6 +347,33 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         _check(self.num_prompts >= 1, "evaluation.num_prompts", self.num_prompts, "must be at least 1")
+
+
+@dataclass
+class RefreshConfig(OptimConfig):
+    """After DPO, teach the judge again: the paper's EFT filter (section 3.1.1), which the paper runs once before
+    the loop, runs on `data.rankings_path` with the newest judge, and SFT goes on from M_{t+1} on the EFT seed, the
+    kept verdicts of all iterations, and answers of M_{t+1}'s own, so that it does not forget how it answers."""
+
+    learning_rate: float = 5.5e-6
+    min_learning_rate: float = 1.1e-6
+    num_judgements: int = 7
+    """Verdicts per ranked answer, from which one that agrees with the ranking is looked for."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self.num_judgements >= 1, "refresh.num_judgements", self.num_judgements, "must be at least 1")
+
+
+@dataclass
+class AnchorConfig:
+    """M1, which never changes, looks at every iteration: what the alarms for reward hacking compare with."""
+
+    num_prompts: int = 100
+    """Prompts of the iteration whose candidates M1 judges, too; 0 turns the stage and its alarms off."""
+
+    def __post_init__(self) -> None:
+        _check(self.num_prompts >= 0, "anchor.num_prompts", self.num_prompts, "must be 0 (off) or above")
 
 
 @dataclass
@@ -384,6 +426,79 @@ class TrainerConfig:
 @dataclass
 class LauncherConfig:
     name: str = "local"
+    """local: processes of this machine. slurm: one batch job per stage, submitted from a login node and
+    followed. srun: steps inside the allocation that the orchestrator itself runs in (`recipes/iterate.sbatch`)."""
+    rank_idiom: str = "srun"
+    """slurm, srun: how the ranks of a training start. srun: one Slurm task per rank; the ranks hear of a time
+    limit themselves and save. torchrun: one task per node, and torch's launcher starts the ranks."""
+    signal_seconds: int = 600
+    """slurm: so long before the time limit a job is told to save and leave; then it is requeued. A training ends
+    its step and writes a checkpoint in that time."""
+    max_requeues: int = 20
+    """slurm: restarts of one job after time limits, preemption and dead nodes, before it is given up."""
+    poll_seconds: float = 10.0
+    """slurm: between two looks at a job's state and log. Each look at the state asks Slurm's controller."""
+
+    def __post_init__(self) -> None:
+        idioms = ("srun", "torchrun")
+        _check(self.rank_idiom in idioms, "launcher.rank_idiom", self.rank_idiom, f"must be one of {idioms}")
+        _check(self.signal_seconds >= 1, "launcher.signal_seconds", self.signal_seconds, "must be at least 1")
+        _check(self.max_requeues >= 0, "launcher.max_requeues", self.max_requeues, "must be 0 or above")
+        _check(self.poll_seconds > 0, "launcher.poll_seconds", self.poll_seconds, "must be above 0")
+
+
+@dataclass
+class ResourcesConfig:
+    """What one kind of job asks Slurm for; null leaves it to the next wider setting, then to Slurm."""
+
+    container: str | None = None
+    """Image for pyxis: `nvcr.io#nvidia/nemo:25.02`, or a `.sqsh` file by its path. null: no container."""
+    python: str | None = None
+    """Interpreter that runs the steps. null: `python` in a container, else the orchestrator's own."""
+    partition: str | None = None
+    time: str | None = None
+    """Time limit, in Slurm's ways of writing one (`04:00:00`, `2-00:00:00`, minutes)."""
+    cpus_per_task: int | None = None
+    """null: with `cluster.exclusive`, tasks share all cores of their node."""
+    sbatch: dict[str, Any] = field(default_factory=dict)
+    """Further options of sbatch by their long names, such as `{constraint: h100}`; null for one without value."""
+
+
+@dataclass
+class ClusterConfig:
+    """A Slurm cluster, for launcher.name=slurm and srun; one file per cluster in `conf/cluster/`. Placement."""
+
+    account: str | None = None
+    partition: str | None = None
+    """For every job that does not name its own, as `time` below."""
+    time: str = "04:00:00"
+    gpus_per_node: int | None = None
+    """GPUs of a node. null: Slurm is not asked for GPUs, since it has no GRES for them or there are none."""
+    exclusive: bool = True
+    """Whole nodes. false shares nodes with other jobs; then say `cpus_per_task`, and `sbatch: {mem: ...}`."""
+    mpi: str | None = None
+    """`srun --mpi`. null: the cluster's default. `pmix` is what NGC containers are mostly started with."""
+    mounts: list[str] = field(default_factory=list)
+    """Mounted into containers, as `/host` or `/host:/container`, beside what a job is known to need: the run
+    directory, this project, models and data, all at their own paths."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Environment of every step, over what a container image sets."""
+    setup: list[str] = field(default_factory=list)
+    """Lines of shell run on the first node of a job before its steps, outside the container: `module load ...`."""
+    trainer: ResourcesConfig = field(default_factory=ResourcesConfig)
+    """Stages that train. Nodes and ranks: `trainer.num_nodes`, `trainer.devices`."""
+    engine: ResourcesConfig = field(default_factory=ResourcesConfig)
+    """Stages that call models: one node, with the GPUs of `engine.trtllm`."""
+    cpu: ResourcesConfig = field(default_factory=ResourcesConfig)
+    """Stages that do neither."""
+    stages: dict[str, ResourcesConfig] = field(default_factory=dict)
+    """What a single stage needs differently, by its name: `{policy: {time: 2-00:00:00}}`."""
+
+    def __post_init__(self) -> None:
+        _check(self.gpus_per_node is None or self.gpus_per_node >= 1, "cluster.gpus_per_node", self.gpus_per_node,
+               "must be at least 1, or null where Slurm does not know GPUs")  # fmt: skip
+        for mount in self.mounts:
+            _check(mount.startswith("/") and "," not in mount, "cluster.mounts", mount, "must be an absolute path")
 
 
 @dataclass
@@ -401,15 +516,18 @@ class Config:
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
     dpo: DPOConfig = field(default_factory=DPOConfig)
+    refresh: RefreshConfig = field(default_factory=RefreshConfig)
+    anchor: AnchorConfig = field(default_factory=AnchorConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
         _check(self.num_iterations >= 0, "num_iterations", self.num_iterations, "must be 0 (SFT only) or above")
         _check(
-            self.judge.mode == "sampled" or self.engine_for("judge").name != "embedded",
+            self.judge.mode != "expected" or self.engine_for("judge").name != "embedded",
             "judge.mode",
             self.judge.mode,
             "the embedded engine gives no log-probabilities; use judge.mode=sampled, or another engine for the judge",

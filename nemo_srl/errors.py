@@ -35,6 +35,10 @@ class JobFailedError(NemoSrlError):
     """A stage's process ended with an error; carries the end of its log."""
 
 
+class StoppedError(NemoSrlError):
+    """A process was asked to stop (SIGTERM), and saved what it had; run again, it goes on from there."""
+
+
 class NoPairsError(NemoSrlError):
     """An iteration produced no preference pair, so there is nothing to train on."""
 

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -14,12 +15,13 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from nemo_srl import models, worker
-from nemo_srl.artifacts import Artifact, BaseModel, SourceFile
+from nemo_srl.artifacts import Artifact, BaseModel, Model, SourceFile
 from nemo_srl.config import Config
-from nemo_srl.errors import DataError, JobFailedError, RunDirBusyError
+from nemo_srl.engines import services
+from nemo_srl.errors import ConfigError, DataError, JobFailedError, RunDirBusyError
 from nemo_srl.launchers import open_launcher
 from nemo_srl.models import hf
-from nemo_srl.protocols import Job, JobStep
+from nemo_srl.protocols import Job, JobStep, Service
 from nemo_srl.records import R
 from nemo_srl.stages import Stage
 from nemo_srl.worker import Input
@@ -85,7 +87,7 @@ class Experiment:
         log.info("%-22s ...", name)
         started = time.monotonic()
         worker.describe(stage, self.cfg, iteration, inputs, output)
-        self._launcher.run(self._job(stage, name.replace("/", "-"), output))
+        self._launcher.run(self._job(stage, name.replace("/", "-"), output, inputs))
         found = output.manifest()
         if found is None:
             raise JobFailedError(f"{name} ended without publishing {output.path}; see {self.run_dir / 'logs'}")
@@ -103,7 +105,19 @@ class Experiment:
         digests = {f"input {name}": x.digest() for name, x in inputs.items()}
         return {"stage": stage.name, "iteration": iteration, **chosen, **digests}
 
-    def _job(self, stage: Stage, name: str, output: Artifact) -> Job:
+    def _services(self, stage: Stage, output: Artifact, inputs: Mapping[str, Input]) -> list[Service]:
+        """The servers of the stage's engines, on its policy. Roles with the same engine share them."""
+        found: list[Service] = []
+        for i, cfg in enumerate(engines := [self.cfg.engine_for(role) for role in stage.engines]):
+            if cfg not in engines[:i]:
+                policy = inputs["policy"]
+                assert isinstance(policy, (Model, BaseModel))
+                found += services(cfg, policy.model_dir.absolute(), output.path)
+        if len({s.name for s in found}) < len(found):
+            raise ConfigError(f"{stage.name}: needs two different TensorRT-LLM engines at once; use `engine` for both")
+        return found
+
+    def _job(self, stage: Stage, name: str, output: Artifact, inputs: Mapping[str, Input]) -> Job:
         distributed = any(s.distributed for s in stage.steps)
         trainer = self.cfg.trainer
         return Job(
@@ -119,6 +133,7 @@ class Experiment:
             log_dir=self.run_dir / "logs",
             num_nodes=trainer.num_nodes if distributed else 1,
             num_ranks_per_node=trainer.num_ranks_per_node if distributed else 1,
+            services=self._services(stage, output, inputs),
         )
 
 

@@ -78,6 +78,12 @@ def parse_score(verdict: str, *, max_score: int) -> float | None:
     return score
 
 
+def justification(verdict: str) -> str:
+    """What the judge wrote before it gave the score, the counterpart of `verdict_text`."""
+    claims = [claim.start() for claim in _CLAIM.finditer(verdict)]
+    return verdict[: claims[-1]].strip() if claims else verdict.strip()
+
+
 def mean_score(scores: Sequence[float | None]) -> float | None:
     """Mean of the scores that are there; None when there are none (paper section 2.2: mean of 3)."""
     valid = [score for score in scores if score is not None]

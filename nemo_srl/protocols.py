@@ -131,6 +131,12 @@ class JobStep:
     distributed: bool = False
 
 
+EXIT_STOPPED = 75
+"""Exit status of a step that was asked to stop and saved its work first (`StoppedError`; EX_TEMPFAIL of sysexits)."""
+
+JobRole = Literal["trainer", "engine", "cpu"]
+"""What kind of machine and container a job needs: a training's, an engine's, or neither's."""
+
 SERVICES_VARIABLE = "NEMO_SRL_SERVICES"
 """Environment variable in which a step finds its job's services: JSON, `{name: base URL}`."""
 
@@ -153,11 +159,19 @@ class Service:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The steps of one stage, run one after the other in one allocation, while its services run."""
+    """The steps of one stage, run one after the other in one allocation, while its services run.
+
+    A job may be stopped at any point and run again from its first step: steps find what they have done.
+    `stage` and `role` choose resources and a container where there is a choice. `paths` is what the job
+    reads and writes; every node must see it, and so must the container.
+    """
 
     name: str
     steps: Sequence[JobStep]
     log_dir: Path
+    stage: str = ""
+    role: JobRole = "cpu"
+    paths: Sequence[Path] = ()
     num_nodes: int = 1
     num_ranks_per_node: int = 1
     env: Mapping[str, str] = field(default_factory=dict)
@@ -165,6 +179,9 @@ class Job:
 
 
 class Launcher(Protocol):
-    """Runs a job to its end. Raises `JobFailedError` with the tail of the log."""
+    """Runs a job to its end. Raises `JobFailedError` with the tail of the log.
+
+    A launcher whose jobs outlive the orchestrator takes up the one that it finds instead of a second one.
+    """
 
     def run(self, job: Job) -> None: ...

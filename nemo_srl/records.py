@@ -57,6 +57,21 @@ class EFTExample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RankedAnswers:
+    """Answers to one instruction in the order that people give them: `ranks[i]` is that of `responses[i]`,
+    0 is the best, and equally good ones share a rank. There are no scores and no reasons, as in Open Assistant."""
+
+    example_id: str
+    instruction: str
+    responses: list[str]
+    ranks: list[int]
+
+    @property
+    def key(self) -> str:
+        return self.example_id
+
+
+@dataclass(frozen=True, kw_only=True)
 class Completion:
     """One model call as it came back: sample `index` of the request `request_key`.
 
@@ -186,6 +201,9 @@ def _fits(value: object, annotation: str) -> bool:
     """Whether a JSON value fits one of the few annotations that records use (they are strings here)."""
     if annotation == "FinishReason":
         return value in get_args(FinishReason)
+    if annotation.startswith("list["):
+        element = annotation.removeprefix("list[").removesuffix("]")
+        return isinstance(value, list) and all(_fits(x, element) for x in value)
     names = {
         "str": (str,), "int": (int,), "float": (int, float), "None": (type(None),), "NumberLogprobs": (list,),
     }  # fmt: skip

@@ -97,6 +97,13 @@ def reward_model_metrics(
     return RewardModelMetrics(**{name: _estimate(addends[:, i], resampled[:, i]) for i, name in enumerate(names)})
 
 
+def mean_estimate(groups: Sequence[Sequence[float]], *, num_bootstrap: int = 1000, seed: int = 0) -> Estimate:
+    """Mean of all values, with an interval that resamples groups of values that belong together."""
+    addends = np.array([(sum(group), len(group)) for group in groups], dtype=np.float64).reshape(-1, 1, 2)
+    resampled = _resampled_sums(addends, num_bootstrap=num_bootstrap, seed=seed)
+    return _estimate(addends[:, 0], resampled[:, 0])
+
+
 def histogram(scores: Sequence[float | None], *, max_score: int) -> tuple[int, ...]:
     """How many scores round to 0, 1, .. `max_score` (halves go up). None is not counted."""
     counts = [0] * (max_score + 1)

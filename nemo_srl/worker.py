@@ -2,8 +2,9 @@
 
 What a stage needs to know is in that file and the artifacts it names, so a step can be run again by hand
 to look at a failure. Exit status 2 marks an error that the user can do something about; its message is
-the last thing printed. The worker dies with the process that started it, so that a killed orchestrator
-leaves nothing behind that writes to the run directory.
+the last thing printed. Exit status 75 (`EXIT_STOPPED`) marks a step that was asked to stop and saved first.
+The worker dies with the process that started it, so that a killed orchestrator leaves nothing behind that
+writes to the run directory.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from omegaconf import OmegaConf
 from nemo_srl import records
 from nemo_srl.artifacts import SPEC, Artifact, BaseModel, Model, SourceFile, Table, write_atomic
 from nemo_srl.config import Config
-from nemo_srl.errors import NemoSrlError, RunDirBusyError
+from nemo_srl.errors import NemoSrlError, RunDirBusyError, StoppedError
+from nemo_srl.protocols import EXIT_STOPPED
 from nemo_srl.stages import Context, Stage
 
 Input = Artifact | BaseModel | SourceFile[Any]
@@ -118,6 +120,9 @@ def main(stage_dir: Path, step_name: str) -> int:
         error: Exception = RunDirBusyError(
             f"{stage_dir}: another worker is still busy in this directory; wait, or end it"
         )
+    except StoppedError as e:
+        print(f"stopped: {e}", file=sys.stderr)
+        return EXIT_STOPPED
     except NemoSrlError as e:
         error = e
     except OSError as e:

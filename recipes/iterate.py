@@ -24,7 +24,7 @@ from nemo_srl.config import Config
 from nemo_srl.errors import NemoSrlError
 from nemo_srl.experiment import Experiment
 from nemo_srl.records import EFTExample, IFTExample, Metric
-from nemo_srl.stages import candidates, evaluation, judgements, pairs, policy, prompts, sft
+from nemo_srl.stages import candidates, evaluation, judgements, pairs, policy, preflight, prompts, sft
 
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -36,6 +36,7 @@ def iterate(cfg: Config, exp: Experiment) -> dict[str, list[Metric]]:
     held_out = exp.source(cfg.data.eft_eval_path, EFTExample)
 
     m0 = exp.base_model()
+    preflight.check(cfg, m0.model_dir, held_out.read())
     m = exp.run(sft.STAGE, 0, policy=m0, ift=ift, **eft)
     evaluations = {
         "M0": exp.run(evaluation.STAGE, 0, policy=m0, eft_eval=held_out, directory="evaluation_m0"),

@@ -2,7 +2,8 @@
 
 Everything a job prints goes to `log_dir/<job>.log`; its progress bars (what ends in a carriage return)
 are shown on the console as well. A job that fails raises `JobFailedError` with the end of its log. An
-interrupt stops the job's whole process group before it goes on upwards.
+interrupt stops the job's whole process group before it goes on upwards. The job's services run around
+its steps (see `services`).
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from pathlib import Path
 from typing import IO
 
 from nemo_srl.errors import ConfigError, JobFailedError
+from nemo_srl.launchers.processes import how_it_ended, tail
+from nemo_srl.launchers.services import RunningServices, running
 from nemo_srl.protocols import Job, JobStep
 
-TAIL_LINES = 30
 GRACE_SECONDS = 30
 """Between TERM and KILL, when a job is stopped."""
 QUIET_SECONDS = 15
@@ -37,10 +39,13 @@ class LocalLauncher:
             )
         job.log_dir.mkdir(parents=True, exist_ok=True)
         log_path = job.log_dir / f"{job.name}.log"
-        for step in job.steps:
-            code = _run_step(_command(step, job), environment(step, job), log_path)
-            if code:
-                raise JobFailedError(f"{job.name} failed in its step {step.name!r} {_how(code)}\n{tail(log_path)}")
+        with running(job.services, job_name=job.name, log_dir=job.log_dir) as services:
+            for step in job.steps:
+                env = {**environment(step, job), **services.environment}
+                if code := _run_step(_command(step, job), env, log_path, services):
+                    services.check()  # a dead service explains the failure better than what the step said
+                    how = how_it_ended(code)
+                    raise JobFailedError(f"{job.name} failed in its step {step.name!r} {how}\n{tail(log_path)}")
 
 
 def _command(step: JobStep, job: Job) -> list[str]:
@@ -58,7 +63,7 @@ def environment(step: JobStep, job: Job) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1", **job.env}
 
 
-def _run_step(command: Sequence[str], env: Mapping[str, str], log_path: Path) -> int:
+def _run_step(command: Sequence[str], env: Mapping[str, str], log_path: Path, services: RunningServices) -> int:
     with log_path.open("ab") as log:
         log.write(f"$ {' '.join(command)}\n".encode())
         log.flush()
@@ -68,9 +73,9 @@ def _run_step(command: Sequence[str], env: Mapping[str, str], log_path: Path) ->
         )  # fmt: skip
         assert process.stdout is not None
         try:
-            with process.stdout as output:
+            with process.stdout as output, services.ending(process):
                 _copy_output(output, log)
-            return process.wait()
+                return process.wait()
         except BaseException:
             _stop(process)
             raise
@@ -124,19 +129,3 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             return
         except subprocess.TimeoutExpired:
             continue
-
-
-def _how(code: int) -> str:
-    if code < 0:
-        name = signal.Signals(-code).name
-        hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return f"by {name}{hint}"
-    return f"with exit status {code}"
-
-
-def tail(log_path: Path) -> str:
-    """The last lines of a log, without progress bars."""
-    text = log_path.read_bytes()[-(1 << 18) :].decode(errors="replace")
-    lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.split("\n")]
-    shown = [line for line in lines if line][-TAIL_LINES:]
-    return f"The end of {log_path}:\n" + "\n".join(f"  | {line}" for line in shown)

@@ -12,12 +12,12 @@ evaluation   M_t, held-out EFT               -> metrics
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from nemo_srl.artifacts import Artifact, Identity
-from nemo_srl.config import Config
+from nemo_srl.config import ENGINE_SETTINGS, Config, Role
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,22 @@ class Stage:
     """`settings` are the parts of the configuration that decide the result, as dotted paths.
 
     Placement (launcher, parallel sizes, batch limits) is never among them. The last step returns the
-    `Result` with which the artifact is published.
+    `Result` with which the artifact is published. `engines` names the roles in which the stage calls
+    models; the servers of those engines run beside its steps, on its input `policy`.
     """
 
     name: str
     output: Callable[[Path, Identity], Artifact]
     settings: tuple[str, ...]
     steps: tuple[Step, ...]
+    engines: tuple[Role, ...] = ()
+
+
+ENGINE = tuple(f"engine.{name}" for name in ENGINE_SETTINGS)
+"""What decides a stage's result in `engine`."""
+
+
+def settings_of(section: str) -> tuple[str, ...]:
+    """What decides a stage's result in `section`: all of it, but not where its own engine runs."""
+    names = [f.name for f in fields(getattr(Config(), section)) if f.name != "engine"]
+    return tuple(f"{section}.{name}" for name in (*names, *ENGINE))

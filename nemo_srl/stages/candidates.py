@@ -9,7 +9,7 @@ from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Completion, Prompt
-from nemo_srl.stages import Context, Result, Stage, Step
+from nemo_srl.stages import ENGINE, Context, Result, Stage, Step
 from nemo_srl.stages.calls import open_caller
 
 
@@ -19,6 +19,7 @@ def answer_requests(prompts: list[Prompt], chat: ChatTemplate, cfg: Config) -> l
         GenerationRequest(
             key=p.prompt_id,
             prompt_token_ids=chat.encode(chat.render(p.text)),
+            text=p.text,
             n=cfg.candidates.num_samples,
             seed=cfg.seed,
         )
@@ -46,7 +47,7 @@ def run(ctx: Context) -> Result:
     prompts: list[Prompt] = ctx.inputs["prompts"].read()
     chat = ChatTemplate(ctx.inputs["policy"].model_dir, chat_template=ctx.cfg.model.chat_template)
     with open_caller(ctx) as caller:
-        completions = caller.complete(answer_requests(prompts, chat, ctx.cfg), ctx.cfg.candidates, title="candidates")
+        completions = caller.complete(answer_requests(prompts, chat, ctx.cfg), "candidates", title="candidates")
     candidates = candidates_of(prompts, completions)
     return Result(
         ctx.output.write(candidates),
@@ -61,6 +62,7 @@ def run(ctx: Context) -> Result:
 STAGE = Stage(
     name="candidates",
     output=lambda path, identity: Table(path, identity, Candidate),
-    settings=("candidates", "model.chat_template", "engine.name", "engine.dtype", "seed"),
+    settings=("candidates", "model.chat_template", *ENGINE, "seed"),
     steps=(Step("run", run),),
+    engines=("candidates",),
 )

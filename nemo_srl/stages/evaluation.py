@@ -16,7 +16,7 @@ from nemo_srl.artifacts import Table
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.judge import mean_score
 from nemo_srl.records import Candidate, EFTExample, Judgement, Metric, Prompt
-from nemo_srl.stages import Context, Result, Stage, Step
+from nemo_srl.stages import ENGINE, Context, Result, Stage, Step, settings_of
 from nemo_srl.stages.calls import Caller, open_caller
 from nemo_srl.stages.candidates import answer_requests, candidates_of
 from nemo_srl.stages.judgements import judge_request, judgements_of
@@ -31,18 +31,14 @@ def instructions_of(examples: Iterable[EFTExample], limit: int) -> list[Prompt]:
 
 def answer_and_judge(ctx: Context, caller: Caller, prompts: list[Prompt]) -> tuple[list[Candidate], list[Judgement]]:
     chat = ChatTemplate(ctx.inputs["policy"].model_dir, chat_template=ctx.cfg.model.chat_template)
-    answers = caller.complete(answer_requests(prompts, chat, ctx.cfg), ctx.cfg.candidates, title="held-out answers")
+    answers = caller.complete(answer_requests(prompts, chat, ctx.cfg), "candidates", title="held-out answers")
     candidates = candidates_of(prompts, answers)
     requests = [
         judge_request(f"self/{c.key}", instruction=c.prompt, response=c.response, chat=chat, cfg=ctx.cfg)
         for c in candidates
     ]
-    verdicts = caller.complete(requests, ctx.cfg.judge, title="self-judgements")
-    return candidates, [
-        j
-        for c in candidates
-        for j in judgements_of(c.key, verdicts[f"self/{c.key}"], max_score=ctx.cfg.judge.max_score)
-    ]
+    verdicts = caller.complete(requests, "judge", title="self-judgements")
+    return candidates, [j for c in candidates for j in judgements_of(c.key, verdicts[f"self/{c.key}"], ctx.cfg.judge)]
 
 
 def judge_examples(ctx: Context, caller: Caller, examples: Sequence[EFTExample]) -> list[Judgement]:
@@ -51,10 +47,8 @@ def judge_examples(ctx: Context, caller: Caller, examples: Sequence[EFTExample])
         judge_request(f"eft/{x.key}", instruction=x.instruction, response=x.response, chat=chat, cfg=ctx.cfg)
         for x in examples
     ]
-    verdicts = caller.complete(requests, ctx.cfg.judge, title="held-out judgements")
-    return [
-        j for x in examples for j in judgements_of(x.key, verdicts[f"eft/{x.key}"], max_score=ctx.cfg.judge.max_score)
-    ]
+    verdicts = caller.complete(requests, "judge", title="held-out judgements")
+    return [j for x in examples for j in judgements_of(x.key, verdicts[f"eft/{x.key}"], ctx.cfg.judge)]
 
 
 def answering_metrics(candidates: list[Candidate], judgements: list[Judgement], *, min_margin: float) -> list[Metric]:
@@ -148,7 +142,8 @@ STAGE = Stage(
     name="evaluation",
     output=lambda path, identity: Table(path, identity, Metric),
     settings=(
-        "evaluation", "candidates", "judge", "pairs", "model.chat_template", "engine.name", "engine.dtype", "seed",
+        "evaluation", "candidates", *settings_of("judge"), "pairs", "model.chat_template", *ENGINE, "seed",
     ),
     steps=(Step("run", run),),
+    engines=("candidates", "judge"),
 )  # fmt: skip

@@ -11,11 +11,13 @@ from statistics import fmean
 from nemo_srl import judge
 from nemo_srl.artifacts import Table
 from nemo_srl.chat import ChatTemplate
-from nemo_srl.config import Config
+from nemo_srl.config import Config, JudgeConfig
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Completion, Judgement
-from nemo_srl.stages import Context, Result, Stage, Step
+from nemo_srl.stages import ENGINE, Context, Result, Stage, Step, settings_of
 from nemo_srl.stages.calls import open_caller
+from nemo_srl.stages.comparisons import comparison_requests, judgements_of_comparisons
+from nemo_srl.stages.scores import score_of
 
 
 def judge_request(key: str, *, instruction: str, response: str, chat: ChatTemplate, cfg: Config) -> GenerationRequest:
@@ -24,46 +26,55 @@ def judge_request(key: str, *, instruction: str, response: str, chat: ChatTempla
     return GenerationRequest(
         key=key,
         prompt_token_ids=chat.encode(chat.render(prompt)),
+        text=prompt,
         n=cfg.judge.num_judgements,
         seed=cfg.seed,
     )
 
 
-def judgements_of(key: str, completions: list[Completion], *, max_score: int) -> list[Judgement]:
+def judgements_of(key: str, completions: list[Completion], cfg: JudgeConfig) -> list[Judgement]:
     """The verdicts on one response, with the scores that could be read in them."""
     return [
         Judgement(
             candidate_key=key,
             judgement_index=c.index,
             verdict=c.text.strip(),
-            score=judge.parse_score(_as_it_ended(c), max_score=max_score),
+            score=score.value,
+            coverage=score.coverage,
         )
-        for c in completions
+        for c, score in ((c, score_of(c, cfg)) for c in completions)
     ]
 
 
-def _as_it_ended(c: Completion) -> str:
-    """The verdict, with a mark where it was cut off: `Score: 4` may have been going to be `Score: 4.5`."""
-    return c.text if c.finish_reason == "stop" else c.text + "\u2026"
+def _coverage(judgements: list[Judgement]) -> dict[str, float]:
+    """How much probability the judge gave to points at all, where scores are expectations."""
+    coverages = [j.coverage for j in judgements if j.coverage is not None]
+    return {"mean_coverage": fmean(coverages)} if coverages else {}
 
 
 def run(ctx: Context) -> Result:
     candidates: list[Candidate] = ctx.inputs["candidates"].read()
     chat = ChatTemplate(ctx.inputs["policy"].model_dir, chat_template=ctx.cfg.model.chat_template)
+    pairwise = ctx.cfg.judge.mode == "pairwise"
     # In the table's order, so that the judgements of one prompt are adjacent and share its prefix.
-    requests = [
-        judge_request(c.key, instruction=c.prompt, response=c.response, chat=chat, cfg=ctx.cfg) for c in candidates
-    ]
+    if pairwise:
+        requests = comparison_requests(candidates, chat, ctx.cfg)
+    else:
+        requests = [
+            judge_request(c.key, instruction=c.prompt, response=c.response, chat=chat, cfg=ctx.cfg) for c in candidates
+        ]
     with open_caller(ctx) as caller:
-        completions = caller.complete(requests, ctx.cfg.judge, title="judgements")
-    judgements = [
-        j for key, cs in completions.items() for j in judgements_of(key, cs, max_score=ctx.cfg.judge.max_score)
-    ]
+        completions = caller.complete(requests, "judge", title="judgements")
+    if pairwise:
+        judgements = judgements_of_comparisons(candidates, completions, ctx.cfg.judge)
+    else:
+        judgements = [j for key, cs in completions.items() for j in judgements_of(key, cs, ctx.cfg.judge)]
     return Result(
         ctx.output.write(judgements),
         {
             "num_judgements": len(judgements),
             "valid_rate": fmean(j.score is not None for j in judgements),
+            **_coverage(judgements),
         },
     )
 
@@ -71,6 +82,7 @@ def run(ctx: Context) -> Result:
 STAGE = Stage(
     name="judgements",
     output=lambda path, identity: Table(path, identity, Judgement),
-    settings=("judge", "model.chat_template", "engine.name", "engine.dtype", "seed"),
+    settings=(*settings_of("judge"), "model.chat_template", *ENGINE, "seed"),
     steps=(Step("run", run),),
+    engines=("judge",),
 )

@@ -19,7 +19,7 @@ from nemo_srl.dedup import RougeLIndex
 from nemo_srl.errors import DataError
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Completion, IFTExample, Prompt
-from nemo_srl.stages import Context, Result, Stage, Step
+from nemo_srl.stages import ENGINE, Context, Result, Stage, Step, settings_of
 from nemo_srl.stages.calls import open_caller
 
 Reason = Literal["similar", "length", "blocked_word", "not_an_instruction"]
@@ -80,7 +80,9 @@ def round_requests(
         shots = rng.sample(seed_texts, num_seed) + rng.sample(kept, num_generated)
         rng.shuffle(shots)
         key = f"iter{iteration}-round{number:02d}-{i:05d}"
-        requests.append(GenerationRequest(key=key, prompt_token_ids=chat.encode_plain(few_shot_text(shots)), n=1, seed=seed))
+        text = few_shot_text(shots)
+        ids = chat.encode_plain(text)
+        requests.append(GenerationRequest(key=key, prompt_token_ids=ids, n=1, seed=seed, text=text))
     return requests
 
 
@@ -100,7 +102,7 @@ def run(ctx: Context) -> Result:
                 iteration=ctx.iteration, number=number, size=missing, seed_texts=seed_texts, kept=kept, chat=chat,
                 cfg=cfg, seed=ctx.cfg.seed,
             )  # fmt: skip
-            completions = caller.complete(requests, cfg, title=f"prompts, round {number + 1}")
+            completions = caller.complete(requests, "prompts", title=f"prompts, round {number + 1}")
             num_calls += len(requests)
             for text in (t for c in completions.values() for t in tasks_in(c[0])):
                 if (reason := keep.reason_to_drop(text)) is None:
@@ -125,6 +127,7 @@ def run(ctx: Context) -> Result:
 STAGE = Stage(
     name="prompts",
     output=lambda path, identity: Table(path, identity, Prompt),
-    settings=("prompts", "engine.name", "engine.dtype", "seed"),
+    settings=(*settings_of("prompts"), *ENGINE, "seed"),
     steps=(Step("run", run),),
+    engines=("prompts",),
 )

@@ -1,0 +1,159 @@
+"""HF <-> NeMo conversion against `cp` of the same bytes: speed, and peak memory beyond the imports.
+
+    python benchmarks/conversion.py [--directory DIR] [--num-layers N] [--repeats N] [--output FILE]
+
+Makes a random bfloat16 Llama (by default 2.5 GB on disk: untied, GQA) below DIR, converts it both ways, each time
+in a fresh process, and removes everything. The three methods are repeated in turn, after one round of
+warm-up; reported are medians. `cp` is followed by an fsync of every file, because the conversions publish
+the same way. Goals: at least half of cp's speed; peak resident memory at most two layers + 1 GB over the
+process after its imports. Run it on a machine that is otherwise idle: the conversions overlap reading and
+writing in two threads, and with other work on the same cores cp, which needs a fifth of one, wins by more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from nemo_srl.models import nemo_layout
+from nemo_srl.models.convert import hf_to_nemo, nemo_to_hf
+from nemo_srl.models.directories import publish
+from nemo_srl.models.hf import ModelSpec, read_spec
+from nemo_srl.models.tensor_io import ShardedWriter
+
+
+def make_model(directory: Path, num_layers: int) -> None:
+    """A random model of Llama 3's proportions at hidden size 2048."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "eos_token_id": 2,
+    }
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (directory / name).write_text("{}")
+    (directory / "model.safetensors").touch()  # read_spec asks for weights
+    spec = read_spec(directory)
+    shapes: list[tuple[str, tuple[int, ...]]] = []
+    for p in nemo_layout.whole_parameters(spec, spec.vocab_size):
+        shapes += zip(p.hf_names, p.hf_shapes, strict=True)
+    for layer in range(num_layers):
+        for p in nemo_layout.layer_parameters(spec):
+            shapes += [(n.format(layer=layer), s) for n, s in zip(p.hf_names, p.hf_shapes, strict=True)]
+    plan = [(name, shape, torch.bfloat16) for name, shape in shapes]
+    (directory / "model.safetensors").unlink()
+    writer = ShardedWriter(directory, plan, max_shard_bytes=1_000_000_000)
+    writer.write((name, torch.randn(shape).bfloat16()) for name, shape, _ in plan)
+
+
+def layer_bytes(spec: ModelSpec) -> int:
+    return sum(2 * torch.Size(p.shape).numel() for p in nemo_layout.layer_parameters(spec))
+
+
+def convert(pipe: Connection, direction: str, source: Path, target: Path, template: Path) -> None:
+    """In a process of its own: convert and send (seconds, bytes of peak memory over that before)."""
+    before = _status_bytes("VmRSS")
+    start = time.perf_counter()
+    if direction == "hf_to_nemo":
+        hf_to_nemo(source, target)
+    else:
+        nemo_to_hf(source, target, template_hf_dir=template)
+    seconds = time.perf_counter() - start
+    pipe.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before))
+
+
+def _status_bytes(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(key)
+
+
+def measure_conversion(direction: str, source: Path, target: Path, template: Path) -> tuple[float, int]:
+    # spawn, not fork: a forked child would inherit the peak of this process
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=convert, args=(there, direction, source, target, template))
+    process.start()
+    there.close()
+    seconds, peak = here.recv()
+    process.join()
+    return float(seconds), int(peak)
+
+
+def measure_cp(_: str, source: Path, target: Path, __: Path) -> tuple[float, int]:
+    start = time.perf_counter()
+    partial = target.with_name(target.name + ".partial")
+    subprocess.run(["cp", "-r", str(source), str(partial)], check=True)
+    publish(partial, target)
+    return time.perf_counter() - start, 0
+
+
+def run(directory: Path, num_layers: int, repeats: int) -> dict[str, object]:
+    hf, nemo, back, copy = (directory / name for name in ("hf", "nemo", "back", "copy"))
+    make_model(hf, num_layers)
+    os.sync()
+    spec = read_spec(hf)
+    num_bytes = sum(path.stat().st_size for path in hf.iterdir())
+    seconds: dict[str, list[float]] = {"cp": [], "hf_to_nemo": [], "nemo_to_hf": []}
+    peaks: dict[str, list[int]] = {name: [] for name in seconds}
+    for repeat in range(repeats + 1):
+        for name, source, target in (("cp", hf, copy), ("hf_to_nemo", hf, nemo), ("nemo_to_hf", nemo, back)):
+            # Freed just before, so that each method writes into memory that the machine has at hand: a virtual
+            # machine takes several times longer for pages that it touches for the first time.
+            shutil.rmtree(target, ignore_errors=True)
+            elapsed, peak = (measure_cp if name == "cp" else measure_conversion)(name, source, target, hf)
+            if repeat:  # the first round warms up
+                seconds[name].append(elapsed)
+                peaks[name].append(peak)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    goal = 2 * layer_bytes(spec) + 1_000_000_000
+    return {
+        "gigabytes": round(num_bytes / 1e9, 3),
+        "repeats": repeats,
+        "median_seconds": {name: round(value, 3) for name, value in median.items()},
+        "all_seconds": {name: [round(v, 3) for v in values] for name, values in seconds.items()},
+        "speed_vs_cp": {name: round(median["cp"] / median[name], 3) for name in seconds},
+        "peak_gigabytes_over_imports": {name: round(max(v) / 1e9, 3) for name, v in peaks.items()},
+        "peak_goal_gigabytes": round(goal / 1e9, 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--num-layers", type=int, default=18)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=None)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.directory, prefix="conversion-") as temporary:
+        text = json.dumps(run(Path(temporary), options.num_layers, options.repeats), indent=2)
+    print(text)
+    if options.output is not None:
+        options.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""`GenerationEngine` on the embedded decoder.
+
+The same requests and parameters give the same completions on the same machine, byte for byte, also across
+an interruption: batches depend on the list of requests alone, a batch whose completions are all there is
+skipped, and one that was interrupted runs again in full and yields what was missing.
+
+A sample does not depend on its batch either, as far as the machine's matrix products round a row alike
+whatever rows surround it. oneDNN's do (AVX-512, bfloat16 and float32); elsewhere it is true up to rounding.
+
+Raises `DataError` before any work for requests that cannot be served, `EngineError` if the model
+gives no numbers. Not covered: stop strings, log-probabilities.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from nemo_srl.engines.embedded.batching import SampleSlot, plan_batches, prefix_tree
+from nemo_srl.engines.embedded.kv_cache import rows_without
+from nemo_srl.engines.embedded.llama import LlamaModel
+from nemo_srl.engines.embedded.sampling import choose, sample_uniforms
+from nemo_srl.errors import ConfigError, DataError, EngineError
+from nemo_srl.protocols import GenerationRequest, SamplingParams
+from nemo_srl.records import Completion
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class EmbeddedEngine:
+    """Serves the Hugging Face Llama directory `model_dir` from this process.
+
+    `max_batch_size` sequences are decoded together; more need more memory and pay off up to about 48.
+    """
+
+    def __init__(self, model_dir: Path, *, dtype: str = "bfloat16", max_batch_size: int = 32) -> None:
+        if dtype not in DTYPES:
+            raise ConfigError(f"engine.dtype={dtype!r}: the embedded engine knows {sorted(DTYPES)}")
+        if max_batch_size < 1:
+            raise ConfigError(f"engine.max_batch_size={max_batch_size}: must be at least 1")
+        self._model = LlamaModel(model_dir, dtype=DTYPES[dtype])
+        self._tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        self._max_batch_size = max_batch_size
+
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        params: SamplingParams,
+        *,
+        completed: Collection[str] = (),
+    ) -> Iterator[tuple[Completion, ...]]:
+        """See `protocols.GenerationEngine`. Requests are checked in this call, not at the first `next`."""
+        if params.num_logprobs:
+            raise ConfigError(
+                f"num_logprobs={params.num_logprobs}: the embedded engine gives no log-probabilities; use "
+                "judge.mode=sampled, or another engine for the judge"
+            )
+        _check(requests, params, self._model.spec.max_position_embeddings)
+        return self._generate(plan_batches(requests, self._max_batch_size), params, set(completed))
+
+    def close(self) -> None:
+        """Nothing to end: the memory is freed with the object."""
+
+    def _generate(
+        self, batches: list[list[SampleSlot]], params: SamplingParams, completed: set[str]
+    ) -> Iterator[tuple[Completion, ...]]:
+        for slots in batches:
+            missing = {slot.key for slot in slots} - completed
+            if not missing:
+                continue
+            for finished in self._run_batch(slots, params):
+                if new := tuple(c for c in finished if c.key in missing):
+                    missing -= {c.key for c in new}
+                    yield new
+                if not missing:
+                    break
+
+    def _run_batch(self, slots: list[SampleSlot], params: SamplingParams) -> Iterator[list[Completion]]:
+        batch = _Batch(self._model, slots, params)
+        end_tokens = frozenset(self._model.spec.eos_token_ids)
+        while batch.slots:
+            if finished := batch.step(end_tokens):
+                yield [self._completion(slot, tokens, end_tokens) for slot, tokens in finished]
+
+    def _completion(self, slot: SampleSlot, tokens: list[int], end_tokens: frozenset[int]) -> Completion:
+        stopped = tokens[-1] in end_tokens
+        return Completion(
+            request_key=slot.request.key,
+            index=slot.index,
+            text=self._tokenizer.decode(
+                tokens[:-1] if stopped else tokens,
+                skip_special_tokens=True,
+                clean_up_tokenization_spaces=False,
+            ),
+            num_tokens=len(tokens),
+            finish_reason="stop" if stopped else "length",
+        )
+
+
+class _Batch:
+    """Sequences that are decoded together, one token each per `step`; those that end leave."""
+
+    def __init__(self, model: LlamaModel, slots: Sequence[SampleSlot], params: SamplingParams) -> None:
+        self.model = model
+        self.params = params
+        self.slots = list(slots)
+        self.tokens: list[list[int]] = [[] for _ in slots]
+        self._uniforms = torch.stack(
+            [sample_uniforms(s.request.seed, s.request.key, s.index, params.max_tokens) for s in slots]
+        )
+        self._positions = torch.tensor([len(s.request.prompt_token_ids) for s in slots])
+        self._prefill()
+
+    @torch.inference_mode()
+    def _prefill(self) -> None:
+        prompts = [slot.request.prompt_token_ids for slot in self.slots]
+        segments, ends = prefix_tree(prompts)
+        prefilled = self.model.prefill(segments)
+        self._cache = self.model.new_cache(
+            num_rows=len(prompts), max_prompt=max(map(len, prompts)), max_tokens=self.params.max_tokens
+        )
+        hidden: list[Tensor] = []
+        source: list[int] = []  # of which prompt each row is
+        for prompt, rows in groupby(prompts):
+            count = len(list(rows))
+            self._cache.fill(len(source), count, *prefilled.of_prompt(ends[prompt]))
+            source += [len(hidden)] * count
+            hidden.append(prefilled.last_hidden[id(ends[prompt])])
+        self._logits = self.model.logits(torch.stack(hidden))[source]
+
+    @torch.inference_mode()
+    def step(self, end_tokens: frozenset[int]) -> list[tuple[SampleSlot, list[int]]]:
+        """Choose one token for every sequence; returns those that ended with it, after they have left."""
+        num_done, params = len(self.tokens[0]), self.params
+        if num_done:
+            last = torch.tensor([tokens[-1] for tokens in self.tokens])
+            self._logits = self.model.decode(last, self._positions, self._cache)
+            self._positions += 1
+        chosen = choose(
+            self._logits, self._uniforms[:, num_done], temperature=params.temperature, top_p=params.top_p
+        ).tolist()
+        for tokens, token in zip(self.tokens, chosen, strict=True):
+            tokens.append(token)
+        if -1 in chosen:
+            raise EngineError(
+                f"request {self.slots[chosen.index(-1)].request.key!r}: the model's output is not a number. "
+                "Its weights are damaged or its training diverged (look at the training's loss)."
+            )
+        full = num_done + 1 == params.max_tokens
+        ended = [i for i, token in enumerate(chosen) if full or token in end_tokens]
+        finished = [(self.slots[i], self.tokens[i]) for i in ended]
+        if ended:
+            self._keep(rows_without(len(chosen), ended))
+        return finished
+
+    def _keep(self, rows: list[int]) -> None:
+        self._cache.keep(rows)
+        self.slots = [self.slots[i] for i in rows]
+        self.tokens = [self.tokens[i] for i in rows]
+        self._uniforms, self._positions = self._uniforms[rows], self._positions[rows]
+
+
+def _check(requests: Sequence[GenerationRequest], params: SamplingParams, limit: int) -> None:
+    if repeated := [key for key, count in Counter(r.key for r in requests).items() if count > 1]:
+        raise DataError(f"request key {repeated[0]!r} occurs more than once; keys tell completions apart")
+    for request in requests:
+        length = len(request.prompt_token_ids)
+        if not length:
+            raise DataError(f"request {request.key!r}: its prompt has no tokens")
+        if length + params.max_tokens > limit:
+            raise DataError(
+                f"request {request.key!r}: prompt of {length} tokens + max_tokens={params.max_tokens} exceed "
+                f"the model's context of {limit} tokens. Shorten the prompt or lower max_tokens."
+            )

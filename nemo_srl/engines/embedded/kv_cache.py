@@ -1,0 +1,85 @@
+"""Keys and values of the sequences of one batch, for all layers.
+
+Column c of row b holds one token. Prompts occupy columns [0, length), generated tokens follow from the
+common column `prompt_columns` on, so that a decoding step writes one column for the whole batch; the
+gap in between is masked. Rows stay dense: a finished row is overwritten by the last one.
+
+Gap and width are multiples of 32 columns. Sums over columns then run over the same lanes in the same
+order whatever the longest prompt of the batch is, which keeps a sequence's numbers (almost always bit
+for bit) independent of the batch that it shares.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+COLUMN_BLOCK = 32
+
+
+def round_up(columns: int) -> int:
+    return -(-columns // COLUMN_BLOCK) * COLUMN_BLOCK
+
+
+class KVCache:
+    """Room for `num_rows` sequences with prompts of up to `max_prompt` tokens and `max_tokens` more each."""
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_rows: int,
+        num_groups: int,
+        head_dim: int,
+        max_prompt: int,
+        max_tokens: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self.num_rows = num_rows
+        self.prompt_columns = round_up(max_prompt)
+        self.column = self.prompt_columns  # the next one to be written
+        capacity = self.prompt_columns + round_up(max_tokens)
+        shape = (num_layers, num_rows, num_groups)
+        # Keys lie transposed, as the product with the queries wants them. Zeros, because a masked column
+        # still takes part in the product with the values, where 0 x NaN would be NaN.
+        self.keys = torch.zeros(*shape, head_dim, capacity, dtype=dtype)
+        self.values = torch.zeros(*shape, capacity, head_dim, dtype=dtype)
+        self.mask = torch.full((num_rows, 1, 1, capacity), -torch.inf, dtype=dtype)
+
+    def fill(self, first_row: int, num_rows: int, keys: Tensor, values: Tensor) -> None:
+        """Give rows [first_row, first_row + num_rows) one prompt.
+
+        `keys` and `values`: [num_layers, length, num_groups, head_dim].
+        """
+        length, rows = keys.shape[1], slice(first_row, first_row + num_rows)
+        self.keys[:, rows, :, :, :length] = keys.permute(0, 2, 3, 1).unsqueeze(1)
+        self.values[:, rows, :, :length] = values.transpose(1, 2).unsqueeze(1)
+        self.mask[rows, :, :, :length] = 0
+
+    def open_column(self) -> int:
+        """Make the next column visible to all rows and return it; each layer then writes it."""
+        column, self.column = self.column, self.column + 1
+        self.mask[:, :, :, column] = 0
+        return column
+
+    @property
+    def width(self) -> int:
+        """Columns that attention has to look at."""
+        return round_up(self.column)
+
+    def keep(self, rows: list[int]) -> None:
+        """Row i becomes what row rows[i] was; `rows` differs from its index only where a row moves down."""
+        for target, source in enumerate(rows):
+            if target != source:
+                self.keys[:, target, :, :, : self.column] = self.keys[:, source, :, :, : self.column]
+                self.values[:, target, :, : self.column] = self.values[:, source, :, : self.column]
+                self.mask[target] = self.mask[source]
+        self.num_rows = len(rows)
+
+
+def rows_without(num_rows: int, finished: list[int]) -> list[int]:
+    """An arrangement for `KVCache.keep` without `finished` rows, moving as few rows as possible."""
+    gone = set(finished)
+    rows = list(range(num_rows - len(gone)))
+    movers = iter([row for row in range(len(rows), num_rows) if row not in gone])
+    return [row if row not in gone else next(movers) for row in rows]

@@ -1,0 +1,247 @@
+"""What is sent to a server, and what is read from its answer: token ids to /completions, or text to a chat.
+
+An answer is untrusted: a choice without what it must have raises `BadChoiceError`, and the engine asks again for that
+sample alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from nemo_srl.protocols import GenerationRequest, SamplingParams
+from nemo_srl.records import FinishReason, NumberLogprobs
+
+FINISH_REASONS: Mapping[str, FinishReason] = {
+    "stop": "stop",
+    "eos": "stop",
+    "length": "length",
+    # The server's own filter ended it. What is there is used: a verdict without a score is counted as such.
+    "content_filter": "stop",
+}
+
+_NUMBER = re.compile(r"[0-9]+")
+
+
+class BadChoiceError(ValueError):
+    """A choice in a server's answer that is no usable sample."""
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is needed here."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str: ...
+
+
+def load_tokenizer(model_dir: Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face directory."""
+    from transformers import AutoTokenizer  # here, since it takes a second that launching a job need not pay
+
+    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One usable choice. `num_tokens` counts an end-of-sequence token, which is not part of `text`."""
+
+    text: str
+    num_tokens: int
+    finish_reason: FinishReason
+    number_logprobs: NumberLogprobs | None
+
+
+class Dialect(Protocol):
+    """How to speak to one kind of server."""
+
+    @property
+    def path(self) -> str: ...
+
+    def body(
+        self, request: GenerationRequest, params: SamplingParams, *, model: str, n: int, seed: int
+    ) -> dict[str, Any]: ...
+
+    def sample(self, choice: Mapping[str, Any], params: SamplingParams) -> Sample:
+        """Raises `BadChoiceError`."""
+        ...
+
+
+@dataclass(frozen=True)
+class CompletionsDialect:
+    """Token ids to /completions.
+
+    `extra_body` is added to every request, and a null in it takes a field away. `end_token_ids` are cut
+    off where the server returns token ids; texts come without them.
+    """
+
+    tokenizer: Tokenizer
+    end_token_ids: tuple[int, ...]
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    path: str = "/completions"
+
+    def body(
+        self, request: GenerationRequest, params: SamplingParams, *, model: str, n: int, seed: int
+    ) -> dict[str, Any]:
+        body = {"model": model, "prompt": list(request.prompt_token_ids), **_sampling(params, n=n, seed=seed)}
+        if params.num_logprobs:
+            body["logprobs"] = params.num_logprobs
+        return _with_extra(body, self.extra_body)
+
+    def sample(self, choice: Mapping[str, Any], params: SamplingParams) -> Sample:
+        reason = _finish_reason(choice)
+        ids = choice.get("token_ids")
+        if isinstance(ids, list) and all(isinstance(i, int) for i in ids):
+            text, num_tokens = self._decode(ids, reason)
+        else:
+            text = _text(choice.get("text"))
+            num_tokens = _count(self.tokenizer, text, reason)
+        logprobs = _of_completion(choice.get("logprobs")) if params.num_logprobs else None
+        numbers = None if logprobs is None else number_logprobs(text, logprobs)
+        return Sample(text, num_tokens, reason, numbers)
+
+    def _decode(self, ids: list[int], reason: FinishReason) -> tuple[str, int]:
+        # Servers differ in whether the token that ended a sample is among its ids.
+        kept = ids[:-1] if reason == "stop" and ids and ids[-1] in self.end_token_ids else ids
+        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text, len(kept) + (reason == "stop")
+
+
+@dataclass(frozen=True)
+class ChatDialect:
+    """The text of a prompt to /chat/completions, as the user's turn."""
+
+    tokenizer: Tokenizer
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    path: str = "/chat/completions"
+
+    def body(
+        self, request: GenerationRequest, params: SamplingParams, *, model: str, n: int, seed: int
+    ) -> dict[str, Any]:
+        messages = [{"role": "user", "content": request.text}]
+        body = {"model": model, "messages": messages, **_sampling(params, n=n, seed=seed)}
+        if params.num_logprobs:
+            body |= {"logprobs": True, "top_logprobs": params.num_logprobs}
+        return _with_extra(body, self.extra_body)
+
+    def sample(self, choice: Mapping[str, Any], params: SamplingParams) -> Sample:
+        reason = _finish_reason(choice)
+        message = choice.get("message")
+        text = _text(message.get("content") if isinstance(message, dict) else None)
+        logprobs = _of_chat(choice.get("logprobs")) if params.num_logprobs else None
+        numbers = None if logprobs is None else number_logprobs(text, logprobs)
+        # The server's tokenizer is its own; the policy's gives a comparable count.
+        return Sample(text, _count(self.tokenizer, text, reason), reason, numbers)
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A generated token and the most probable ones in its place, by their texts."""
+
+    token: str
+    top: Mapping[str, float]
+
+
+def number_logprobs(text: str, tokens: Sequence[TokenLogprob]) -> NumberLogprobs:
+    """Where in `text` a token begins a number, and the numbers that could have stood there.
+
+    Only a token that is a whole number, with blanks around it at most, is told of, and only such alternatives.
+    """
+    found: NumberLogprobs = []
+    for token, offset in zip(tokens, _offsets(text, [t.token for t in tokens]), strict=True):
+        number = _NUMBER.fullmatch(token.token.strip())
+        if number is None or offset is None:
+            continue
+        begin = offset + len(token.token) - len(token.token.lstrip())
+        found.append((begin, {t: p for t, p in token.top.items() if _NUMBER.fullmatch(t.strip())}))
+    return found
+
+
+def _offsets(text: str, tokens: Sequence[str]) -> list[int | None]:
+    """Where each token begins in `text`; None where that cannot be told.
+
+    Tokens of half a character have no text that could be found, so tokens are matched from the beginning up
+    to such a one, and from the end back to such a one. A last token that ends the sequence has no place.
+    """
+    offsets: list[int | None] = [None] * len(tokens)
+    position = 0
+    for i, token in enumerate(tokens):
+        if not text.startswith(token, position):
+            break
+        offsets[i] = position
+        position += len(token)
+    position = len(text)
+    last = len(tokens) if tokens and text.endswith(tokens[-1]) else len(tokens) - 1
+    for i in reversed(range(last)):
+        if not text.endswith(tokens[i], 0, position):
+            break
+        position -= len(tokens[i])
+        offsets[i] = position
+    return offsets
+
+
+def _sampling(params: SamplingParams, *, n: int, seed: int) -> dict[str, Any]:
+    return {
+        "n": n,
+        "max_tokens": params.max_tokens,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "seed": seed,
+    }
+
+
+def _with_extra(body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in {**body, **extra}.items() if value is not None}
+
+
+def _finish_reason(choice: Mapping[str, Any]) -> FinishReason:
+    reason = choice.get("finish_reason")
+    if not isinstance(reason, str) or reason not in FINISH_REASONS:
+        raise BadChoiceError(f"finish_reason={reason!r} (expected one of {sorted(FINISH_REASONS)})")
+    return FINISH_REASONS[reason]
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise BadChoiceError(f"its text is {value!r}")
+    return value
+
+
+def _count(tokenizer: Tokenizer, text: str, reason: FinishReason) -> int:
+    return len(tokenizer.encode(text, add_special_tokens=False)) + (reason == "stop")
+
+
+def _of_completion(logprobs: object) -> list[TokenLogprob]:
+    """From the shape of /completions: parallel lists of tokens, their log-probabilities, their rivals."""
+    if not isinstance(logprobs, dict):
+        raise BadChoiceError(f"logprobs={logprobs!r}, although they were asked for")
+    try:
+        rows = zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True)
+        return [_token(token, own, (top or {}).items()) for token, own, top in rows]
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise BadChoiceError(f"logprobs of an unknown shape ({type(e).__name__}: {e})") from e
+
+
+def _of_chat(logprobs: object) -> list[TokenLogprob]:
+    """From the shape of /chat/completions: `content`, a list of objects."""
+    if not isinstance(logprobs, dict) or not isinstance(logprobs.get("content"), list):
+        raise BadChoiceError(f"logprobs={logprobs!r}, although they were asked for")
+    try:
+        return [
+            _token(x["token"], x["logprob"], ((y["token"], y["logprob"]) for y in x.get("top_logprobs") or ()))
+            for x in logprobs["content"]
+        ]
+    except (KeyError, TypeError, ValueError) as e:
+        raise BadChoiceError(f"logprobs of an unknown shape ({type(e).__name__}: {e})") from e
+
+
+def _token(token: object, own: object, top: Iterable[tuple[str, object]]) -> TokenLogprob:
+    if not isinstance(token, str):
+        raise TypeError(f"token {token!r}")
+    # The generated token may be missing among the most probable ones.
+    found = {token: float(own)} if isinstance(own, (int, float)) else {}
+    return TokenLogprob(token, {**found, **{str(t): float(p) for t, p in top if isinstance(p, (int, float))}})

@@ -1,0 +1,294 @@
+"""`GenerationEngine` over HTTP: many requests under way at once, completions yielded as they arrive.
+
+All n samples of a prompt are asked for in one request (the prompt is computed once; and TensorRT-LLM's sampler
+ignores seeds, so the same prompt on two replicas may come back twice with the same text). What is usable
+of an answer is yielded; what is missing or malformed is asked for again, `NUM_FRUITLESS` times without any
+progress. An error that asking again cannot mend stops new requests, lets those under way finish, and is then
+raised as `EngineError`: so nothing that a server completed is lost.
+
+Not covered: byte-equal results of two runs. A server's samples depend on what else it serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import queue
+import threading
+import zlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import httpx
+
+from nemo_srl.engines.openai.dialects import BadChoiceError, Dialect, Sample
+from nemo_srl.engines.openai.transport import Transport
+from nemo_srl.errors import DataError, EngineError
+from nemo_srl.protocols import GenerationRequest, SamplingParams
+from nemo_srl.records import Completion
+
+NUM_FRUITLESS = 3
+"""Answers to one request, one after the other, with nothing usable in them, before that is an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Where the servers are (URLs up to `/v1`, of replicas of one model) and how to treat them."""
+
+    base_urls: Sequence[str]
+    model: str = ""
+    """Empty: the only one that the first server lists."""
+    api_key: str = ""
+    max_concurrency: int = 64
+    timeout_seconds: float = 600
+    max_retries: int = 5
+    backoff_seconds: float = 0.5
+    """Before the first further attempt; doubled for each one after it."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    request: GenerationRequest
+    missing: tuple[int, ...]
+
+
+Emit = Callable[[tuple[Completion, ...]], None]
+
+
+class OpenAIEngine:
+    """Serves whatever model the servers have.
+
+    `check` raises `DataError` for requests that the servers could not take, before anything is sent. With
+    `probe`, the first `generate` finds out whether they give n samples for one request, and different
+    ones; if not, it asks for one at a time and says so through `warn`.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        dialect: Dialect,
+        *,
+        check: Callable[[Sequence[GenerationRequest], SamplingParams], None] = lambda requests, params: None,
+        probe: bool = False,
+        warn: Callable[[str], None] = print,
+    ) -> None:
+        self._settings = settings
+        self._dialect = dialect
+        self._check = check
+        self._probe = probe
+        self._warn = warn
+        self._model = settings.model
+        self._one_at_a_time = False
+
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        params: SamplingParams,
+        *,
+        completed: Collection[str] = (),
+    ) -> Iterator[tuple[Completion, ...]]:
+        """See `protocols.GenerationEngine`. Requests are checked in this call, not at the first `next`."""
+        check_keys(requests)
+        self._check(requests, params)
+        done = set(completed)
+        jobs = [_Job(r, tuple(i for i in range(r.n) if f"{r.key}/{i:02d}" not in done)) for r in requests]
+        return self._stream([job for job in jobs if job.missing], params)
+
+    def close(self) -> None:
+        """Nothing to end: connections belong to each `generate`, servers to the job."""
+
+    def _stream(self, jobs: list[_Job], params: SamplingParams) -> Iterator[tuple[Completion, ...]]:
+        """Run the event loop in a thread of its own, so that callers stay free of `async`."""
+        if not jobs:
+            return
+        results: queue.SimpleQueue[tuple[Completion, ...] | BaseException | None] = queue.SimpleQueue()
+        started: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+
+        async def work() -> None:
+            loop, task = asyncio.get_running_loop(), asyncio.current_task()
+            assert task is not None
+            started.put(lambda: loop.call_soon_threadsafe(task.cancel))
+            await self._ask_all(jobs, params, results.put)
+
+        def run() -> None:
+            try:
+                asyncio.run(work())
+            except BaseException as e:
+                results.put(e)
+            else:
+                results.put(None)
+
+        thread = threading.Thread(target=run, name="openai-engine", daemon=True)
+        thread.start()
+        cancel = started.get()
+        try:
+            while (item := results.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop may have ended
+                cancel()
+            thread.join()
+
+    async def _ask_all(self, jobs: list[_Job], params: SamplingParams, emit: Emit) -> None:
+        s = self._settings
+        transport = Transport(
+            api_key=s.api_key, timeout_seconds=s.timeout_seconds, max_retries=s.max_retries,
+            max_connections=s.max_concurrency, backoff_seconds=s.backoff_seconds,
+            # A proxy of the environment could not reach a server of this machine.
+            use_proxies=not all(httpx.URL(url).host in ("127.0.0.1", "localhost", "::1") for url in s.base_urls),
+        )  # fmt: skip
+        async with transport:
+            self._model = self._model or await only_model(transport, s.base_urls[0])
+            if self._probe:
+                await self._find_out(transport, jobs[0].request, params)
+            errors: list[EngineError] = []
+            todo = iter(jobs)
+
+            async def work() -> None:
+                for job in todo:
+                    if errors:
+                        return
+                    try:
+                        await self._ask(transport, job, params, emit)
+                    except EngineError as e:
+                        errors.append(e)
+
+            await asyncio.gather(*(work() for _ in range(min(s.max_concurrency, len(jobs)))))
+            if errors:
+                more = f" ({len(errors) - 1} more requests failed)" if len(errors) > 1 else ""
+                raise EngineError(f"{errors[0]}{more}. What was completed is kept; run again to go on.")
+
+    async def _ask(self, transport: Transport, job: _Job, params: SamplingParams, emit: Emit) -> None:
+        """Ask until every missing sample is there.
+
+        The first answer's choices are taken by their index. Later ones, under other seeds, fill whatever
+        is still missing.
+        """
+        request, missing = job.request, list(job.missing)
+        num_asked = num_fruitless = 0
+        while missing:
+            whole = num_asked == 0 and not self._one_at_a_time
+            n = request.n if whole else 1 if self._one_at_a_time else len(missing)
+            if params.temperature == 0:
+                n = 1  # all samples are the same, and TensorRT-LLM refuses to give more than one
+            seed = seed_of(request, num_asked if not self._one_at_a_time else missing[0])
+            answer = await transport.post(
+                self._url(request) + self._dialect.path,
+                self._dialect.body(request, params, model=self._model, n=n, seed=seed),
+            )
+            samples, problems = self._samples(answer, params, n)
+            if params.temperature == 0:
+                taken = [(i, sample) for sample in samples.values() for i in missing]
+            elif whole:
+                taken = [(i, samples[i]) for i in missing if i in samples]
+            else:
+                taken = list(zip(missing, samples.values(), strict=False))
+            if taken:
+                emit(tuple(_completion(request, i, sample) for i, sample in taken))
+                missing = [i for i in missing if i not in {i for i, _ in taken}]
+            num_asked += 1
+            num_fruitless = 0 if taken else num_fruitless + 1
+            if num_fruitless == NUM_FRUITLESS:
+                raise EngineError(
+                    f"request {request.key!r}: {NUM_FRUITLESS} answers of {self._url(request)} had nothing usable for "
+                    f"{len(missing)} of its {request.n} samples; the last one: {'; '.join(problems) or 'no choices'}"
+                )
+
+    def _url(self, request: GenerationRequest) -> str:
+        """The replica of a request: always the same one, so that it may still have the prompt."""
+        urls = self._settings.base_urls
+        return urls[zlib.crc32(request.key.encode()) % len(urls)]
+
+    def _samples(self, answer: httpx.Response, params: SamplingParams, n: int) -> tuple[dict[int, Sample], list[str]]:
+        """The usable choices by index, and what was wrong with the others."""
+        try:
+            found = answer.json()
+        except ValueError:
+            found = None
+        choices = found.get("choices") if isinstance(found, dict) else None
+        if not isinstance(choices, list):
+            return {}, [f"no JSON with `choices`: {answer.text[:200]!r}"]
+        samples: dict[int, Sample] = {}
+        problems: list[str] = []
+        for choice in choices:
+            index = choice.get("index") if isinstance(choice, dict) else None
+            if not isinstance(index, int) or not 0 <= index < n or index in samples:
+                problems.append(f"a choice with index={index!r} of n={n}")
+                continue
+            try:
+                samples[index] = self._dialect.sample(choice, params)
+            except BadChoiceError as e:
+                problems.append(f"choice {index}: {e}")
+        if len(samples) + len(problems) < n:
+            problems.append(f"{len(choices)} choices instead of {n}")
+        return samples, problems
+
+    async def _find_out(self, transport: Transport, request: GenerationRequest, params: SamplingParams) -> None:
+        """Send one small request for two samples; adapts, or raises `EngineError` when nothing would help."""
+        self._probe = False
+        probing = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=16, num_logprobs=params.num_logprobs)
+        url = self._settings.base_urls[0] + self._dialect.path
+        samples: dict[int, Sample] = {}
+        for number in range(NUM_FRUITLESS):
+            body = self._dialect.body(request, probing, model=self._model, n=2, seed=seed_of(request, number))
+            try:
+                samples, problems = self._samples(await transport.post(url, body), probing, 2)
+            except EngineError as e:
+                if not params.num_logprobs or "logprobs" not in str(e):
+                    raise
+                raise EngineError(f"{_NO_LOGPROBS} It said: {e}") from e
+            if samples:
+                break
+        else:
+            if params.num_logprobs and any("logprobs" in p for p in problems):
+                raise EngineError(f"{_NO_LOGPROBS} {'; '.join(problems)}")
+            raise EngineError(f"{url} answers a small request with nothing usable: {'; '.join(problems)}")
+        if len(samples) < 2 or samples[0].text == samples[1].text:
+            what = "one sample" if len(samples) < 2 else "the same sample twice"
+            self._warn(f"{url} gives {what} for n=2: samples are asked for one at a time, which is slower")
+            self._one_at_a_time = True
+
+
+_NO_LOGPROBS = (
+    "judge.mode='expected' needs log-probabilities, and the server gives none for /v1/completions (TensorRT-LLM up to "
+    "1.2 does not): use judge.mode=sampled, a newer server, or engine.trtllm.in_process=true."
+)
+
+
+def check_keys(requests: Sequence[GenerationRequest]) -> None:
+    """Raise `DataError` for a key that two requests share."""
+    if repeated := [key for key, count in Counter(r.key for r in requests).items() if count > 1]:
+        raise DataError(f"request key {repeated[0]!r} occurs more than once; keys tell completions apart")
+
+
+def seed_of(request: GenerationRequest, salt: int) -> int:
+    """A seed of 31 bits for one attempt at a request."""
+    digest = hashlib.sha256(f"{request.seed}/{salt}/{request.key}".encode()).digest()
+    return int.from_bytes(digest[:4], "little") >> 1
+
+
+async def only_model(transport: Transport, base_url: str) -> str:
+    """The name of the one model that a server lists."""
+    answer = await transport.get(f"{base_url}/models")
+    try:
+        names = [str(m["id"]) for m in answer.json()["data"]]
+    except (ValueError, KeyError, TypeError) as e:
+        raise EngineError(f"{base_url}/models: not a list of models: {answer.text[:200]!r}") from e
+    if len(names) != 1:
+        raise EngineError(f"engine.model='': {base_url} lists {len(names)} models ({', '.join(names[:10])}); name one")
+    return names[0]
+
+
+def _completion(request: GenerationRequest, index: int, sample: Sample) -> Completion:
+    return Completion(
+        request_key=request.key,
+        index=index,
+        text=sample.text,
+        num_tokens=sample.num_tokens,
+        finish_reason=sample.finish_reason,
+        number_logprobs=sample.number_logprobs,
+    )

@@ -1,0 +1,118 @@
+"""HTTP with the patience that servers need: what may pass is tried again, what will not is an error at once.
+
+Tried again, with exponential back-off and jitter: connection errors, an attempt past its deadline, 429 (at the
+time that `Retry-After` names) and 5xx. Everything else that is not 200 raises `EngineError` with the
+server's own message. The key is part of the headers only and is cut out of every message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import random
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from nemo_srl.errors import EngineError
+
+MAX_BACKOFF_SECONDS = 30.0
+MAX_RETRY_AFTER_SECONDS = 300.0
+
+
+class Transport:
+    """One HTTP client; use it as an asynchronous context manager within one event loop."""
+
+    def __init__(
+        self,
+        *,
+        api_key: str,
+        timeout_seconds: float,
+        max_retries: int,
+        max_connections: int,
+        backoff_seconds: float,
+        use_proxies: bool,
+    ) -> None:
+        self._key = api_key
+        self._timeout = timeout_seconds
+        self._max_retries = max_retries
+        self._backoff = backoff_seconds
+        self._client = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=httpx.Timeout(timeout_seconds, connect=min(timeout_seconds, 30)),
+            trust_env=use_proxies,
+            limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
+        )
+
+    async def __aenter__(self) -> Transport:
+        await self._client.__aenter__()
+        return self
+
+    async def __aexit__(self, *args: Any) -> None:
+        await self._client.__aexit__(*args)
+
+    async def get(self, url: str) -> httpx.Response:
+        """The answer, with status 200."""
+        return await self._request("GET", url, None)
+
+    async def post(self, url: str, body: Mapping[str, Any]) -> httpx.Response:
+        """The answer, with status 200; its content is not looked at."""
+        return await self._request("POST", url, body)
+
+    async def _request(self, method: str, url: str, body: Mapping[str, Any] | None) -> httpx.Response:
+        for attempt in range(self._max_retries + 1):
+            retry_after: float | None = None
+            try:
+                call = self._client.request(method, url, json=body)
+                response = await asyncio.wait_for(call, self._timeout)
+            except (asyncio.TimeoutError, httpx.TimeoutException):
+                failure = f"no answer within engine.timeout_seconds={self._timeout:g}"
+            except httpx.TransportError as e:
+                failure = f"{type(e).__name__}: {e}"
+            else:
+                if response.status_code == 200:
+                    return response
+                failure = f"{response.status_code} {response.reason_phrase}: {server_message(response)}"
+                if response.status_code != 429 and response.status_code < 500:
+                    raise EngineError(self._without_key(f"{url} refused the request: {failure}"))
+                retry_after = _retry_after(response)
+            if attempt < self._max_retries:
+                await asyncio.sleep(self._delay(attempt, retry_after))
+        raise EngineError(
+            self._without_key(f"{url}: given up after {self._max_retries + 1} attempts; the last one: {failure}")
+        )
+
+    def _delay(self, attempt: int, retry_after: float | None) -> float:
+        backoff: float = min(self._backoff * 2**attempt, MAX_BACKOFF_SECONDS)
+        # Jitter, so that requests that failed together do not come back together.
+        jittered = backoff * random.uniform(0.5, 1)
+        return jittered if retry_after is None else max(jittered, min(retry_after, MAX_RETRY_AFTER_SECONDS))
+
+    def _without_key(self, message: str) -> str:
+        return message.replace(self._key, "***") if self._key else message
+
+
+def server_message(response: httpx.Response) -> str:
+    """What the server has to say about an error, in one of the usual shapes, else the start of its text."""
+    try:
+        found = response.json()
+    except ValueError:
+        found = None
+    while isinstance(found, dict):
+        found = found.get("error") or found.get("message") or found.get("detail")
+    return str(found or response.text)[:500]
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds, from a header that holds seconds or a date; None without one that can be read."""
+    value = response.headers.get("Retry-After", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,90 @@
+"""TensorRT-LLM: `trtllm-serve` replicas on a Hugging Face directory, or its `LLM` class in this process.
+
+    options.py      every flag and option that TensorRT-LLM is given
+    requests.py     what it is asked: token ids, stop tokens, limits that are checked beforehand
+    in_process.py   the `LLM` class behind `GenerationEngine`
+
+The servers are services of the stage's job (`services`): the launcher starts them on M_t, waits for them
+and stops them, and `open_trtllm` only talks to them, through the OpenAI-style client. There is no engine
+build and no refit: a server loads the directory, and the next iteration starts another one.
+
+Raises `ConfigError` for settings or a job without servers, `DataError` for prompts over the context before
+anything is sent (one such prompt can end the whole list), `EngineError` for what the servers do.
+
+Checked against TensorRT-LLM's sources (1.2) by contract tests and a stand-in server; see `tests/contracts/`
+for what was read, and how to record it anew inside the container.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from nemo_srl.config import EngineConfig
+from nemo_srl.engines.openai.dialects import CompletionsDialect, load_tokenizer
+from nemo_srl.engines.openai.engine import OpenAIEngine, ServerSettings
+from nemo_srl.engines.trtllm.in_process import InProcessEngine
+from nemo_srl.engines.trtllm.options import llm_options, serve_command
+from nemo_srl.engines.trtllm.requests import TrtllmDialect, length_check, max_seq_len
+from nemo_srl.errors import ConfigError
+from nemo_srl.models.hf import read_spec
+from nemo_srl.protocols import SERVICES_VARIABLE, GenerationEngine, Service
+
+__all__ = ["open_trtllm", "services"]
+
+SERVICE_PREFIX = "trtllm-"
+OPTIONS_FILE = "trtllm_options.yaml"
+
+log = logging.getLogger(__name__)
+
+
+def services(cfg: EngineConfig, model_dir: Path, directory: Path) -> tuple[Service, ...]:
+    """The replicas that a job needs; writes their options to a file in `directory`."""
+    if cfg.trtllm.in_process:
+        return ()
+    directory.mkdir(parents=True, exist_ok=True)
+    options_path = directory / OPTIONS_FILE
+    options_path.write_text(OmegaConf.to_yaml(OmegaConf.create(llm_options(cfg))))
+    command = serve_command(cfg, model_dir, options_path, max_seq_len=max_seq_len(cfg, read_spec(model_dir)))
+    return tuple(
+        Service(
+            name=f"{SERVICE_PREFIX}{i}",
+            command=command,
+            health_paths=("/health", "/v1/models"),
+            start_timeout_seconds=cfg.trtllm.start_timeout_seconds,
+            num_gpus=cfg.trtllm.tensor_parallel_size * cfg.trtllm.pipeline_parallel_size,
+        )
+        for i in range(cfg.trtllm.num_replicas)
+    )
+
+
+def open_trtllm(cfg: EngineConfig, model_dir: Path) -> GenerationEngine:
+    """The engine on the job's replicas, which serve `model_dir`."""
+    if cfg.trtllm.in_process:
+        return InProcessEngine(cfg, model_dir)
+    spec = read_spec(model_dir)
+    tokenizer = load_tokenizer(model_dir)
+    settings = ServerSettings(
+        base_urls=[f"{url}/v1" for url in _urls()],
+        max_concurrency=cfg.max_concurrency,
+        timeout_seconds=cfg.timeout_seconds,
+        max_retries=cfg.max_retries,
+    )
+    dialect = TrtllmDialect(CompletionsDialect(tokenizer, spec.eos_token_ids))
+    return OpenAIEngine(settings, dialect, check=length_check(max_seq_len(cfg, spec)), probe=True, warn=log.warning)
+
+
+def _urls() -> list[str]:
+    found: dict[str, str] = json.loads(os.environ.get(SERVICES_VARIABLE, "{}"))
+    names = sorted((name for name in found if name.startswith(SERVICE_PREFIX)), key=lambda n: (len(n), n))
+    if not names:
+        raise ConfigError(
+            f"engine.name='trtllm': this process has no TensorRT-LLM servers. A stage's launcher starts them and "
+            f"names them in {SERVICES_VARIABLE}; to run a step by hand, start `trtllm-serve` yourself and set "
+            f'{SERVICES_VARIABLE}=\'{{"{SERVICE_PREFIX}0": "http://127.0.0.1:8000"}}\'.'
+        )
+    return [found[name] for name in names]

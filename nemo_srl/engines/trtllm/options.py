@@ -1,0 +1,73 @@
+"""What TensorRT-LLM is started with: options of its LLM API and flags of `trtllm-serve`, from our configuration.
+
+The names are TensorRT-LLM's and were read in its sources (`tests/contracts/`); a test holds everything that
+is emitted here against that record. The same options go to the servers, as a YAML file, and to the
+in-process `LLM` class, as keyword arguments.
+
+Why these values: MAX_UTILIZATION starts as many sequences as fit now instead of as many as could fit at
+their greatest length, which short answers never reach; block reuse computes the prompt of n samples, and a
+rubric that all judgements begin with, once; padding lets CUDA graphs serve every batch size. Left alone on
+purpose: a host cache (`host_cache_size`), which has mixed up prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nemo_srl.config import EngineConfig
+
+
+def llm_options(cfg: EngineConfig) -> dict[str, Any]:
+    """Options of the LLM API beside sizes; `engine.trtllm.extra_options` is merged over them, deeply."""
+    options: dict[str, Any] = {
+        "dtype": cfg.dtype,
+        "enable_chunked_prefill": True,
+        "scheduler_config": {"capacity_scheduler_policy": "MAX_UTILIZATION"},
+        "kv_cache_config": {
+            "enable_block_reuse": True,
+            "free_gpu_memory_fraction": cfg.trtllm.free_gpu_memory_fraction,
+        },
+    }
+    if cfg.trtllm.backend == "pytorch":
+        options["cuda_graph_config"] = {"enable_padding": True, "max_batch_size": cfg.max_batch_size}
+    return merged(options, cfg.trtllm.extra_options)
+
+
+def llm_sizes(cfg: EngineConfig, *, max_seq_len: int) -> dict[str, int]:
+    """The sizes, by their names in the LLM API."""
+    return {
+        "tensor_parallel_size": cfg.trtllm.tensor_parallel_size,
+        "pipeline_parallel_size": cfg.trtllm.pipeline_parallel_size,
+        "max_batch_size": cfg.max_batch_size,
+        "max_num_tokens": cfg.trtllm.max_num_tokens,
+        "max_seq_len": max_seq_len,
+    }
+
+
+def serve_command(cfg: EngineConfig, model_dir: Path, options_path: Path, *, max_seq_len: int) -> list[str]:
+    """The command line of one replica; `{port}` is for the launcher to fill in."""
+    sizes = llm_sizes(cfg, max_seq_len=max_seq_len)
+    return [
+        *cfg.trtllm.command, str(model_dir),
+        "--host", "127.0.0.1",
+        "--port", "{port}",
+        "--backend", cfg.trtllm.backend,
+        "--tp_size", str(sizes["tensor_parallel_size"]),
+        "--pp_size", str(sizes["pipeline_parallel_size"]),
+        "--max_batch_size", str(sizes["max_batch_size"]),
+        "--max_num_tokens", str(sizes["max_num_tokens"]),
+        "--max_seq_len", str(sizes["max_seq_len"]),
+        "--extra_llm_api_options", str(options_path),
+    ]  # fmt: skip
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`; mappings in both are merged, anything else is replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[key] = merged(old, value) if both else value  # type: ignore[arg-type]
+    return result

@@ -1,0 +1,34 @@
+"""Models on disk: Hugging Face directories, the one that can be fetched, and NeMo checkpoints.
+
+`hf` describes a directory, `smollm2` fetches the default M0, `convert` goes to NeMo and back. Importing
+this package imports neither torch nor gguf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from nemo_srl.errors import ModelError
+from nemo_srl.models import smollm2
+from nemo_srl.models.hf import read_spec, tensor_index
+
+_FETCHERS: Mapping[str, Callable[[Path], Path]] = {smollm2.NAME: smollm2.fetch}
+
+
+def resolve(path: str, cache_dir: Path) -> Path:
+    """The directory of the model that a user named: fetched by name, or a local directory, checked.
+
+    Raises `ModelError` for what is neither, or cannot be used (see `hf`).
+    """
+    if path in _FETCHERS:
+        return _FETCHERS[path](cache_dir.expanduser())
+    directory = Path(path).expanduser()
+    if not directory.exists():
+        raise ModelError(
+            f"model.path={path!r}: is neither a directory nor a model that can be fetched ({', '.join(_FETCHERS)}). "
+            "Models are not downloaded from a hub by name: download one yourself and give its directory."
+        )
+    read_spec(directory)
+    tensor_index(directory)
+    return directory.resolve()

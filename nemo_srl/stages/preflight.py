@@ -1,0 +1,41 @@
+"""What can be known before the first stage runs: that every text fits the model, and that both trainings can.
+
+An hour of generation that ends in "prompt too long" or "not a divisor" is an hour lost; this takes seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nemo_srl import judge
+from nemo_srl.chat import ChatTemplate
+from nemo_srl.config import Config
+from nemo_srl.errors import DataError
+from nemo_srl.models import hf
+from nemo_srl.records import EFTExample
+from nemo_srl.trainers import check_plan
+
+
+def check(cfg: Config, model_dir: Path, held_out: Sequence[EFTExample]) -> None:
+    """Raises `ConfigError` or `DataError` for what would only fail later.
+
+    Training rows are not looked at here: SFT comes first and drops and counts those that are too long.
+    """
+    check_plan(cfg, model_dir)
+    chat = ChatTemplate(model_dir, chat_template=cfg.model.chat_template)
+    context = hf.read_spec(model_dir).max_position_embeddings
+    for x in held_out:
+        _check_fits(chat, x.key, "candidates", x.instruction, cfg.candidates.max_tokens, context)
+        prompt = judge.render(cfg.judge.rubric, instruction=x.instruction, response=x.response)
+        _check_fits(chat, x.key, "judge", prompt, cfg.judge.max_tokens, context)
+
+
+def _check_fits(chat: ChatTemplate, key: str, section: str, text: str, max_tokens: int, context: int) -> None:
+    num_tokens = chat.num_tokens(chat.render(text))
+    if num_tokens + max_tokens > context:
+        raise DataError(
+            f"data.eft_eval_path: {key!r} has {num_tokens} tokens as a prompt, and {section}.max_tokens={max_tokens} "
+            f"more may follow, but the model's context is {context} tokens. Shorten or remove the example, or lower "
+            f"{section}.max_tokens."
+        )

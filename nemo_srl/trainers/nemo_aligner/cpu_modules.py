@@ -1,0 +1,211 @@
+"""Plain PyTorch in the place of Transformer Engine's modules and Apex's Adam; part of the CPU platform.
+
+Every class has the constructor arguments that megatron-core 0.11.0's layer specs pass to the real ones, the
+same parameter names, and the same sharding in checkpoints. Numerically they are what the layers are defined
+to be: RMSNorm or LayerNorm, a linear map, causal softmax attention. Used by `cpu.py` only.
+
+Attention is causal and takes no mask: rows are padded on the right, so no real token sees padding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+
+
+def transformer_engine_extension() -> dict[str, Any]:
+    """The names that megatron-core and NeMo import from `megatron.core.extensions.transformer_engine`."""
+    missing = type("NeedsTransformerEngine", (), {})
+    return {
+        "TENorm": Norm,
+        "TEColumnParallelLinear": ColumnLinear,
+        "TELinear": ColumnLinear,
+        "TELayerNormColumnParallelLinear": NormColumnLinear,
+        "TERowParallelLinear": RowLinear,
+        "TEDotProductAttention": Attention,
+        "TEColumnParallelGroupedLinear": missing,
+        "TERowParallelGroupedLinear": missing,
+        "TEGroupedLinear": missing,
+        "TEDelayedScaling": missing,
+        "TECudaRNGStatesTracker": missing,
+        "SplitAlongDim": None,
+        "get_cpu_offload_context": None,
+        "te_checkpoint": None,
+        "Fp8Padding": None,
+        "Fp8Unpadding": None,
+    }
+
+
+def _norm_parameter(config: Any, size: int, value: float) -> torch.nn.Parameter:
+    parameter = torch.nn.Parameter(torch.full((size,), value, dtype=config.params_dtype))
+    # Marks the parameters whose gradients are partial sums when the sequence is split over ranks.
+    parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+    return parameter
+
+
+def _normalize(kind: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+    if kind == "RMSNorm":
+        return F.rms_norm(x, x.shape[-1:], weight, eps)
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+class Norm(torch.nn.Module):
+    """`TENorm`: the norm that `config.normalization` names."""
+
+    def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps, self.kind = eps, config.normalization
+        self.weight = _norm_parameter(config, hidden_size, 1.0)
+        self.bias = None if self.kind == "RMSNorm" else _norm_parameter(config, hidden_size, 0.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _normalize(self.kind, x, self.weight, self.bias, self.eps)
+
+
+class ColumnLinear(ColumnParallelLinear):  # type: ignore[misc]
+    """`TEColumnParallelLinear`: megatron-core's own layer, without the `_extra_state` of its checkpoints."""
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        tp_comm_buffer_name: str | None = None,
+        gather_output: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(input_size, output_size, gather_output=gather_output, **kwargs)
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> Any:
+        state = self.state_dict(prefix="", keep_vars=True)
+        return make_sharded_tensors_for_checkpoint(state, prefix, {"weight": 0, "bias": 0}, sharded_offsets)
+
+
+class NormColumnLinear(ColumnLinear):
+    """`TELayerNormColumnParallelLinear`: a norm and the linear layer behind it as one module."""
+
+    def __init__(self, input_size: int, output_size: int, *, config: Any, **kwargs: Any) -> None:
+        super().__init__(input_size, output_size, config=config, **kwargs)
+        self.eps, self.kind = config.layernorm_epsilon, config.normalization
+        self.layer_norm_weight = _norm_parameter(config, input_size, 1.0)
+        self.layer_norm_bias = None if self.kind == "RMSNorm" else _norm_parameter(config, input_size, 0.0)
+
+    def forward(self, x: torch.Tensor, *args: Any) -> Any:
+        return super().forward(_normalize(self.kind, x, self.layer_norm_weight, self.layer_norm_bias, self.eps), *args)
+
+
+class RowLinear(RowParallelLinear):  # type: ignore[misc]
+    """`TERowParallelLinear`."""
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        tp_comm_buffer_name: str | None = None,
+        input_is_parallel: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(input_size, output_size, input_is_parallel=input_is_parallel, **kwargs)
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> Any:
+        state = self.state_dict(prefix="", keep_vars=True)
+        return make_sharded_tensors_for_checkpoint(state, prefix, {"weight": 1}, sharded_offsets)
+
+
+class Attention(DotProductAttention):  # type: ignore[misc]
+    """`TEDotProductAttention`, causal, by torch's fused kernel; with dropout by megatron-core's own code."""
+
+    def __init__(
+        self,
+        config: Any,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        assert attn_mask_type == AttnMaskType.causal, attn_mask_type
+        super().__init__(
+            config=config,
+            layer_number=layer_number,
+            attn_mask_type=attn_mask_type,
+            attention_type=attention_type,
+            attention_dropout=attention_dropout,
+        )
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """`query` [sequence, batch, heads, head_dim], `key` and `value` with groups for heads -> [s, b, h * d]."""
+        if self.training and self.attention_dropout.p > 0:
+            # The fused kernel draws from torch's generator, this from the one that differs by tensor rank.
+            return super().forward(query, key, value, _causal_mask(query), **kwargs)  # type: ignore[no-any-return]
+        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        out = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            is_causal=True,
+            scale=self.softmax_scale,
+            enable_gqa=True,
+        )
+        return out.permute(2, 0, 1, 3).flatten(2)
+
+
+def _causal_mask(query: torch.Tensor) -> torch.Tensor:
+    """[1, 1, sequence, sequence], True where megatron-core shall not look."""
+    length = query.shape[0]
+    return torch.ones(length, length, dtype=torch.bool).triu(1)[None, None]
+
+
+class FusedAdam(torch.optim.Optimizer):
+    """AdamW as Apex's `FusedAdam` lays it out: one step count per group, moments per parameter.
+
+    Decay is decoupled (Loshchilov & Hutter 2019), moments are bias-corrected (Kingma & Ba 2015).
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        bias_correction: bool = True,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        assert bias_correction
+        defaults = {"lr": lr, "bias_correction": True, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            if not group["params"]:
+                continue
+            group["step"] = step = int(group.get("step", 0)) + 1
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state, gradient = self.state[parameter], parameter.grad.to(parameter.dtype)
+                if "exp_avg" not in state:
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+                state["exp_avg"].mul_(beta1).add_(gradient, alpha=1 - beta1)
+                state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                denominator = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
+                parameter.addcdiv_(state["exp_avg"] / (1 - beta1**step), denominator, value=-group["lr"])

@@ -1,0 +1,120 @@
+"""From rendered text to the token ids that are trained on, and what is counted on the way.
+
+NeMo-Aligner's own datasets tokenise while training: an over-long pair is cut to 32 masked tokens and still
+counts in the batch, a tokenizer that merges characters across the prompt's end stops the run in its middle,
+and the SFT dataset strips spaces from the text. Here every row is tokenised once, before anything starts, and
+the files hold token ids, so that what is counted is what is trained on:
+
+- a row longer than `max_seq_length` is dropped and counted;
+- prompt and response are tokenised together, as NeMo-Aligner does; where the tokenizer would merge across
+  the boundary they are tokenised apart (which is how the policy sees a prompt that it answers) and counted;
+- every response ends with the model's end-of-sequence token, so that the policy learns to stop.
+
+Raises `DataError` for rows that cannot be used. Needs no torch. Covers text-only rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_srl.errors import DataError
+from nemo_srl.protocols import DPORow, SFTRow
+
+TRAIN_FILE = "train.jsonl"
+VALIDATION_FILE = "validation.jsonl"
+
+Encode = Callable[[str], list[int]]
+"""Text to token ids, without any special token that is not in the text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataStatistics:
+    """What became of the rows of one split. Lengths and tokens count prompt + response (+ both of a pair)."""
+
+    num_rows: int
+    """Rows that can be trained on."""
+    num_rows_too_long: int
+    """Dropped: longer than `max_seq_length`."""
+    num_boundary_merges: int
+    """Kept, with prompt and response tokenised apart."""
+    num_tokens: int
+    max_length: int
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    encode: Encode
+    eos_token_id: int
+
+    def __call__(self, prompt: str, response: str) -> tuple[list[int], list[int], bool]:
+        """Ids of the prompt, ids of the response with end-of-sequence, and whether they would have merged."""
+        prompt_ids = self.encode(prompt)
+        both = self.encode(prompt + response)
+        merged = both[: len(prompt_ids)] != prompt_ids
+        response_ids = self.encode(response) if merged else both[len(prompt_ids) :]
+        return prompt_ids, [*response_ids, self.eos_token_id], merged
+
+
+def tokenize_rows(
+    rows: Sequence[SFTRow] | Sequence[DPORow], *, encode: Encode, eos_token_id: int, max_seq_length: int
+) -> tuple[list[dict[str, Any]], DataStatistics]:
+    """Token ids per row, in order, without those that are too long, and the counts."""
+    encoder = _Encoder(encode, eos_token_id)
+    kept: list[dict[str, Any]] = []
+    num_too_long = num_merges = num_tokens = max_length = 0
+    for index, row in enumerate(rows):
+        ids, merged = _row_ids(row, encoder)
+        if not ids["prompt_ids"]:
+            raise DataError(
+                f"row {index}: the prompt is empty. The first token of a response cannot be trained without "
+                "a token before it; give the row a prompt (a chat template always writes one)."
+            )
+        prompt_length = len(ids["prompt_ids"])
+        lengths = [prompt_length + len(v) for k, v in ids.items() if k.endswith("_ids") and k != "prompt_ids"]
+        if max(lengths) > max_seq_length:
+            num_too_long += 1
+            continue
+        kept.append(ids)
+        num_merges += merged
+        num_tokens += sum(lengths)
+        max_length = max(max_length, *lengths)
+    statistics = DataStatistics(
+        num_rows=len(kept),
+        num_rows_too_long=num_too_long,
+        num_boundary_merges=num_merges,
+        num_tokens=num_tokens,
+        max_length=max_length,
+    )
+    return kept, statistics
+
+
+def _row_ids(row: SFTRow | DPORow, encoder: _Encoder) -> tuple[dict[str, Any], bool]:
+    if isinstance(row, SFTRow):
+        prompt_ids, response_ids, merged = encoder(row.prompt, row.response)
+        return {"prompt_ids": prompt_ids, "response_ids": response_ids}, merged
+    prompt_ids, chosen_ids, chosen_merged = encoder(row.prompt, row.chosen)
+    _, rejected_ids, rejected_merged = encoder(row.prompt, row.rejected)
+    ids = {
+        "prompt_ids": prompt_ids,
+        "chosen_ids": chosen_ids,
+        "rejected_ids": rejected_ids,
+        "chosen_reward": row.chosen_reward,
+        "rejected_reward": row.rejected_reward,
+    }
+    return ids, chosen_merged or rejected_merged
+
+
+def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """One JSON object a line."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """What `write_rows` wrote."""
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)

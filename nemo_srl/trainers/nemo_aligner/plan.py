@@ -1,0 +1,289 @@
+"""The whole NeMo-Aligner configuration as a pure function of our settings, the model and the data.
+
+What NeMo-Aligner would only notice after minutes of start-up, in the middle of training, or never is decided
+here and in `preflight.py`, before anything runs, or refused with a `ConfigError`. Needs neither NeMo nor torch.
+
+The result is the tree of NeMo-Aligner's `examples/nlp/gpt/conf/gpt_{sft,dpo}.yaml` merged with the model's
+part of NeMo's `megatron_gpt_config.yaml`. Paths in it are relative to the work directory. It describes
+training on GPUs with Transformer Engine; what a machine without them needs instead is `cpu.py`'s business.
+
+Does not cover: LoRA, context parallelism, virtual pipeline stages, fp8, packed sequences.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from nemo_srl.config import DPOConfig, SFTConfig, TrainerConfig
+from nemo_srl.errors import ConfigError
+from nemo_srl.models.hf import ModelSpec
+from nemo_srl.trainers.nemo_aligner import preflight
+from nemo_srl.trainers.nemo_aligner.data import DataStatistics
+
+PLAN_FILE = "plan.yaml"
+START_DIR = "start"
+"""The starting weights: an extracted .nemo (`model_config.yaml`, `model_weights/`)."""
+NEMO_DIR = "nemo"
+"""NeMo's log directory, with `checkpoints/` below it."""
+TOKENIZER_DIR = "start/tokenizer"
+
+
+def make_plan(
+    optim: SFTConfig | DPOConfig,
+    trainer: TrainerConfig,
+    *,
+    seed: int,
+    spec: ModelSpec,
+    train: DataStatistics,
+    validation: DataStatistics,
+) -> dict[str, Any]:
+    """The configuration to train with: SFT for an `SFTConfig`, DPO for a `DPOConfig`.
+
+    Its sections are `trainer`, `exp_manager`, `model` (NeMo's) and `num_steps`, the number of optimizer steps
+    that the learning-rate schedule was computed from. Raises `ConfigError`.
+    """
+    section = "dpo" if isinstance(optim, DPOConfig) else "sft"
+    preflight.check(section, optim, trainer, spec=spec, train=train)
+    num_steps_per_epoch = train.num_rows // optim.global_batch_size
+    num_steps = num_steps_per_epoch * optim.max_epochs
+    return {
+        "num_steps": num_steps,
+        "trainer": _trainer_section(section, optim, trainer, validation, num_steps),
+        "exp_manager": _exp_manager_section(section, trainer),
+        "model": _model_section(section, optim, trainer, seed=seed, spec=spec, num_steps=num_steps),
+    }
+
+
+def _trainer_section(
+    section: str, optim: SFTConfig | DPOConfig, trainer: TrainerConfig, validation: DataStatistics, num_steps: int
+) -> dict[str, Any]:
+    # One interval for both: NeMo-Aligner asserts that saving falls on a validation, but only after step 1.
+    interval = min(optim.save_interval, num_steps)
+    # `mcore_distributed_optim` clips by Lightning's own setting and never sees that of the algorithm. It
+    # also computes the norm that is logged only when it clips, so "no clipping" is a bound of infinity.
+    clip = optim.gradient_clip_val if optim.gradient_clip_val > 0 else math.inf
+    return {
+        "num_nodes": trainer.num_nodes,
+        "devices": trainer.num_ranks_per_node,
+        "accelerator": "gpu",
+        "precision": "32" if trainer.precision == "32" else "bf16",
+        "logger": False,
+        "enable_checkpointing": False,
+        "use_distributed_sampler": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "max_time": None,
+        "max_epochs": optim.max_epochs,
+        "max_steps": num_steps,
+        "gradient_clip_val": clip,
+        section: {
+            "max_epochs": optim.max_epochs,
+            "max_steps": num_steps,
+            "val_check_interval": interval,
+            "save_interval": interval,
+            "limit_train_batches": 1.0,
+            # Whole batches only, as in training; with less than one there is no validation.
+            "limit_val_batches": validation.num_rows // optim.global_batch_size,
+            "gradient_clip_val": clip,
+        },
+    }
+
+
+def _exp_manager_section(section: str, trainer: TrainerConfig) -> dict[str, Any]:
+    return {
+        "explicit_log_dir": NEMO_DIR,
+        "exp_dir": None,
+        "name": section,
+        "max_time_per_run": None,
+        # NeMo's would save at SIGTERM from hooks that NeMo-Aligner's loops never call; see `stopping.py`.
+        "create_preemption_callback": False,
+        "create_tensorboard_logger": False,
+        "create_wandb_logger": False,
+        "log_step_timing": False,
+        "log_tflops_per_sec_per_gpu": False,
+        "log_global_rank_0_only": True,
+        "seconds_to_sleep": 0,
+        "resume_if_exists": True,
+        "resume_ignore_no_checkpoint": True,
+        "create_checkpoint_callback": True,
+        "checkpoint_callback_params": {
+            # Only the last checkpoint is of use: the one to go on from, and at the end the result.
+            "monitor": "step",
+            "mode": "max",
+            "save_top_k": 0,
+            "save_last": True,
+            "always_save_nemo": False,
+            "save_nemo_on_train_end": False,
+            "save_best_model": False,
+            "filename": section + "--{step}-{consumed_samples}-{epoch}",
+            "model_parallel_size": trainer.tensor_model_parallel_size * trainer.pipeline_model_parallel_size,
+        },
+    }
+
+
+def _vocab_divisor(spec: ModelSpec, *, tensor_model_parallel_size: int) -> int:
+    """NeMo's `make_vocab_size_divisible_by`: up to 128, and as large as it can be without needless padding.
+
+    NeMo's softmax counts padded rows, each as exp(0), so with padding it trains another model than the one
+    that is served. Llama 3 on 8 ranks: 128256 / 8 is a multiple of 32, so 32 instead of 768 rows of zeros.
+    """
+    return math.gcd(128, -(-spec.vocab_size // tensor_model_parallel_size))
+
+
+def _model_section(
+    section: str,
+    optim: SFTConfig | DPOConfig,
+    trainer: TrainerConfig,
+    *,
+    seed: int,
+    spec: ModelSpec,
+    num_steps: int,
+) -> dict[str, Any]:
+    tp = trainer.tensor_model_parallel_size
+    divisor = _vocab_divisor(spec, tensor_model_parallel_size=tp)
+    model = {
+        "mcore_gpt": True,
+        "seed": seed,
+        "precision": "32" if trainer.precision == "32" else "bf16",
+        # O2: bfloat16 weights, float32 masters in the optimizer. Without, weights stay float32 and only the
+        # products are bfloat16: at a learning rate of 1e-6 an exported bfloat16 weight would hardly move.
+        "megatron_amp_O2": trainer.precision == "bf16-O2",
+        "micro_batch_size": trainer.micro_batch_size,
+        "global_batch_size": optim.global_batch_size,
+        "tensor_model_parallel_size": tp,
+        "pipeline_model_parallel_size": trainer.pipeline_model_parallel_size,
+        "context_parallel_size": 1,
+        "sequence_parallel": trainer.sequence_parallel,
+        **_architecture(optim, spec),
+        "make_vocab_size_divisible_by": divisor,
+        # From the model, not from the tokenizer, whose vocabulary may be smaller.
+        "override_vocab_size": math.ceil(spec.vocab_size / (divisor * tp)) * divisor * tp,
+        "tokenizer": {"library": "huggingface", "type": TOKENIZER_DIR, "use_fast": True},
+        # Checkpoints written without Transformer Engine lack its `_extra_state`.
+        "dist_ckpt_format": "torch_dist",
+        "dist_ckpt_load_strictness": "log_all",
+        "transformer_engine": True,
+        "gradient_as_bucket_view": True,
+        "activations_checkpoint_granularity": None,
+        "activations_checkpoint_method": None,
+        "activations_checkpoint_num_layers": None,
+        "peft": {"peft_scheme": "none", "restore_from_path": None},
+        "optim": _optim_section(optim, num_steps=num_steps),
+        "data": _data_section(section, optim, trainer),
+    }
+    if isinstance(optim, DPOConfig):
+        model["dpo"] = {
+            # As in training: with another micro-batch the reference would differ by rounding at step 1.
+            "log_prob_forward_micro_batch_size": trainer.micro_batch_size,
+            "ref_policy_kl_penalty": optim.beta,
+            "preference_average_log_probs": False,
+            "sft_average_log_probs": False,
+            "gt_reward_scale": 1.0,
+            "preference_loss": optim.preference_loss,
+            "preference_loss_weight": 1.0,
+            "sft_loss_weight": optim.sft_loss_weight,
+        }
+    return model
+
+
+def _architecture(optim: SFTConfig | DPOConfig, spec: ModelSpec) -> dict[str, Any]:
+    """A Llama in the words of NeMo's `megatron_gpt_config.yaml`."""
+    return {
+        "encoder_seq_length": optim.max_seq_length,
+        "max_position_embeddings": spec.max_position_embeddings,
+        "num_layers": spec.num_layers,
+        "hidden_size": spec.hidden_size,
+        "ffn_hidden_size": spec.ffn_hidden_size,
+        "num_attention_heads": spec.num_attention_heads,
+        "num_query_groups": spec.num_query_groups,
+        "kv_channels": spec.head_dim,
+        "normalization": "rmsnorm",
+        "layernorm_epsilon": spec.rms_norm_eps,
+        "activation": "fast-swiglu",
+        "bias": False,
+        "qkv_bias": False,
+        "share_embeddings_and_output_weights": spec.tie_word_embeddings,
+        "position_embedding_type": "rope",
+        "rotary_percentage": 1.0,
+        "rotary_base": spec.rope_theta,
+        **_rope_scaling(spec),
+        "hidden_dropout": optim.hidden_dropout,
+        "attention_dropout": optim.attention_dropout,
+        "ffn_dropout": 0.0,
+        "init_method_std": 0.02,
+        "use_scaled_init_method": True,
+        "apply_query_key_layer_scaling": False,
+        "attention_softmax_in_fp32": False,
+        "bias_activation_fusion": True,
+        "bias_dropout_add_fusion": True,
+        "masked_softmax_fusion": True,
+        "apply_rope_fusion": True,
+        "gradient_accumulation_fusion": False,
+        "get_attention_mask_from_fusion": True,
+    }
+
+
+def _rope_scaling(spec: ModelSpec) -> dict[str, Any]:
+    """Hugging Face's `rope_scaling` in NeMo's words; refuses a kind that NeMo 2.2 cannot express."""
+    scaling = spec.rope_scaling
+    kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
+    if scaling is None or kind == "default":
+        return {"seq_len_interpolation_factor": None, "scale_positional_embedding": False}
+    if kind == "linear":
+        return {"seq_len_interpolation_factor": scaling["factor"], "scale_positional_embedding": False}
+    if kind == "llama3":
+        return {
+            "seq_len_interpolation_factor": None,
+            "scale_positional_embedding": True,
+            "scale_factor": scaling["factor"],
+            "low_freq_factor": scaling["low_freq_factor"],
+            "high_freq_factor": scaling["high_freq_factor"],
+            "old_context_len": scaling["original_max_position_embeddings"],
+        }
+    raise ConfigError(
+        f"rope_scaling.rope_type={kind!r} in the model's config.json: NeMo 2.2 has no such scaling of the "
+        "rotary embedding, and training with another would be a silently different model. Supported are no "
+        "scaling, linear and llama3."
+    )
+
+
+def _optim_section(optim: SFTConfig | DPOConfig, *, num_steps: int) -> dict[str, Any]:
+    return {
+        # Megatron-core's own; `distributed_fused_adam` is Apex's, and its checkpoints depend on the layout.
+        "name": "mcore_distributed_optim",
+        "lr": optim.learning_rate,
+        "weight_decay": optim.weight_decay,
+        "betas": [0.9, 0.98],
+        "overlap_grad_sync": False,
+        "overlap_param_sync": False,
+        "grad_sync_dtype": "fp32",
+        "sched": {
+            "name": "CosineAnnealing",
+            # With upstream's constant_steps of 1000 a short run would fall to min_lr right after its warm-up
+            # and its first step would have a learning rate of 0.
+            "warmup_steps": int(optim.warmup_fraction * num_steps),
+            "constant_steps": 0,
+            # The schedule counts from 0, so the last step is number num_steps - 1.
+            "max_steps": max(1, num_steps - 1),
+            "min_lr": optim.min_learning_rate,
+        },
+    }
+
+
+def _data_section(section: str, optim: SFTConfig | DPOConfig, trainer: TrainerConfig) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "seq_length": optim.max_seq_length,
+        "num_workers": 0,
+        "reset_position_ids": False,
+        "reset_attention_mask": False,
+        "eod_mask_loss": False,
+        "validation_drop_last": True,
+        # Sequence parallelism cuts sequences by rank; fp8 and tensor cores like multiples of 16.
+        "pad_length_to_multiple_of": (8 * trainer.tensor_model_parallel_size if trainer.sequence_parallel else 16),
+    }
+    if section == "sft":
+        batch = {"global_batch_size": optim.global_batch_size, "micro_batch_size": trainer.micro_batch_size}
+        # GPTSFTModel sets its batch sizes from here around every validation.
+        data |= {"train_ds": dict(batch), "validation_ds": dict(batch)}
+    return data

@@ -1,0 +1,68 @@
+"""One rank of a training: builds NeMo-Aligner's model, data and loop from the plan and runs them to the end.
+
+Follows NeMo-Aligner 0.7.0's `examples/nlp/gpt/train_gpt_{sft,dpo}.py` step by step, without Hydra and with
+our own datasets and metrics. Goes on from the last checkpoint in the work directory, if there is one.
+
+Ranks come from torchrun's environment (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or from
+Slurm's with one task per rank (SLURM_PROCID ...; MASTER_ADDR must then be set), or there is just one.
+Raises `ConfigError` when the number of ranks is not the planned one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import warnings
+from pathlib import Path
+
+from nemo_srl.errors import ConfigError
+
+
+def train(work_dir: Path) -> None:
+    """Train what `prepare` wrote into `work_dir`. Called on every rank."""
+    adopt_rank_environment(os.environ)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # checkpoints are written by forked processes
+    if not sys.warnoptions:
+        # Deprecations and missing optional packages inside NeMo, by the hundred; errors stay errors.
+        warnings.simplefilter("ignore")
+    import torch
+
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu:
+        from nemo_srl.trainers.nemo_aligner import cpu
+
+        cpu.install()
+    from nemo_srl.trainers.nemo_aligner.session import run_session
+
+    run_session(work_dir, adapt_plan=cpu.adapt_plan if on_cpu else None)
+
+
+def adopt_rank_environment(environ: dict[str, str] | os._Environ[str]) -> None:
+    """Put torchrun's variables into `environ`, whoever started this process.
+
+    Lightning would otherwise guess among several launchers, e.g. take Slurm's variables inside an
+    allocation although torchrun started the process.
+    """
+    if "RANK" not in environ:
+        if int(environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environ:
+            if "MASTER_ADDR" not in environ:
+                raise ConfigError(
+                    "MASTER_ADDR: not set, and under srun nothing else tells the ranks where to meet. Export "
+                    "it in the batch script, e.g. the first host of SLURM_JOB_NODELIST."
+                )
+            environ["RANK"], environ["WORLD_SIZE"] = environ["SLURM_PROCID"], environ["SLURM_NTASKS"]
+            environ["LOCAL_RANK"] = environ["SLURM_LOCALID"]
+            environ["LOCAL_WORLD_SIZE"] = environ.get("SLURM_NTASKS_PER_NODE", "1")
+            environ.setdefault("MASTER_PORT", "29500")
+        else:
+            environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+            environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    environ.setdefault("TORCHELASTIC_RUN_ID", "nemo_srl")  # makes Lightning read the variables above
+    environ.setdefault("GROUP_RANK", str(int(environ["RANK"]) // int(environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,187 @@
+"""NeMo-Aligner's objects, put together and run; see `run.py`. Imports NeMo, so it is imported late.
+
+Covers SFT and DPO of a full model. What fails here was not foreseen by `plan.py` and comes as NeMo's error.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing
+from nemo.utils import logging as nemo_logging
+from nemo.utils.exp_manager import exp_manager
+from nemo_aligner.algorithms import dpo as dpo_algorithm
+from nemo_aligner.algorithms import supervised as supervised_algorithm
+from nemo_aligner.algorithms.dpo import DPOTrainer, dpo_custom_collate
+from nemo_aligner.algorithms.supervised import SupervisedTrainer
+from nemo_aligner.data.nlp.builders import build_dataloader, identity_collate
+from nemo_aligner.models.nlp.gpt.gpt_sft_model import GPTSFTModel
+from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
+from nemo_aligner.utils.train_script_utils import (
+    CustomLoggerWrapper,
+    add_custom_checkpoint_callback,
+    extract_optimizer_scheduler_from_ptl_model,
+    init_distributed,
+    init_peft,
+    init_using_ptl,
+    resolve_and_create_trainer,
+    retrieve_custom_trainer_state_dict,
+)
+from nemo_aligner.utils.utils import load_from_nemo, retrieve_model_state_dict_in_cpu
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_srl.errors import ConfigError, StoppedError
+from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, VALIDATION_FILE
+from nemo_srl.trainers.nemo_aligner.datasets import DPODataset, SFTDataset, collate_sft
+from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, MetricsFile
+from nemo_srl.trainers.nemo_aligner.plan import NEMO_DIR, PLAN_FILE, START_DIR, TOKENIZER_DIR
+from nemo_srl.trainers.nemo_aligner.stopping import StopRequest
+from nemo_srl.trainers.nemo_aligner.progress import StepBar
+
+
+def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None] | None) -> None:
+    """Build everything from the plan in `work_dir` and train to its end."""
+    cfg = _load_plan(work_dir)
+    _check_world_size(cfg)
+    if adapt_plan is not None:
+        adapt_plan(cfg)
+    # NeMo's warnings list every key that a configuration could have; Lightning tells what it does not use.
+    nemo_logging.setLevel(nemo_logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Upstream's scripts do so: CUDA cannot be used again in a forked child.
+    torch.multiprocessing.set_start_method("spawn", force=True)
+    algorithm = "dpo" if "dpo" in cfg.trainer else "sft"
+    dpo_algorithm.tqdm = supervised_algorithm.tqdm = StepBar
+    trainer = resolve_and_create_trainer(cfg, algorithm)
+    exp_manager(trainer, cfg.exp_manager)
+    model = _load_model(cfg, trainer, algorithm, work_dir / START_DIR)
+    progress = retrieve_custom_trainer_state_dict(trainer)
+    init_distributed(trainer, model, cfg.model.transformer_engine)
+    loop = _build_loop(cfg, trainer, model, algorithm, work_dir, progress)
+    if progress is not None:
+        loop.load_state_dict(progress)
+    loop.fit()
+    if loop.step < cfg.num_steps:
+        raise StoppedError(f"training was asked to stop and saved step {loop.step} of {cfg.num_steps}")
+
+
+def _check_world_size(cfg: DictConfig) -> None:
+    planned, started = cfg.trainer.num_nodes * cfg.trainer.devices, int(os.environ["WORLD_SIZE"])
+    if started != planned:
+        # Without this the ranks would wait for the others until a timeout.
+        raise ConfigError(
+            f"trainer.devices={cfg.trainer.devices}: num_nodes x devices = {planned} ranks were planned, and "
+            f"{started} were started. Start one process per rank."
+        )
+
+
+def _load_plan(work_dir: Path) -> DictConfig:
+    cfg = OmegaConf.load(work_dir / PLAN_FILE)
+    assert isinstance(cfg, DictConfig)
+    cfg.exp_manager.explicit_log_dir = str(work_dir / NEMO_DIR)
+    cfg.model.tokenizer.type = str(work_dir / TOKENIZER_DIR)
+    return cfg
+
+
+def _load_model(cfg: DictConfig, trainer: Any, algorithm: str, start_dir: Path) -> Any:
+    cls = MegatronGPTDPOModel if algorithm == "dpo" else GPTSFTModel
+    model = load_from_nemo(cls, cfg.model, trainer, strict=True, restore_path=str(start_dir))
+    init_peft(model, cfg.model)
+    if algorithm == "dpo":
+        _keep_logits_in_float32(model)
+        # The reference: a copy of the starting weights, swapped in for every batch.
+        model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(model, megatron_amp_O2=cfg.model.megatron_amp_O2)
+    return model
+
+
+def _keep_logits_in_float32(model: Any) -> None:
+    """Compute log-probabilities in float32 under autocast too, as NeMo does by itself in O2.
+
+    Otherwise NeMo-Aligner's log-softmax gives bfloat16: a log-probability of -5 off by up to 0.016, and a response
+    sums hundreds of them.
+    """
+
+    def to_float32(module: Any, inputs: Any, output: Any) -> Any:
+        logits, bias = output
+        return logits.float(), bias
+
+    for module in model.get_model_module_list():
+        if module.post_process:
+            module.output_layer.register_forward_hook(to_float32)
+
+
+def _build_loop(
+    cfg: DictConfig, trainer: Any, model: Any, algorithm: str, work_dir: Path, progress: dict[str, int] | None
+) -> Any:
+    pad_id = model.tokenizer.eos_id
+    multiple = cfg.model.data.pad_length_to_multiple_of
+    consumed_samples = progress["consumed_samples"] if progress else 0
+
+    def dataset(path: Path) -> Any:
+        return DPODataset(path, pad_id=pad_id) if algorithm == "dpo" else SFTDataset(path)
+
+    def loader(data: Any, *, consumed: int, shuffle: bool) -> Any:
+        collate = identity_collate if algorithm == "dpo" else partial(collate_sft, pad_id=pad_id, multiple=multiple)
+        return build_dataloader(
+            cfg=cfg,
+            dataset=data,
+            consumed_samples=consumed,
+            mbs=cfg.model.micro_batch_size,
+            gbs=cfg.model.global_batch_size,
+            load_gbs=True,
+            pad_samples_to_global_batch_size=False,
+            collate_fn=collate,
+            use_random_sampler=shuffle,
+        )
+
+    train_data = dataset(work_dir / TRAIN_FILE)
+    train_loader = loader(train_data, consumed=consumed_samples, shuffle=True)
+    # Without validation the loop still asks for the length of a loader.
+    validates = cfg.trainer[algorithm].limit_val_batches > 0
+    val_data = dataset(work_dir / VALIDATION_FILE) if validates else train_data
+    val_loader = loader(val_data, consumed=0, shuffle=False)
+
+    init_using_ptl(trainer, model, train_loader, train_data)
+    optimizer, scheduler = extract_optimizer_scheduler_from_ptl_model(model)
+    loggers = []
+    if trainer.is_global_zero:
+        beta = cfg.model.dpo.ref_policy_kl_penalty if algorithm == "dpo" else None
+        first_step = progress["step"] if progress else 0
+        loggers.append(MetricsFile(work_dir / METRICS_FILE, beta=beta, first_step=first_step))
+        _record_grad_norm(optimizer, loggers[0])
+    arguments = {
+        "cfg": cfg.trainer[algorithm],
+        "model": model,
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "train_dataloader": train_loader,
+        "val_dataloader": val_loader,
+        "test_dataloader": None,
+        "logger": CustomLoggerWrapper(loggers),
+        "ckpt_callback": add_custom_checkpoint_callback(trainer, model),
+        "run_timer": StopRequest(),
+    }
+    if algorithm == "dpo":
+        collate = partial(dpo_custom_collate, eos_id=pad_id)
+        return DPOTrainer(collate_fn=collate, **arguments)
+    return SupervisedTrainer(**arguments)
+
+
+def _record_grad_norm(optimizer: Any, metrics: MetricsFile) -> None:
+    """Tell `metrics` the norm before clipping, which only `step` of the distributed optimizer knows."""
+    inner_step = optimizer.step
+
+    def step(closure: Any = None) -> Any:
+        result = inner_step(closure)
+        metrics.grad_norm = float(result[1]) if result[1] is not None else math.nan
+        return result
+
+    optimizer.step = step

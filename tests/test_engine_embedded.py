@@ -1,0 +1,219 @@
+"""The embedded engine against transformers, and what it promises: batches, resumption, limits, errors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
+
+from nemo_srl.config import EngineConfig
+from nemo_srl.engines import open_engine
+from nemo_srl.engines.embedded import EmbeddedEngine
+from nemo_srl.engines.embedded.batching import prefix_tree
+from nemo_srl.engines.embedded.llama import LlamaModel
+from nemo_srl.errors import ConfigError, DataError, EngineError, ModelError
+from nemo_srl.protocols import GenerationRequest, SamplingParams
+from nemo_srl.records import Completion
+from tests.tiny import make_model
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+SAMPLED = SamplingParams(temperature=1.0, top_p=0.95, max_tokens=24)
+GREEDY = SamplingParams(temperature=0, top_p=1.0, max_tokens=24)
+
+
+def rewrite_config(directory: Path, **values: Any) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model whose distributions are sharp enough for greedy choices to be clear and samples to end."""
+    directory = make_model(tmp_path_factory.mktemp("engine") / "model", ["a tiny text"], vocab_size=300)
+    weights = load_file(directory / "model.safetensors")
+    weights = {k: v * (4.0 if "norm" not in k else 1.0) for k, v in weights.items()}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    rewrite_config(directory, eos_token_id=[2, *range(100, 110)])
+    (directory / "generation_config.json").unlink()
+    return directory
+
+
+@pytest.fixture(scope="module")
+def engine(model_dir: Path) -> EmbeddedEngine:
+    return EmbeddedEngine(model_dir, dtype="float32", max_batch_size=7)
+
+
+def make_requests(n: int = 3) -> list[GenerationRequest]:
+    """Prompts of 5 to 75 tokens; some share most of theirs, and two are the same."""
+    generator = torch.Generator().manual_seed(0)
+    stem = tuple(torch.randint(3, 100, (40,), generator=generator).tolist())
+    prompts = [stem, stem[:20], *((*stem[:30], *range(20, 20 + i)) for i in (5, 20, 45)), stem[3:8], stem]
+    return [GenerationRequest(key=f"r{i}", prompt_token_ids=p, n=n, seed=11) for i, p in enumerate(prompts)]
+
+
+def collect(batches: Iterator[tuple[Completion, ...]]) -> dict[str, Completion]:
+    completions = [completion for batch in batches for completion in batch]
+    assert len({c.key for c in completions}) == len(completions), "each completion is yielded once"
+    return {c.key: c for c in completions}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (4, 1)])
+@pytest.mark.parametrize("rope_scaling", [None, LLAMA3_ROPE])
+def test_logits_are_those_of_transformers(
+    tmp_path: Path, tied: bool, heads: int, groups: int, rope_scaling: dict[str, Any] | None
+) -> None:
+    directory = make_model(
+        tmp_path / "m", ["text"], num_attention_heads=heads, num_query_groups=groups, tie_word_embeddings=tied
+    )
+    rewrite_config(directory, rope_scaling=rope_scaling)
+    reference = LlamaForCausalLM.from_pretrained(directory, torch_dtype=torch.float32).eval()
+    model = LlamaModel(directory, dtype=torch.float32)
+    stem = tuple(range(20, 250))
+    prompts = [stem, (*stem[:100], 7, 8, 9), (5,), stem[:50]]
+    segments, ends = prefix_tree(prompts)
+    prefilled = model.prefill(segments)
+    cache = model.new_cache(num_rows=len(prompts), max_prompt=len(stem), max_tokens=4)
+    for row, prompt in enumerate(prompts):
+        cache.fill(row, 1, *prefilled.of_prompt(ends[prompt]))
+    continuation = (33, 44, 55)
+    got = [model.logits(torch.stack([prefilled.last_hidden[id(ends[p])] for p in prompts]))]
+    for i, token in enumerate(continuation):
+        positions = torch.tensor([len(p) + i for p in prompts])
+        got.append(model.decode(torch.full((len(prompts),), token), positions, cache))
+    for row, prompt in enumerate(prompts):
+        with torch.no_grad():
+            want = reference(torch.tensor([prompt + continuation])).logits[0, len(prompt) - 1 :]
+        torch.testing.assert_close(torch.stack([g[row] for g in got]), want, atol=1e-4, rtol=1e-4)
+
+
+def test_greedy_text_is_that_of_transformers(engine: EmbeddedEngine, model_dir: Path) -> None:
+    reference = LlamaForCausalLM.from_pretrained(model_dir, torch_dtype=torch.float32).eval()
+    found = collect(engine.generate(make_requests(n=1), GREEDY))
+    reasons = set()
+    for request in make_requests(n=1):
+        prompt = torch.tensor([request.prompt_token_ids])
+        tokens = reference.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=24, do_sample=False, pad_token_id=2
+        )[0, prompt.shape[1] :].tolist()
+        completion = found[f"{request.key}/00"]
+        stopped = tokens[-1] in engine._model.spec.eos_token_ids
+        assert completion.num_tokens == len(tokens)
+        assert completion.finish_reason == ("stop" if stopped else "length")
+        text = engine._tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
+        assert completion.text == text
+        reasons.add(completion.finish_reason)
+    assert reasons
+
+
+def test_finish_reasons(engine: EmbeddedEngine) -> None:
+    found = collect(engine.generate(make_requests(), SAMPLED)).values()
+    assert {c.finish_reason for c in found} == {"stop", "length"}
+    assert all(c.num_tokens == 24 for c in found if c.finish_reason == "length")
+    assert any(c.num_tokens < 24 for c in found if c.finish_reason == "stop")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_interrupted_anywhere_and_resumed_equals_uninterrupted(model_dir: Path, dtype: str) -> None:
+    engine = EmbeddedEngine(model_dir, dtype=dtype, max_batch_size=7)
+    requests = make_requests()
+    whole = collect(engine.generate(requests, SAMPLED))
+    steps = len(list(engine.generate(requests, SAMPLED)))
+    for interval in range(1, steps + 1, 4):
+        found: dict[str, Completion] = {}
+        while len(found) < len(whole):
+            before = len(found)
+            for yielded, batch in enumerate(engine.generate(requests, SAMPLED, completed=set(found)), start=1):
+                assert not {c.key for c in batch} & found.keys()
+                found |= {c.key: c for c in batch}
+                if yielded == interval:
+                    break
+            assert len(found) > before
+        assert found == whole
+
+
+def test_a_finished_call_does_no_work(engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = make_requests()
+    keys = [f"{r.key}/{i:02d}" for r in requests for i in range(r.n)]
+    monkeypatch.setattr(engine, "_run_batch", lambda *_: pytest.fail("nothing was missing"))
+    assert list(engine.generate(requests, SAMPLED, completed=keys)) == []
+
+
+def test_samples_differ_but_not_by_their_batch(engine: EmbeddedEngine, model_dir: Path) -> None:
+    requests = make_requests()
+    found = collect(engine.generate(requests, SAMPLED))
+    assert len({found[f"r0/{i:02d}"].text for i in range(3)}) == 3
+    assert found["r0/00"].text != found["r6/00"].text, "the same prompt under another key"
+    assert collect(engine.generate(requests[::-1], SAMPLED)) == found
+    alone = collect(engine.generate(requests[2:3], SAMPLED))
+    assert alone == {key: found[key] for key in alone}
+    one_by_one = EmbeddedEngine(model_dir, dtype="float32", max_batch_size=1)
+    assert collect(one_by_one.generate(requests, SAMPLED)) == found
+
+
+def test_another_seed_gives_other_samples(engine: EmbeddedEngine) -> None:
+    request = make_requests()[0]
+    other = GenerationRequest(key=request.key, prompt_token_ids=request.prompt_token_ids, n=3, seed=12)
+    assert collect(engine.generate([request], SAMPLED)) != collect(engine.generate([other], SAMPLED))
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_before_any_work(engine: EmbeddedEngine) -> None:
+    fits = GenerationRequest(key="fits", prompt_token_ids=(5,) * 1000, n=1, seed=0)
+    long = GenerationRequest(key="long", prompt_token_ids=(5,) * 1001, n=1, seed=0)
+    with pytest.raises(DataError, match=r"'long'.* 1001 tokens .*max_tokens=24 .* 1024 tokens"):
+        engine.generate([fits, long], SAMPLED)
+    assert len(collect(engine.generate([fits], SAMPLED))) == 1
+
+
+def test_requests_that_make_no_sense_are_refused(engine: EmbeddedEngine) -> None:
+    request = make_requests()[0]
+    with pytest.raises(DataError, match=r"'r0' occurs more than once"):
+        engine.generate([request, request], SAMPLED)
+    with pytest.raises(DataError, match=r"'empty'.*no tokens"):
+        engine.generate([GenerationRequest(key="empty", prompt_token_ids=(), n=1, seed=0)], SAMPLED)
+    assert list(engine.generate([], SAMPLED)) == []
+
+
+def test_a_model_that_diverged_is_an_error_and_not_text(model_dir: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(model_dir, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    engine = EmbeddedEngine(broken, dtype="float32")
+    for params in (SAMPLED, GREEDY):
+        with pytest.raises(EngineError, match="not a number"):
+            list(engine.generate(make_requests(), params))
+
+
+def test_unknown_rotary_scaling_is_refused(model_dir: Path, tmp_path: Path) -> None:
+    other = tmp_path / "yarn"
+    shutil.copytree(model_dir, other)
+    rewrite_config(other, rope_scaling={"rope_type": "yarn", "factor": 4.0})
+    with pytest.raises(ModelError, match=r"yarn.*default, linear and llama3"):
+        EmbeddedEngine(other)
+
+
+def test_open_engine(model_dir: Path) -> None:
+    engine = open_engine(EngineConfig(name="embedded", dtype="float32"), model_dir)
+    assert len(collect(engine.generate(make_requests()[:1], SAMPLED))) == 3
+    engine.close()
+    with pytest.raises(ConfigError, match=r"engine\.name='nope'"):
+        open_engine(EngineConfig(name="nope"), model_dir)
+    with pytest.raises(ConfigError, match=r"engine\.dtype='int8'"):
+        open_engine(EngineConfig(name="embedded", dtype="int8"), model_dir)
+    with pytest.raises(ConfigError, match=r"engine\.max_batch_size=0"):
+        EmbeddedEngine(model_dir, max_batch_size=0)

@@ -1,0 +1,307 @@
+"""The HTTP engine against a strict server that misbehaves: nothing lost, nothing asked in vain, errors that teach."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_srl import engines
+from nemo_srl.artifacts import BaseModel, Table
+from nemo_srl.config import Config, EngineConfig, JudgeConfig
+from nemo_srl.engines.openai.dialects import ChatDialect, CompletionsDialect, TokenLogprob, number_logprobs
+from nemo_srl.engines.openai.engine import OpenAIEngine, ServerSettings
+from nemo_srl.engines.trtllm.requests import TrtllmDialect, length_check
+from nemo_srl.errors import ConfigError, DataError, EngineError
+from nemo_srl.experiment import Experiment
+from nemo_srl.protocols import GenerationRequest, SamplingParams
+from nemo_srl.records import Candidate, Completion
+from nemo_srl.stages import judgements
+from tests import tiny
+from tests.loopback import CharTokenizer, Faults, Loopback, ids_of
+
+PARAMS = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=20)
+LOGPROBS = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=20, num_logprobs=5)
+
+
+def echo(body: dict[str, Any], index: int) -> tuple[list[int], str]:
+    prompt = body["messages"][0]["content"] if "messages" in body else "".join(map(chr, body["prompt"]))
+    return ids_of(f"{prompt} {index} Score: 4"), "stop"
+
+
+def requests(count: int, n: int = 3) -> list[GenerationRequest]:
+    return [
+        GenerationRequest(key=f"k{i}", prompt_token_ids=(ord("p"), 48 + i % 10), n=n, seed=7, text=f"t{i}")
+        for i in range(count)
+    ]
+
+
+@contextmanager
+def engine(
+    faults: Faults | None = None, *, dialect: str = "trtllm", key: str = "", server_key: str = "", **settings: Any
+) -> Iterator[tuple[OpenAIEngine, Loopback]]:
+    loopback = Loopback(echo, faults=faults or Faults(), api_key=server_key)
+    completions = CompletionsDialect(CharTokenizer(), (0,))
+    found = TrtllmDialect(completions) if dialect == "trtllm" else ChatDialect(CharTokenizer())
+    with loopback.running() as url:
+        given = {"backoff_seconds": 0.001, **settings}
+        yield OpenAIEngine(ServerSettings(base_urls=[url], api_key=key, **given), found), loopback
+
+
+def ask(found: OpenAIEngine, asked: list[GenerationRequest], params: SamplingParams = PARAMS) -> dict[str, Completion]:
+    return {c.key: c for completions in found.generate(asked, params) for c in completions}
+
+
+def keys(asked: list[GenerationRequest]) -> set[str]:
+    return {f"{r.key}/{i:02d}" for r in asked for i in range(r.n)}
+
+
+def test_all_samples_of_a_prompt_are_one_request() -> None:
+    with engine() as (found, loopback):
+        got = ask(found, requests(5))
+    assert got.keys() == keys(requests(5))
+    assert len(loopback.requests) == 5
+    body = next(b for b in loopback.requests if b["prompt"] == [ord("p"), 48])
+    assert (body["n"], body["max_tokens"], body["add_special_tokens"]) == (3, 20, False)
+    c = got["k0/02"]
+    assert (c.text, c.finish_reason, c.num_tokens) == ("p0 2 Score: 4", "stop", len("p0 2 Score: 4") + 1)
+    assert c.number_logprobs is None
+
+
+def test_chat_sends_the_text_as_the_users_turn() -> None:
+    with engine(dialect="chat") as (found, loopback):
+        got = ask(found, requests(1))
+    assert loopback.requests[0]["messages"] == [{"role": "user", "content": "t0"}]
+    assert got["k0/01"].text == "t0 1 Score: 4"
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        Faults(error_500=3),
+        Faults(error_429=3),
+        Faults(malformed=2),
+        Faults(drop_choice=3),
+        Faults(no_finish_reason=3),
+        Faults(one_choice=True),
+        Faults(error_500=1, malformed=1, drop_choice=2),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dialect", ["trtllm", "chat"])
+def test_what_goes_wrong_is_asked_for_again_until_all_is_there(faults: Faults, dialect: str) -> None:
+    asked = requests(4)
+    with engine(Faults(**vars(faults)), dialect=dialect) as (found, _):
+        seen = [c.key for completions in found.generate(asked, PARAMS) for c in completions]
+    assert sorted(seen) == sorted(keys(asked))
+
+
+def test_only_missing_samples_are_asked_for_again_and_under_another_seed() -> None:
+    with engine(Faults(drop_choice=1)) as (found, loopback):
+        ask(found, requests(1))
+    first, second = loopback.requests
+    assert (first["n"], second["n"]) == (3, 1)
+    assert first["seed"] != second["seed"]
+
+
+def test_a_hanging_server_is_given_up_and_asked_again() -> None:
+    with engine(Faults(hang=1), timeout_seconds=0.3) as (found, loopback):
+        assert ask(found, requests(2)).keys() == keys(requests(2))
+    assert loopback.num_calls >= 3
+
+
+def test_a_resume_asks_in_full_and_yields_what_was_missing() -> None:
+    with engine() as (found, loopback):
+        done = {"k0/00", "k0/01", "k0/02", "k1/01"}
+        got = [c.key for cs in found.generate(requests(2), PARAMS, completed=done) for c in cs]
+        assert sorted(got) == ["k1/00", "k1/02"]
+        assert [b["n"] for b in loopback.requests] == [3]
+        assert list(found.generate(requests(1), PARAMS, completed=keys(requests(1)))) == []
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 422])
+def test_refusals_are_not_repeated(status: int) -> None:
+    with engine(Faults(status=status), max_concurrency=1) as (found, loopback):
+        with pytest.raises(EngineError, match=f"{status}.*no such thing here"):
+            ask(found, requests(9))
+        assert loopback.num_calls == 1
+
+
+def test_a_server_that_never_recovers_is_an_error_that_counts() -> None:
+    with engine(Faults(error_500=99), max_retries=2, max_concurrency=1) as (found, loopback):
+        with pytest.raises(EngineError, match=r"after 3 attempts.*500.*try again"):
+            ask(found, requests(2))
+        assert loopback.num_calls == 3
+
+
+def test_nonsense_without_end_is_an_error_that_quotes_it() -> None:
+    with (
+        engine(Faults(malformed=99), max_concurrency=1) as (found, _),
+        pytest.raises(EngineError, match=r"'k0'.*choices"),
+    ):
+        ask(found, requests(1))
+
+
+def test_an_error_loses_nothing_that_was_completed() -> None:
+    bad = GenerationRequest(key="bad", prompt_token_ids=(), n=1, seed=7)
+    with engine(Faults(slow_seconds=0.1), max_concurrency=4) as (found, loopback):
+        got: list[str] = []
+        stream = found.generate([*requests(3), bad, *requests(60)[3:]], PARAMS)
+        with pytest.raises(EngineError, match="expected token ids"):
+            got.extend(c.key for completions in stream for c in completions)
+        assert len(got) == 3 * len(loopback.requests)
+        assert {"k0/00", "k1/00", "k2/00"} <= set(got)
+        assert loopback.num_calls < 20
+
+
+def test_concurrency_is_bounded_and_completions_come_as_they_arrive() -> None:
+    with engine(Faults(slow_seconds=0.05), max_concurrency=3) as (found, loopback):
+        stream = iter(found.generate(requests(12), PARAMS))
+        next(stream)
+        assert loopback.num_calls < 12
+        list(stream)
+        assert loopback.max_at_once == 3
+
+
+def test_leaving_early_stops_the_requests() -> None:
+    before = threading.active_count()
+    with engine(Faults(slow_seconds=0.05), max_concurrency=2) as (found, loopback):
+        stream = found.generate(requests(50), PARAMS)
+        next(iter(stream))
+        del stream
+        assert loopback.num_calls < 10
+        assert not [t for t in threading.enumerate() if t.name == "openai-engine"]
+    assert threading.active_count() <= before + 2
+
+
+def test_greedy_samples_are_asked_for_once() -> None:
+    greedy = SamplingParams(temperature=0, top_p=1, max_tokens=20)
+    with engine() as (found, loopback):
+        got = ask(found, requests(1), greedy)
+    assert [b["n"] for b in loopback.requests] == [1]
+    assert len({c.text for c in got.values()}) == 1
+    assert got.keys() == keys(requests(1))
+
+
+def test_the_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with engine(server_key="s3cret", key="s3cret") as (found, _):
+        assert ask(found, requests(1))
+    with engine(server_key="s3cret", key="wr0ng") as (found, _), pytest.raises(EngineError, match="Incorrect") as e:
+        ask(found, requests(1))
+    assert "wr0ng" not in str(e.value)
+    cfg = EngineConfig(name="openai", base_url="http://127.0.0.1:1/v1", api_key_env="NEMO_SRL_TEST_KEY")
+    monkeypatch.delenv("NEMO_SRL_TEST_KEY", raising=False)
+    with pytest.raises(ConfigError, match="NEMO_SRL_TEST_KEY"):
+        engines.services(cfg, tmp_path, tmp_path)
+
+
+def test_log_probabilities_come_at_numbers_only() -> None:
+    for dialect in ("trtllm", "chat"):
+        with engine(dialect=dialect) as (found, _):
+            c = ask(found, requests(1, n=1), LOGPROBS)["k0/00"]
+        assert c.number_logprobs is not None
+        offset, top = c.number_logprobs[-1]
+        assert c.text[offset] == "4"
+        assert {k: round(math.exp(p), 3) for k, p in top.items()} == {"4": 0.75, "3": 0.25}
+
+
+def test_log_probabilities_that_do_not_come_are_an_error() -> None:
+    with engine(Faults(no_logprobs=True)) as (found, _), pytest.raises(EngineError, match="logprobs=None"):
+        ask(found, requests(1), LOGPROBS)
+
+
+def probing(faults: Faults, params: SamplingParams = PARAMS) -> tuple[dict[str, Completion], Loopback, list[str]]:
+    loopback, said = Loopback(echo, faults=faults), list[str]()
+    with loopback.running() as url:
+        found = OpenAIEngine(
+            ServerSettings(base_urls=[url], backoff_seconds=0.001),
+            TrtllmDialect(CompletionsDialect(CharTokenizer(), (0,))),
+            probe=True,
+            warn=said.append,
+        )
+        return ask(found, requests(3), params), loopback, said
+
+
+def test_the_probe_says_nothing_about_a_good_server() -> None:
+    got, loopback, said = probing(Faults())
+    assert said == []
+    assert [b["n"] for b in loopback.requests] == [2, 3, 3, 3]
+    assert got.keys() == keys(requests(3))
+
+
+@pytest.mark.parametrize(
+    ("faults", "words"), [(Faults(one_choice=True), "one sample"), (Faults(same_samples=True), "same")]
+)
+def test_the_probe_downgrades_to_one_sample_at_a_time(faults: Faults, words: str) -> None:
+    got, loopback, said = probing(faults)
+    assert len(said) == 1
+    assert words in said[0]
+    assert [b["n"] for b in loopback.requests] == [2] + 9 * [1]
+    assert len({b["seed"] for b in loopback.requests[1:]}) == 9
+    assert got.keys() == keys(requests(3))
+
+
+@pytest.mark.parametrize("faults", [Faults(refuse_logprobs=True), Faults(no_logprobs=True)])
+def test_the_probe_names_the_remedy_for_missing_log_probabilities(faults: Faults) -> None:
+    with pytest.raises(EngineError, match=r"judge\.mode='expected'.*judge\.mode=sampled"):
+        probing(faults, LOGPROBS)
+    assert probing(Faults(refuse_logprobs=True))[2] == []
+
+
+def test_a_prompt_stays_on_its_replica() -> None:
+    first, second = Loopback(echo), Loopback(echo)
+    with first.running() as a, second.running() as b:
+        found = OpenAIEngine(ServerSettings(base_urls=[a, b]), TrtllmDialect(CompletionsDialect(CharTokenizer(), (0,))))
+        for _ in range(2):
+            assert ask(found, requests(20, n=2)).keys() == keys(requests(20, n=2))
+    for loopback in (first, second):
+        seeds = [b["seed"] for b in loopback.requests]
+        assert len(seeds) == 2 * len(set(seeds)) > 0
+
+
+def test_requests_that_cannot_work_are_refused_before_any_is_sent() -> None:
+    with engine() as (found, loopback):
+        with pytest.raises(DataError, match="more than once"):
+            found.generate(requests(1) * 2, PARAMS)
+        checked = OpenAIEngine(found._settings, found._dialect, check=length_check(21))
+        with pytest.raises(DataError, match=r"'k0'.*2 tokens.*21"):
+            checked.generate(requests(1), PARAMS)
+        assert loopback.num_calls == 0
+
+
+def test_offsets_survive_tokens_of_half_a_character() -> None:
+    tokens = ["\ufffd", "\ufffd", " Score", ":", " 4", "/", "5"]
+    found = number_logprobs("é Score: 4/5", [TokenLogprob(t, {t: -0.1}) for t in tokens])
+    assert [(offset, list(top)) for offset, top in found] == [(9, [" 4"]), (11, ["5"])]
+
+
+def test_a_hosted_judge_alone_and_its_key_stays_out_of_the_run_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verdict(body: dict[str, Any], index: int) -> tuple[list[int], str]:
+        return ids_of(f"Fine. Score: {index + 1}"), "stop"
+
+    answers = Table(tmp_path / "candidates", {}, Candidate)
+    row = Candidate(prompt_id="p", sample_index=0, prompt="Q", response="R", num_tokens=2, finish_reason="stop")
+    answers.publish(stage="candidates", digest=answers.write([row]), metrics={}, seconds=0)
+    policy = BaseModel(tiny.make_model(tmp_path / "model", ["Score: 4"], vocab_size=300), "digest")
+    monkeypatch.setenv("NEMO_SRL_TEST_KEY", "s3cret-key")
+    loopback = Loopback(verdict, api_key="s3cret-key")
+    with loopback.running() as url:
+        hosted = EngineConfig(name="openai", base_url=url, model="judge-large", api_key_env="NEMO_SRL_TEST_KEY")
+        judge = JudgeConfig(rubric="Grade {response} to {instruction}. Score: <points>", engine=hosted)
+        with Experiment(Config(run_dir=str(tmp_path / "run"), judge=judge)) as exp:
+            made = exp.run(judgements.STAGE, 1, policy=policy, candidates=answers)
+            assert [j.score for j in made.read()] == [1, 2, 3]
+            assert made.identity["judge.engine.model"] == "judge-large"
+            assert made.identity["judge.engine.base_url"] == url
+    (body,) = loopback.requests
+    assert body["messages"] == [{"role": "user", "content": "Grade R to Q. Score: <points>"}]
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert len(files) > 4
+    assert not [path for path in files if b"s3cret-key" in path.read_bytes()]

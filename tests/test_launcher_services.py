@@ -1,0 +1,221 @@
+"""Services around a job: started, waited for, watched, and never left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nemo_srl.errors import ConfigError, JobFailedError
+from nemo_srl.launchers import services, supervisor
+from nemo_srl.launchers.local import LocalLauncher
+from nemo_srl.launchers.services import free_port, running, to_spec
+from nemo_srl.protocols import SERVICES_VARIABLE, Job, JobStep, Service
+
+SERVER = """
+import http.server, os, subprocess, sys, time
+port, directory = int(sys.argv[1]), sys.argv[2]
+worker = subprocess.Popen([sys.executable, '-c', {worker!r}], start_new_session={apart})
+open(directory + '/pids', 'a').write(f'{{os.getpid()}} {{worker.pid}}\\n')
+print('GPUs', os.environ.get('CUDA_VISIBLE_DEVICES'), os.environ.get('COLOR'), flush=True)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if time.monotonic() > ready else 503); self.end_headers()
+    def log_message(self, *args): pass
+{before}
+ready = time.monotonic() + {delay}
+server = http.server.HTTPServer(('127.0.0.1', port), Handler)
+server.timeout = {lifetime}
+server.serve_forever() if {lifetime} is None else [server.handle_request() for _ in range(3)]
+print('last words'); sys.exit(7)
+"""
+IGNORES_TERM = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+
+
+def service(
+    directory: Path, name: str = "server", *, delay: float = 0, timeout: float = 60, before: str = "",
+    lifetime: float | None = None, worker: str = "import time; time.sleep(600)", apart: bool = False, num_gpus: int = 0,
+) -> Service:  # fmt: skip
+    code = SERVER.format(delay=delay, before=before, lifetime=lifetime, worker=worker, apart=apart)
+    return Service(
+        name=name,
+        command=[sys.executable, "-c", code, "{port}", str(directory)],
+        health_paths=("/health",),
+        start_timeout_seconds=timeout,
+        num_gpus=num_gpus,
+        env={"COLOR": "red"},
+    )
+
+
+def pids(directory: Path) -> list[int]:
+    return [int(word) for word in (directory / "pids").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def job(directory: Path, code: str, *needed: Service) -> Job:
+    return Job(name="job", steps=[JobStep(name="run", command=["-c", code])], log_dir=directory, services=needed)
+
+
+@pytest.fixture(autouse=True)
+def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "GRACE_SECONDS", 1.0)
+
+
+def test_a_step_finds_healthy_services_and_they_end_after_it(tmp_path: Path) -> None:
+    code = (
+        f"import json, os, urllib.request\nfor url in json.loads(os.environ['{SERVICES_VARIABLE}']).values():\n"
+        "    print(url, urllib.request.urlopen(url).status)"
+    )
+    LocalLauncher().run(job(tmp_path, code, service(tmp_path, "a", delay=0.3), service(tmp_path, "b")))
+    log = (tmp_path / "job.log").read_text()
+    assert log.count(" 200\n") == 2
+    assert len(pids(tmp_path)) == 4
+    assert not any(map(alive, pids(tmp_path)))
+    assert "red" in (tmp_path / "job-a.log").read_text()
+
+
+def test_a_failing_step_ends_the_services_too(tmp_path: Path) -> None:
+    with pytest.raises(JobFailedError, match="exit status 3"):
+        LocalLauncher().run(job(tmp_path, "raise SystemExit(3)", service(tmp_path)))
+    assert not any(map(alive, pids(tmp_path)))
+
+
+def test_a_service_that_is_never_healthy_ends_at_its_deadline(tmp_path: Path) -> None:
+    slow = service(tmp_path, delay=600, timeout=1)
+    with pytest.raises(JobFailedError, match=r"(?s)not ready after 1 s.*/health.*GPUs"), running_(tmp_path, slow):
+        pytest.fail("entered")
+    assert not any(map(alive, pids(tmp_path)))
+
+
+def test_a_service_that_ends_while_loading_is_noticed_at_once(tmp_path: Path) -> None:
+    broken = service(tmp_path, before="raise RuntimeError('out of GPUs')")
+    with pytest.raises(JobFailedError, match=r"(?s)exit status 1 before it was ready.*out of GPUs"):
+        LocalLauncher().run(job(tmp_path, "pass", service(tmp_path, "good"), broken))
+    assert not any(map(alive, pids(tmp_path)))
+
+
+def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
+    missing = Service(name="s", command=["no-such-program"], health_paths=("/",), start_timeout_seconds=60)
+    with pytest.raises(JobFailedError, match=r"(?s)exit status 127.*no-such-program.*No such file"):
+        LocalLauncher().run(job(tmp_path, "pass", missing))
+
+
+def test_a_service_that_dies_in_mid_step_ends_the_job_with_its_log(tmp_path: Path) -> None:
+    code = "import time; print('working', flush=True); time.sleep(600)"
+    with pytest.raises(JobFailedError, match=r"(?s)server ended with exit status 7 while.*last words"):
+        LocalLauncher().run(job(tmp_path, code, service(tmp_path, lifetime=0.3)))
+    assert "working" in (tmp_path / "job.log").read_text()
+    assert not any(map(alive, pids(tmp_path)))
+
+
+def test_a_port_that_is_taken_meanwhile_is_replaced(tmp_path: Path) -> None:
+    before = (
+        "import pathlib; flag = pathlib.Path(directory + '/flag')\n"
+        "if not flag.exists(): flag.touch(); raise OSError(98, 'Address already in use')"
+    )
+    LocalLauncher().run(job(tmp_path, "print('fine')", service(tmp_path, before=before)))
+    assert (tmp_path / "job-server.log").read_text().count("\nGPUs ") == 2
+
+
+def test_free_ports_are_below_9000_and_not_those_taken() -> None:
+    first = free_port(set())
+    assert 8100 <= first < 9000
+    taken = set(services.PORTS) - {first}
+    assert free_port(taken) == first
+    with pytest.raises(JobFailedError, match="no port"):
+        free_port(set(services.PORTS))
+
+
+def test_what_ignores_term_or_left_its_group_is_ended_all_the_same(tmp_path: Path) -> None:
+    for apart in (False, True):
+        directory = tmp_path / str(apart)
+        directory.mkdir()
+        with running_(directory, service(directory, worker=IGNORES_TERM, apart=apart)):
+            assert all(map(alive, pids(directory)))
+        assert not any(map(alive, pids(directory)))
+
+
+def test_workers_of_a_server_that_was_killed_are_ended(tmp_path: Path) -> None:
+    with running_(tmp_path, service(tmp_path, apart=True)) as found:
+        server, worker = pids(tmp_path)
+        os.kill(server, signal.SIGKILL)
+        wait_for(lambda: not alive(worker))
+        wait_for(lambda: found._services[0].ended() is not None)
+        with pytest.raises(JobFailedError, match="by SIGKILL"):
+            found.check()
+
+
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_nothing_outlives_an_orchestrator(tmp_path: Path, sig: signal.Signals) -> None:
+    orchestrator = (
+        "from tests.test_launcher_services import *; services.GRACE_SECONDS = 1.0; d = Path(sys.argv[1])\n"
+        "needed = service(d, worker=IGNORES_TERM, apart=True)\n"
+        "code = 'import pathlib, sys, time; pathlib.Path(sys.argv[1], \"busy\").touch(); time.sleep(2)'\n"
+        "step = JobStep(name='run', command=['-c', code, str(d)])\n"
+        "LocalLauncher().run(Job(name='job', steps=[step], log_dir=d, services=[needed]))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", orchestrator, str(tmp_path)], stderr=subprocess.DEVNULL)
+    wait_for((tmp_path / "busy").exists)
+    assert all(map(alive, pids(tmp_path)))
+    parent.send_signal(sig)
+    parent.wait(60)
+    wait_for(lambda: not any(map(alive, pids(tmp_path))))
+
+
+def test_a_service_whose_orchestrator_is_gone_already_never_starts(tmp_path: Path) -> None:
+    marker = tmp_path / "started"
+    nobody = subprocess.Popen(["true"])
+    nobody.wait()
+    command = [sys.executable, supervisor.__file__, str(nobody.pid), "1", "touch", str(marker)]
+    assert subprocess.run(command, check=False).returncode == 128 + signal.SIGTERM
+    assert not marker.exists()
+
+
+def test_gpus_are_shared_out_of_those_that_are_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = [service(tmp_path, "a", num_gpus=2), service(tmp_path, "b", num_gpus=2)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
+    LocalLauncher().run(job(tmp_path, "pass", *needed))
+    assert "GPUs 3,5 " in (tmp_path / "job-a.log").read_text()
+    assert "GPUs 6,7 " in (tmp_path / "job-b.log").read_text()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    with pytest.raises(ConfigError, match=r"need 4 GPUs.*num_replicas"):
+        LocalLauncher().run(job(tmp_path, "pass", *needed))
+
+
+def test_around_a_command_in_an_allocation(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(to_spec([service(tmp_path, delay=0.2)], job_name="job", log_dir=tmp_path)))
+    script = f"import os, sys; print(os.environ['{SERVICES_VARIABLE}']); sys.exit(5)"
+    command = [sys.executable, "-m", "nemo_srl.launchers.services", str(spec), sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, json.loads(done.stdout).keys()) == (5, {"server"})
+    assert not any(map(alive, pids(tmp_path)))
+    broken = service(tmp_path, before="raise RuntimeError('out of GPUs')")
+    spec.write_text(json.dumps(to_spec([broken], job_name="job", log_dir=tmp_path)))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "out of GPUs" in done.stderr
+
+
+def running_(directory: Path, *needed: Service):  # type: ignore[no-untyped-def]
+    return running(needed, job_name="job", log_dir=directory)

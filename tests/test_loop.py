@@ -1,0 +1,161 @@
+"""The whole loop as a user runs it, with the real NeMo-Aligner, on a model that trains in seconds.
+
+One run is left alone. Another is killed (SIGKILL to the orchestrator and all it started) again and again,
+wherever it happens to be, and started again until it ends: both must have published the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nemo_srl.artifacts import JOURNAL, MANIFEST
+from tests.tiny import make_model, texts_of, write_seed
+
+ROOT = Path(__file__).resolve().parent.parent
+RUBRIC = "Grade: {instruction} / {response} Score:"
+
+
+@pytest.fixture(scope="module")
+def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    base = tmp_path_factory.mktemp("tiny")
+    data = write_seed(base / "seed")
+    model = make_model(base / "model", texts_of(base / "seed"))
+    settings = {
+        **data,
+        "model.path": str(model),
+        "judge.rubric": f"'{RUBRIC}'",
+        "judge.max_tokens": 12,
+        "judge.temperature": 1.0,
+        "num_iterations": 1,
+        "engine.dtype": "float32",
+        "trainer.precision": "32",
+        "sft.learning_rate": 3e-3,
+        "sft.min_learning_rate": 1e-3,
+        "sft.max_epochs": 20,
+        "sft.global_batch_size": 8,
+        "sft.max_seq_length": 128,
+        "sft.save_interval": 20,
+        "prompts.num_prompts": 6,
+        "prompts.min_words": 1,
+        "prompts.max_rouge_l": 1.0,
+        "prompts.temperature": 1.0,
+        "prompts.top_p": 1.0,
+        "prompts.max_tokens": 24,
+        "prompts.max_rounds": 50,
+        "candidates.temperature": 1.0,
+        "candidates.max_tokens": 24,
+        "dpo.global_batch_size": 2,
+        "dpo.max_epochs": 1,
+        "dpo.max_seq_length": 128,
+        "dpo.save_interval": 1,
+        "evaluation.num_bootstrap": 50,
+    }
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def start(run_dir: Path, overrides: list[str], log: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(ROOT / "recipes" / "iterate.py"), f"run_dir={run_dir}", *overrides]
+    with log.open("ab") as f:
+        return subprocess.Popen(command, stdout=f, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True)
+
+
+def descendants(pid: int) -> Iterator[int]:
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        yield from descendants(int(child))
+        yield int(child)
+
+
+def kill_everything(process: subprocess.Popen[bytes]) -> None:
+    for pid in [process.pid, *descendants(process.pid)]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, overrides: list[str]) -> Path:
+    base = tmp_path_factory.mktemp("undisturbed")
+    process = start(base / "run", overrides, base / "log")
+    assert process.wait(600) == 0, (base / "log").read_text()[-4000:]
+    return base
+
+
+def published(run_dir: Path) -> dict[str, tuple[str, str]]:
+    """Digest of content and identity of every artifact."""
+    found = {}
+    for path in sorted(run_dir.glob(f"iter_*/*/{MANIFEST}")):
+        manifest = json.loads(path.read_text())
+        found[str(path.parent.relative_to(run_dir))] = (manifest["digest"], json.dumps(manifest["identity"]))
+    return found
+
+
+def test_the_loop_ends_with_a_table_and_everything_it_made(undisturbed: Path) -> None:
+    run_dir = undisturbed / "run"
+    assert set(published(run_dir)) == {
+        "iter_00/sft",
+        "iter_00/evaluation_m0",
+        "iter_00/evaluation",
+        *(f"iter_01/{s}" for s in ("prompts", "candidates", "judgements", "pairs", "policy", "evaluation")),
+    }
+    log = (undisturbed / "log").read_text()
+    assert "| M0" in log
+    assert "| M2" in log
+    assert "valid verdicts" in (run_dir / "report.md").read_text()
+    pairs = [json.loads(line) for line in (run_dir / "iter_01/pairs/data.jsonl").read_text().splitlines()]
+    assert all(p["chosen"] != p["rejected"] and p["chosen_score"] > p["rejected_score"] for p in pairs)
+
+
+def test_the_trained_models_load_as_hugging_face_models_and_differ(undisturbed: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    m1, m2 = (undisturbed / "run" / part / "hf" for part in ("iter_00/sft", "iter_01/policy"))
+    weights = [AutoModelForCausalLM.from_pretrained(m).state_dict()["model.norm.weight"] for m in (m1, m2)]
+    assert not weights[0].equal(weights[1])
+    assert AutoTokenizer.from_pretrained(m2).chat_template
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_bytes(
+    tmp_path: Path, overrides: list[str], undisturbed: Path
+) -> None:
+    rng = random.Random(7)
+    run_dir, log = tmp_path / "run", tmp_path / "log"
+    journalled: dict[str, int] = {}
+    for patience in (2.0, 4.0, 8.0, 16.0, 9.0, 14.0, 18.0):
+        process = start(run_dir, overrides, log)
+        deadline = time.monotonic() + patience * rng.uniform(0.8, 1.2)
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        kill_everything(process)
+        for journal in run_dir.glob(f"iter_*/*/{JOURNAL}"):
+            calls = journal.read_bytes().count(b"\n")
+            key = str(journal.relative_to(run_dir))
+            assert calls >= journalled.get(key, 0), "a completed model call was lost"
+            journalled[key] = calls
+    assert start(run_dir, overrides, log).wait(600) == 0, log.read_text()[-4000:]
+    assert published(run_dir) == published(undisturbed / "run")
+    for journal in run_dir.glob(f"iter_*/*/{JOURNAL}"):
+        keys = [json.loads(line)["request_key"] + str(json.loads(line)["index"]) for line in journal.open()]
+        assert len(keys) == len(set(keys)), "a completed model call was repeated"
+
+
+def test_a_finished_run_says_so_at_once_and_refuses_changed_settings(overrides: list[str], undisturbed: Path) -> None:
+    run_dir, log = undisturbed / "run", undisturbed / "again"
+    before = published(run_dir)
+    assert start(run_dir, overrides, log).wait(60) == 0
+    assert log.read_text().count("kept") == len(before)
+    changed = start(run_dir, [*overrides, "dpo.beta=0.3"], undisturbed / "changed")
+    assert changed.wait(60) == 1
+    assert "dpo.beta: 0.1 -> 0.3" in (undisturbed / "changed").read_text()
+    assert published(run_dir) == before

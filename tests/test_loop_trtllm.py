@@ -1,0 +1,38 @@
+"""The whole loop on TensorRT-LLM's stand-in: servers start on M0, M1 and M2, answer with them, and are gone after."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.test_loop import ROOT, overrides
+
+__all__ = ["overrides"]  # a fixture
+
+
+def test_the_loop_on_servers(tmp_path: Path, overrides: list[str]) -> None:
+    path = f"{ROOT / 'tests' / 'stubs'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = [
+        sys.executable, str(ROOT / "recipes" / "iterate.py"), f"run_dir={tmp_path / 'run'}", *overrides,
+        "engine=trtllm", "engine.max_concurrency=8",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, env={**os.environ, "PATH": path}, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "| M2" in done.stdout
+    for stage, model in (
+        ("iter_00-evaluation_m0", "model"),
+        ("iter_00-evaluation", "iter_00/sft/hf"),
+        ("iter_01-candidates", "iter_00/sft/hf"),
+        ("iter_01-evaluation", "iter_01/policy/hf"),
+    ):
+        log = (tmp_path / "run" / "logs" / f"{stage}-trtllm-0.log").read_text()
+        assert f"{model} on GPUs 0" in log
+    identity = json.loads((tmp_path / "run" / "iter_01" / "candidates" / "manifest.json").read_text())["identity"]
+    assert identity["engine.name"] == "trtllm"
+    listed = subprocess.run(["ps", "-ef"], capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path) not in listed

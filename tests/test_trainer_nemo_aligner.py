@@ -1,0 +1,457 @@
+"""NeMo-Aligner against an independent implementation in transformers, against itself in other layouts, and killed.
+
+One process imports NeMo once and forks for every training (`trainer_fork_server`); each training happens once
+and several tests look at it. The model is a Llama with 4 layers, 4 heads and 2 query groups.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nemo_srl.config import Config, DPOConfig, SFTConfig, TrainerConfig
+from nemo_srl.errors import ConfigError
+from nemo_srl.models.distributed_checkpoint import CheckpointReader
+from nemo_srl.protocols import DPORow, SFTRow, TrainingTask
+from nemo_srl.trainers import open_trainer
+from nemo_srl.trainers.nemo_aligner import last_checkpoint
+from nemo_srl.trainers.nemo_aligner.metrics import read_metrics
+from tests.tiny import make_model
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMPT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+QUESTIONS = ["Name a prime.", "Name a color, please.", "What is tall?", "Who sings best of all the birds?"]
+GOOD = ["It is 7.", "Red.", "A tree is tall, and so is a tower.", "The nightingale."]
+BAD = ["It is 8, I am quite sure.", "Seven.", "No.", "Tuesday sings."]
+DPO_ROWS = [
+    DPORow(prompt=PROMPT.format(q), chosen=g, rejected=b, chosen_reward=4.0, rejected_reward=1.0)
+    for q, g, b in zip(QUESTIONS, GOOD, BAD, strict=True)
+]
+SFT_ROWS = [SFTRow(prompt=PROMPT.format(q), response=a) for q in QUESTIONS for a in (*GOOD[:1], *BAD[:1])]
+BETA = 0.3
+ADAM_BETA1 = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished training: its work directory and the exported model."""
+
+    work_dir: Path
+    model_dir: Path
+    summary: dict[str, float]
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        return [r for r in read_metrics(self.work_dir / "metrics.jsonl") if "loss" in r]
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        return load_file(self.model_dir / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    texts = [*QUESTIONS, *GOOD, *BAD]
+    return make_model(tmp_path_factory.mktemp("model"), texts, vocab_size=320, num_layers=4)
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[int]]]:
+    """Run the ranks of a training to their end; returns their exit codes."""
+    errors = (tmp_path_factory.mktemp("server") / "log.txt").open("w+")
+    server = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "tests.trainer_fork_server"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+
+    def run(work_dir: Path, *, num_ranks: int = 1, kill_at_step: int | None = None) -> list[int]:
+        job = {"work_dir": str(work_dir), "num_ranks": num_ranks, "kill_at_step": kill_at_step}
+        server.stdin.write(json.dumps(job) + "\n")
+        server.stdin.flush()
+        for line in server.stdout:
+            if line.startswith('{"exit_codes"'):
+                return list(json.loads(line)["exit_codes"])
+        errors.seek(0)
+        raise AssertionError(f"the fork server ended: {errors.read()[-3000:]}")
+
+    yield run
+    server.stdin.close()
+    server.wait(timeout=60)
+    server.stdout.close()
+    errors.close()
+
+
+def config(algorithm: str, **trainer: Any) -> Config:
+    common = {"learning_rate": 1e-3, "min_learning_rate": 1e-4, "max_seq_length": 128, "gradient_clip_val": 0.0}
+    return Config(
+        run_dir="unused",
+        sft=SFTConfig(global_batch_size=4, max_epochs=2, save_interval=1, **common),
+        dpo=DPOConfig(global_batch_size=4, max_epochs=3, save_interval=1, beta=BETA, **common),
+        trainer=TrainerConfig(**{"precision": "32", **trainer}),
+    )
+
+
+def prepare(cfg: Config, algorithm: str, model_dir: Path, work_dir: Path) -> None:
+    rows = SFT_ROWS if algorithm == "sft" else DPO_ROWS
+    task = TrainingTask(algorithm=algorithm, model_dir=model_dir, train_rows=rows, validation_rows=rows[:4])
+    open_trainer(cfg).prepare(task, work_dir)
+
+
+@pytest.fixture(scope="module")
+def run_of(
+    launch: Callable[..., list[int]], model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Run]:
+    """Train once for every combination of arguments."""
+    done: dict[str, Run] = {}
+
+    def run(algorithm: str, **trainer: Any) -> Run:
+        key = json.dumps([algorithm, trainer])
+        if key not in done:
+            base = tmp_path_factory.mktemp(algorithm)
+            cfg, work_dir = config(algorithm, **trainer), base / "work"
+            prepare(cfg, algorithm, model_dir, work_dir)
+            codes = launch(work_dir, num_ranks=cfg.trainer.world_size)
+            assert set(codes) == {0}, (work_dir / "log_0.txt").read_text()[-3000:]
+            summary = dict(open_trainer(cfg).export(work_dir, base / "hf"))
+            done[key] = Run(work_dir, base / "hf", summary)
+        return done[key]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def killed(
+    launch: Callable[..., list[int]], model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[dict[str, torch.Tensor], Run]]:
+    """Train, kill -9 after the second step, before its checkpoint; then go on to the end.
+
+    Also returns the optimizer's first moments after step 1, from the checkpoint that was left.
+    """
+
+    def run(algorithm: str) -> tuple[dict[str, torch.Tensor], Run]:
+        base = tmp_path_factory.mktemp(f"{algorithm}_killed")
+        cfg, work_dir = config(algorithm), base / "work"
+        prepare(cfg, algorithm, model_dir, work_dir)
+        assert launch(work_dir, kill_at_step=2) == [-9]
+        with pytest.raises(ConfigError, match="has not reached step"):
+            open_trainer(cfg).export(work_dir, base / "hf")
+        (checkpoint,) = (work_dir / "nemo" / "checkpoints").glob("*-last")
+        assert "step=1" in checkpoint.name
+        moments = read_first_moments(checkpoint)
+        prepare(cfg, algorithm, model_dir, work_dir)  # as the stage does: must not start over
+        assert checkpoint.exists()
+        assert launch(work_dir) == [0], (work_dir / "log_0.txt").read_text()[-3000:]
+        summary = dict(open_trainer(cfg).export(work_dir, base / "hf"))
+        return moments, Run(work_dir, base / "hf", summary)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def killed_dpo(killed: Callable[[str], Any]) -> tuple[dict[str, torch.Tensor], Run]:
+    return killed("dpo")
+
+
+@pytest.fixture(scope="module")
+def killed_sft(killed: Callable[[str], Any]) -> tuple[dict[str, torch.Tensor], Run]:
+    return killed("sft")
+
+
+def read_first_moments(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Adam's `exp_avg` per parameter by NeMo's names; after one step it is (1 - beta1) x the gradient."""
+    prefix, reader = "optimizer.state.exp_avg.", CheckpointReader(checkpoint)
+    moments = {}
+    for key in reader.tensor_keys():
+        if key.startswith(prefix):
+            shape, name = reader.shape(key), key.removeprefix(prefix)
+            # They are stored flat, per part that tensor parallelism would cut.
+            flat = reader.read(key, (0,) * len(shape), shape)
+            moments[name.removeprefix("model.")] = flat.reshape(reader.shape(name))
+    return moments
+
+
+def nemo_layout(hf: dict[str, torch.Tensor], *, num_layers: int = 4, groups: int = 2) -> dict[str, torch.Tensor]:
+    """Hugging Face tensors (weights or gradients) in NeMo's layout, written down independently of the package."""
+
+    def fused_qkv(layer: int) -> torch.Tensor:
+        q, k, v = (hf[f"model.layers.{layer}.self_attn.{x}_proj.weight"] for x in "qkv")
+        rows = [torch.cat([x.chunk(groups)[g] for x in (q, k, v)]) for g in range(groups)]
+        return torch.cat(rows)
+
+    def stacked(make: Callable[[int], torch.Tensor]) -> torch.Tensor:
+        return torch.stack([make(layer) for layer in range(num_layers)])
+
+    def named(name: str) -> torch.Tensor:
+        return stacked(lambda layer: hf[f"model.layers.{layer}.{name}.weight"])
+
+    gate_up = stacked(lambda i: torch.cat([hf[f"model.layers.{i}.mlp.{name}_proj.weight"] for name in ("gate", "up")]))
+    untied = {"output_layer.weight": hf["lm_head.weight"]} if "lm_head.weight" in hf else {}
+    return untied | {
+        "embedding.word_embeddings.weight": hf["model.embed_tokens.weight"],
+        "decoder.final_layernorm.weight": hf["model.norm.weight"],
+        "decoder.layers.self_attention.linear_qkv.weight": stacked(fused_qkv),
+        "decoder.layers.self_attention.linear_qkv.layer_norm_weight": named("input_layernorm"),
+        "decoder.layers.self_attention.linear_proj.weight": named("self_attn.o_proj"),
+        "decoder.layers.mlp.linear_fc1.weight": gate_up,
+        "decoder.layers.mlp.linear_fc1.layer_norm_weight": named("post_attention_layernorm"),
+        "decoder.layers.mlp.linear_fc2.weight": named("mlp.down_proj"),
+    }
+
+
+class HuggingFace:
+    """The model in transformers, float32, and what is wanted of it, one unpadded row at a time."""
+
+    def __init__(self, model_dir: Path) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(model_dir, torch_dtype=torch.float32)
+        # transformers drops the gradient of the padding token's embedding, which here is the end-of-turn token.
+        self.model.get_input_embeddings().padding_idx = None
+        self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
+
+    def response_logps(self, prompt: str, response: str) -> torch.Tensor:
+        """[response tokens + 1]: log-probabilities of the response's tokens and of the end of sequence."""
+        prompt_ids = self.tokenizer(prompt)["input_ids"]
+        ids = torch.tensor([[*self.tokenizer(prompt + response)["input_ids"], self.tokenizer.eos_token_id]])
+        logps = self.model(ids[:, :-1]).logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[0, :, 0]
+        return logps[len(prompt_ids) - 1 :]
+
+    def dpo_loss(self) -> torch.Tensor:
+        """At the start, where policy and reference are the same model (but only one has gradients)."""
+        losses = []
+        for row in DPO_ROWS:
+            chosen, rejected = (self.response_logps(row.prompt, r).sum() for r in (row.chosen, row.rejected))
+            margin = (chosen - chosen.detach()) - (rejected - rejected.detach())
+            losses.append(-torch.nn.functional.logsigmoid(BETA * margin))
+        return torch.stack(losses).mean()
+
+    def sft_loss(self) -> torch.Tensor:
+        """Mean per token of a row, then over rows: micro-batches of one row, which NeMo averages alike."""
+        return torch.stack([-self.response_logps(r.prompt, r.response).mean() for r in SFT_ROWS]).mean()
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        return nemo_layout({k: p.grad for k, p in self.model.named_parameters() if p.grad is not None})
+
+
+def norm(tensors: dict[str, torch.Tensor]) -> float:
+    return math.sqrt(sum(float(t.double().square().sum()) for t in tensors.values()))
+
+
+def max_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[k].double() - b[k].double()).abs().max()) for k in a)
+
+
+def test_first_dpo_loss_is_ln_2_and_nothing_is_preferred_yet(run_of: Callable[..., Run]) -> None:
+    first = run_of("dpo").steps[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["rewards_margin"] == 0.0
+
+
+def test_dpo_gradients_equal_those_of_transformers(
+    killed_dpo: tuple[dict[str, torch.Tensor], Run], model_dir: Path
+) -> None:
+    moments, run = killed_dpo
+    reference = HuggingFace(model_dir)
+    reference.dpo_loss().backward()
+    expected = reference.gradients()
+    actual = {name: moment / (1 - ADAM_BETA1) for name, moment in moments.items()}
+    assert max_difference(actual, expected) < 1e-4 * max(float(g.abs().max()) for g in expected.values())
+    assert run.steps[0]["grad_norm"] == pytest.approx(norm(expected), rel=1e-4)
+
+
+def test_logged_rewards_are_beta_times_the_log_ratios(run_of: Callable[..., Run], model_dir: Path) -> None:
+    """The validation after the last step, recomputed in transformers from the exported model."""
+    run = run_of("dpo")
+    validation = [r for r in read_metrics(run.work_dir / "metrics.jsonl") if "val_loss" in r][-1]
+    policy, reference = HuggingFace(run.model_dir), HuggingFace(model_dir)
+    rewards = {}
+    with torch.no_grad():
+        for side in ("chosen", "rejected"):
+            ratios = [
+                policy.response_logps(r.prompt, getattr(r, side)).sum()
+                - reference.response_logps(r.prompt, getattr(r, side)).sum()
+                for r in DPO_ROWS
+            ]
+            rewards[side] = BETA * torch.stack(ratios)
+    margin = rewards["chosen"] - rewards["rejected"]
+    assert validation["val_rewards_chosen"] == pytest.approx(float(rewards["chosen"].mean()), abs=1e-4)
+    assert validation["val_rewards_rejected"] == pytest.approx(float(rewards["rejected"].mean()), abs=1e-4)
+    assert validation["val_acc"] == float((margin > 0).float().mean())
+    expected_loss = float(-torch.nn.functional.logsigmoid(margin).mean())
+    assert validation["val_loss"] == pytest.approx(expected_loss, abs=1e-4)
+
+
+def test_training_prefers_the_chosen_responses(run_of: Callable[..., Run]) -> None:
+    summary = run_of("dpo").summary
+    assert summary["train_loss_last"] < summary["train_loss_first"]
+    assert summary["rewards_margin_last"] > 0
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "sft"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"tensor_model_parallel_size": 2},
+        {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+        {"pipeline_model_parallel_size": 2},
+    ],
+    ids=["TP=2", "TP=2+SP", "PP=2"],
+)
+def test_every_layout_trains_the_same_model(run_of: Callable[..., Run], algorithm: str, layout: dict[str, Any]) -> None:
+    assert_same_training(run_of(algorithm), run_of(algorithm, **layout))
+
+
+def test_two_data_parallel_ranks_train_the_same_model(run_of: Callable[..., Run]) -> None:
+    """With DPO, where a batch is all rows: NeMo draws rows in another order for another number of ranks."""
+    assert_same_training(run_of("dpo"), run_of("dpo", devices=2))
+
+
+def assert_same_training(alone: Run, parallel: Run) -> None:
+    assert max_difference(alone.weights, parallel.weights) < 1e-4
+    for key in ("loss", "grad_norm"):  # Adam hides a wrong gradient norm from the weights
+        expected = [step[key] for step in alone.steps]
+        assert [step[key] for step in parallel.steps] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "sft"])
+def test_killed_and_resumed_equals_uninterrupted(
+    run_of: Callable[..., Run], request: pytest.FixtureRequest, algorithm: str
+) -> None:
+    _, resumed = request.getfixturevalue(f"killed_{algorithm}")
+    alone = run_of(algorithm)
+    assert max_difference(alone.weights, resumed.weights) < 1e-6
+    timeless = [[{k: v for k, v in s.items() if k != "step_time"} for s in run.steps] for run in (alone, resumed)]
+    assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "sft"])
+@pytest.mark.parametrize("precision", ["bf16", "bf16-O2"])
+def test_bfloat16_agrees_with_float32(run_of: Callable[..., Run], algorithm: str, precision: str) -> None:
+    exact, rounded = run_of(algorithm), run_of(algorithm, precision=precision)
+    for key in ("loss", "grad_norm"):
+        assert [s[key] for s in rounded.steps] == pytest.approx([s[key] for s in exact.steps], rel=0.03)
+
+
+def test_bf16_keeps_float32_weights(run_of: Callable[..., Run], model_dir: Path) -> None:
+    weights = run_of("dpo", precision="bf16").weights
+    assert {w.dtype for w in weights.values()} == {torch.float32}
+    assert all(not torch.equal(w, w.bfloat16().float()) for w in weights.values())
+
+
+def untied_with_scaled_rope(directory: Path) -> Path:
+    """Another kind of Llama: an output layer of its own, and Llama 3.1's rotary embedding."""
+    make_model(directory, [*QUESTIONS, *GOOD, *BAD], vocab_size=301, num_layers=4, tie_word_embeddings=False)
+    path = directory / "config.json"
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_scaling": scaling}))
+    return directory
+
+
+@pytest.mark.parametrize("kind", ["tied, TP=2", "untied, llama3 rope, odd vocabulary, PP=2"])
+def test_sft_loss_and_gradient_norm_equal_those_of_transformers(
+    launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path, kind: str
+) -> None:
+    """One batch of all rows, so that the order in which NeMo draws them does not matter."""
+    if kind.startswith("tied"):
+        cfg = config("sft", tensor_model_parallel_size=2)
+    else:
+        cfg = config("sft", pipeline_model_parallel_size=2)
+        model_dir = untied_with_scaled_rope(tmp_path / "model")
+    cfg.sft.global_batch_size, cfg.sft.max_epochs = len(SFT_ROWS), 1
+    prepare(cfg, "sft", model_dir, tmp_path / "work")
+    assert launch(tmp_path / "work", num_ranks=2) == [0, 0]
+    (step,) = [r for r in read_metrics(tmp_path / "work" / "metrics.jsonl") if "loss" in r]
+    reference = HuggingFace(model_dir)
+    loss = reference.sft_loss()
+    loss.backward()
+    assert step["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert step["grad_norm"] == pytest.approx(norm(reference.gradients()), rel=1e-4)
+
+
+def test_dropout_changes_the_training(
+    run_of: Callable[..., Run], launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path
+) -> None:
+    cfg = config("sft")
+    cfg.sft.hidden_dropout = cfg.sft.attention_dropout = 0.1
+    prepare(cfg, "sft", model_dir, tmp_path / "work")
+    assert launch(tmp_path / "work") == [0]
+    losses = [r["loss"] for r in read_metrics(tmp_path / "work" / "metrics.jsonl") if "loss" in r]
+    plain = [step["loss"] for step in run_of("sft").steps]
+    assert losses != plain
+    assert losses == pytest.approx(plain, rel=0.2)
+
+
+def test_checkpoints_hold_parameters_and_optimizer_state_and_little_else(
+    launch: Callable[..., list[int]], tmp_path: Path
+) -> None:
+    model_dir = make_model(tmp_path / "model", QUESTIONS, hidden_size=256, num_layers=4)
+    cfg = config("dpo")
+    prepare(cfg, "dpo", model_dir, tmp_path / "work")
+    assert launch(tmp_path / "work") == [0]
+    checkpoints = list((tmp_path / "work" / "nemo" / "checkpoints").iterdir())
+    assert checkpoints == [last_checkpoint(tmp_path / "work")]
+    num_parameters = sum(t.numel() for t in load_file(model_dir / "model.safetensors").values())
+    expected = num_parameters * 4 * 4  # parameters, masters and two moments of 4 bytes
+    size = sum(file.stat().st_size for file in checkpoints[0].iterdir())
+    assert expected <= size <= 1.1 * expected
+    open_trainer(cfg).export(tmp_path / "work", tmp_path / "hf")
+    assert not (tmp_path / "work" / "nemo" / "checkpoints").exists()
+    assert not (tmp_path / "work" / "start").exists()
+
+
+def test_a_training_of_its_own_process_under_torchrun(
+    model_dir: Path, run_of: Callable[..., Run], tmp_path: Path
+) -> None:
+    """Without the fork server, through `Trainer.train`, as a job does."""
+    cfg = config("dpo", pipeline_model_parallel_size=2)
+    prepare(cfg, "dpo", model_dir, tmp_path / "work")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from nemo_srl.config import Config\n"
+        "from nemo_srl.trainers import open_trainer\n"
+        "if __name__ == '__main__':\n"
+        "    open_trainer(Config(run_dir='unused')).train(Path(sys.argv[1]))\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    result = subprocess.run(
+        [*command, "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", str(program), str(tmp_path / "work")],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "Training steps: 100%" in result.stderr
+    assert len(result.stderr) < 20_000
+    open_trainer(cfg).export(tmp_path / "work", tmp_path / "hf")
+    assert max_difference(load_file(tmp_path / "hf" / "model.safetensors"), run_of("dpo").weights) < 1e-4
+
+
+def test_a_wrong_number_of_ranks_is_refused(launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path) -> None:
+    prepare(config("dpo", tensor_model_parallel_size=2), "dpo", model_dir, tmp_path / "work")
+    assert launch(tmp_path / "work", num_ranks=1) == [1]
+    assert "2 ranks were planned, and 1 were started" in (tmp_path / "work" / "log_0.txt").read_text()
