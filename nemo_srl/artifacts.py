@@ -2,6 +2,7 @@
 
     run_dir/iter_02/candidates/
         stage.json      what was asked for: settings, inputs, identity; written before the work starts
+        steps.json      what each step cost
         journal.jsonl   one line is one model call, appended as it completes
         data.jsonl      the result, sorted by key
         manifest.json   written last, by rename: a directory without one is unfinished work
@@ -27,6 +28,7 @@ from nemo_srl.records import Completion, R, from_row, to_row
 
 MANIFEST = "manifest.json"
 SPEC = "stage.json"
+STEPS = "steps.json"
 DATA = "data.jsonl"
 JOURNAL = "journal.jsonl"
 
@@ -67,6 +69,9 @@ class Manifest:
     digest: str
     metrics: dict[str, float]
     seconds: float
+    """Of its steps together, on rank 0; work that was killed before its step ended is not in it."""
+    peak_memory_bytes: int = 0
+    """The largest resident memory of a step, on rank 0."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,10 @@ class Artifact:
             raise DataError(f"{self.path} is not published")
         return found.digest
 
-    def publish(self, *, stage: str, digest: str, metrics: Mapping[str, float], seconds: float) -> None:
-        manifest = Manifest(stage, dict(self.identity), digest, dict(metrics), seconds)
+    def publish(
+        self, *, stage: str, digest: str, metrics: Mapping[str, float], seconds: float, peak_memory_bytes: int = 0
+    ) -> None:
+        manifest = Manifest(stage, dict(self.identity), digest, dict(metrics), seconds, peak_memory_bytes)
         write_atomic(self.path / MANIFEST, json.dumps(asdict(manifest), indent=2, sort_keys=True) + "\n")
 
 

@@ -54,6 +54,11 @@ class ChatTemplate:
         which trainers add, and with the space that some templates (Llama 2's) put before a response."""
         return self._response_start + self._harmless(response)
 
+    @property
+    def end_of_turn(self) -> str:
+        """The text of the token with which a response ends, and which `response_text` leaves out."""
+        return str(self._tokenizer.eos_token)
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of rendered text. Adds no token: the template already holds the first one, if any."""
         return tuple(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -2,7 +2,7 @@
 
 Sections either decide results (`model data sft prompts candidates judge pairs dpo evaluation seed`, and
 the fields of `engine` and `trainer` that are listed in the stages' `settings`) and are then part of an
-artifact's identity, or they only place work (`launcher`, parallel sizes, batch limits) and may change
+artifact's identity, or they only place work (`launcher`, `cluster`, parallel sizes, batch limits) and may change
 between runs of one run directory. Bad values raise `ConfigError` when the configuration is composed.
 """
 

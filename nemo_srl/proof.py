@@ -1,16 +1,16 @@
 """A task that code can check, for proving that the loop works: `recipes/proof.py`, recipe `srl-proof-cpu`.
 
-An instruction such as `4 animal tiny huge !` asks for four different animals, the first one tiny, another one
-huge, and a closing mark: `bee cat elk cow !`. `oracle_verdict` gives one point for each of five criteria, as
-the rubric of the paper does, so that a *true* score is known for every response. The model judges in the
-same form as any other of this package, `y y n y y` as its justification and then `Score: 4`, and is read by the
-same parser. It learns both from `write_seed`'s files: demonstrations that meet each criterion with
-probability `DEMONSTRATION_QUALITY` only, and judged answers.
+An instruction such as `4 animal tiny huge !` asks for four different animals, the first one tiny and the last one
+huge, and a closing mark: `bee cat pig elk !`. `oracle_verdict` gives one point for each of five criteria, as the
+rubric of the paper does, so that a *true* score is known for every response. The model judges in the same form
+as any other of this package, reasons first, `4 y animal y tiny y huge y ! y`, then `Score: 5`, and is read by the same
+parser. It learns both from `write_seed`'s files: demonstrations that meet each criterion with probability
+`DEMONSTRATION_QUALITY` only, and judged answers.
 
 Nothing here is called by a stage. Of the oracle's scores only the judged answers (EFT) and the order of ranked
 answers reach a training, as people's judgements do in the paper; new prompts come without any.
 
-Not covered: anything about language. The vocabulary has 100 words, and a model of 0.35M parameters is enough.
+Not covered: anything about language. The vocabulary has about a hundred words, and a model of 0.35M parameters is enough.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from nemo_srl.records import EFTExample, IFTExample, Prompt, RankedAnswers
 
 SIZES = ("tiny", "small", "large", "huge")
 WORDS = {
-    category: dict(zip(SIZES, (pair.split() for pair in words.split(",")), strict=True))
-    for category, words in {
+    category: dict(zip(SIZES, (words.split() for words in by_size.split(",")), strict=True))
+    for category, by_size in {
         "animal": "ant bee, cat owl, pig ram, cow elk",
         "fruit": "berry currant, plum kiwi, pear mango, melon papaya",
         "tool": "pin nail, file awl, saw axe, drill crane",
@@ -55,7 +55,7 @@ CHAT_TEMPLATE = (
 )
 SPECIAL_TOKENS = ("<|unknown|>", "<|user|>", "<|assistant|>", "<|end|>")
 VOCABULARY = (
-    *SPECIAL_TOKENS, "judge", "answer", "Score:", "y", "n", *map(str, range(7)), *MARKS, *SIZES, *WORDS, *CATEGORY_OF,
+    *SPECIAL_TOKENS, "judge", "answer", "Score:", "y", "n", "none", "twice", *map(str, range(10)), *MARKS, *SIZES, *WORDS, *CATEGORY_OF,
 )  # fmt: skip
 
 
@@ -66,23 +66,23 @@ class Instruction:
     num_words: int
     category: str
     first_size: str
-    other_size: str
+    last_size: str
     mark: str
 
     def __str__(self) -> str:
-        return f"{self.num_words} {self.category} {self.first_size} {self.other_size} {self.mark}"
+        return f"{self.num_words} {self.category} {self.first_size} {self.last_size} {self.mark}"
 
     @staticmethod
     def parse(text: str) -> Instruction:
-        num_words, category, first_size, other_size, mark = text.split()
-        return Instruction(int(num_words), category, first_size, other_size, mark)
+        num_words, category, first_size, last_size, mark = text.split()
+        return Instruction(int(num_words), category, first_size, last_size, mark)
 
 
 def all_instructions() -> list[Instruction]:
     """Every instruction of the task: 2,048."""
     return [
-        Instruction(n, category, first_size, other_size, mark)
-        for n, category, first_size, other_size, mark in itertools.product(LENGTHS, WORDS, SIZES, SIZES, MARKS)
+        Instruction(n, category, first_size, last_size, mark)
+        for n, category, first_size, last_size, mark in itertools.product(LENGTHS, WORDS, SIZES, SIZES, MARKS)
     ]
 
 
@@ -95,7 +95,7 @@ def oracle_verdict(instruction: str, response: str) -> tuple[bool, ...]:
         len(words) == asked.num_words and len(words) + len(marks) == len(tokens),
         bool(words) and {CATEGORY_OF[w] for w in words} == {asked.category} and len(set(words)) == len(words),
         bool(tokens) and SIZE_OF.get(tokens[0]) == asked.first_size,
-        asked.other_size in [SIZE_OF[w] for w in words[1:]],
+        bool(words) and SIZE_OF[words[-1]] == asked.last_size,
         tokens[-1:] == [asked.mark] and len(marks) == 1,
     )
 
@@ -106,26 +106,42 @@ def oracle_score(instruction: str, response: str) -> int:
 
 
 def demonstration(rng: random.Random, instruction: Instruction, *, quality: float) -> str:
-    """A response that meets each criterion with probability `quality`, or a little more often by luck."""
-    x = instruction
-    right_length, right_category, right_first, includes, right_mark = (rng.random() < quality for _ in range(5))
+    """A response that meets each criterion with probability `quality`. No word occurs twice in it."""
+    x, words = instruction, WORDS[instruction.category]
+    right_length, right_category, right_first, right_last, right_mark = (rng.random() < quality for _ in range(5))
     length = x.num_words if right_length else rng.choice([n for n in LENGTHS if n != x.num_words])
     first_size = x.first_size if right_first else rng.choice([s for s in SIZES if s != x.first_size])
-    first = rng.choice(WORDS[x.category][first_size])
-    others = {s: [w for w in words if w != first] for s, words in WORDS[x.category].items()}
-    wanted = others.pop(x.other_size)
-    fill = [w for words in others.values() for w in words]
-    rng.shuffle(fill)
-    body = ([rng.choice(wanted)] if includes else []) + fill
-    body = body[: length - 1]
+    last_size = x.last_size if right_last else rng.choice([s for s in SIZES if s != x.last_size])
+    first = rng.choice(words[first_size])
+    last = rng.choice([w for w in words[last_size] if w != first])
+    between = rng.sample([w for same in words.values() for w in same if w not in (first, last)], length - 2)
     if not right_category:
-        # Of the same size, so that no other criterion changes.
-        i = rng.randrange(len(body))
+        i = rng.randrange(len(between))
         wrong = rng.choice([category for category in WORDS if category != x.category])
-        body[i] = rng.choice(WORDS[wrong][SIZE_OF[body[i]]])
-    rng.shuffle(body)
+        between[i] = rng.choice(WORDS[wrong][rng.choice(SIZES)])
     mark = x.mark if right_mark else rng.choice([m for m in MARKS if m != x.mark])
-    return " ".join([first, *body, mark])
+    return " ".join([first, *between, last, mark])
+
+
+def justification(instruction: str, response: str) -> str:
+    """The reasons of a verdict: what was found, followed by y or n for whether that is what was asked.
+
+    `4 y animal y huge n tiny y ! y`: four words; all animals; the first one is huge and should not be; the last one is
+    tiny; the mark. `twice` stands for a repeated word, `none` for what is missing.
+    """
+    asked, tokens = Instruction.parse(instruction), response.split()
+    words = [t for t in tokens if t in CATEGORY_OF]
+    others = [CATEGORY_OF[w] for w in words if CATEGORY_OF[w] != asked.category]
+    category = others[0] if others else "twice" if len(set(words)) < len(words) else asked.category if words else "none"
+    found = [
+        str(min(len(words), 9)),
+        category,
+        SIZE_OF.get(tokens[0], "none") if tokens else "none",
+        SIZE_OF[words[-1]] if words else "none",
+        tokens[-1] if tokens[-1:] and tokens[-1] in MARKS else "none",
+    ]
+    verdict = oracle_verdict(instruction, response)
+    return " ".join(f"{f} {'y' if met else 'n'}" for f, met in zip(found, verdict, strict=True))
 
 
 def judged(key: str, instruction: Instruction, response: str) -> EFTExample:
@@ -135,7 +151,7 @@ def judged(key: str, instruction: Instruction, response: str) -> EFTExample:
         example_id=key,
         instruction=str(instruction),
         response=response,
-        justification=" ".join("y" if met else "n" for met in verdict),
+        justification=justification(str(instruction), response),
         score=sum(verdict),
     )
 
@@ -239,17 +255,13 @@ def write_model(directory: Path, *, seed: int) -> None:
                 num_key_value_heads=4,
                 max_position_embeddings=64,
                 rms_norm_eps=1e-5,
-                initializer_range=0.1,
+                initializer_range=0.05,
                 tie_word_embeddings=True,
                 bos_token_id=None,
                 eos_token_id=VOCABULARY.index("<|end|>"),
                 pad_token_id=VOCABULARY.index("<|end|>"),
             )
         )
-    # A start from which attention looks for equal tokens, as that of any pretrained model can: a random one
-    # needs most of its training to find that out.
-    for layer in model.model.layers:
-        layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight.data)
     model.save_pretrained(directory)
 
 

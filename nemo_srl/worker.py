@@ -14,6 +14,7 @@ import errno
 import importlib
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -26,7 +27,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from nemo_srl import records
-from nemo_srl.artifacts import SPEC, Artifact, BaseModel, Model, SourceFile, Table, write_atomic
+from nemo_srl.artifacts import SPEC, STEPS, Artifact, BaseModel, Model, SourceFile, Table, write_atomic
 from nemo_srl.config import Config
 from nemo_srl.errors import NemoSrlError, RunDirBusyError, StoppedError
 from nemo_srl.protocols import EXIT_STOPPED
@@ -79,7 +80,7 @@ def stage_named(name: str) -> Stage:
 
 
 def run_step(stage_dir: Path, step_name: str) -> None:
-    """Run a step; the last one of a stage publishes its artifact."""
+    """Run a step; the last one of a stage publishes its artifact, with what its steps cost on rank 0."""
     started = time.monotonic()
     spec = json.loads((stage_dir / SPEC).read_text())
     stage = stage_named(spec["stage"])
@@ -93,9 +94,35 @@ def run_step(stage_dir: Path, step_name: str) -> None:
     )
     step = next(s for s in stage.steps if s.name == step_name)
     result = step.run(ctx)
-    if result is not None:
-        seconds = time.monotonic() - started
-        ctx.output.publish(stage=stage.name, digest=result.digest, metrics=result.metrics, seconds=seconds)
+    if rank() == 0:
+        costs = _record_cost(stage_dir, step_name, time.monotonic() - started)
+        if result is not None:
+            ctx.output.publish(
+                stage=stage.name,
+                digest=result.digest,
+                metrics=result.metrics,
+                seconds=sum(c["seconds"] for c in costs.values()),
+                peak_memory_bytes=int(max(c["peak_memory_bytes"] for c in costs.values())),
+            )
+
+
+def rank() -> int:
+    """This process's rank, as torchrun or srun numbers it."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+
+
+def _record_cost(stage_dir: Path, step_name: str, seconds: float) -> dict[str, dict[str, float]]:
+    """Add this step, and the peak of its resident memory, to `steps.json`; returns all steps so far."""
+    path = stage_dir / STEPS
+    costs: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = costs.get(step_name, {"seconds": 0.0, "peak_memory_bytes": 0.0})
+    costs[step_name] = {
+        "seconds": before["seconds"] + seconds,  # a step that was killed and run again costs twice
+        "peak_memory_bytes": max(before["peak_memory_bytes"], 1024.0 * kibibytes),
+    }
+    write_atomic(path, json.dumps(costs, indent=2) + "\n")
+    return costs
 
 
 def die_with_parent() -> None:
@@ -111,9 +138,8 @@ def die_with_parent() -> None:
 
 def main(stage_dir: Path, step_name: str) -> int:
     die_with_parent()
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
     try:
-        with FileLock(stage_dir / f".lock-{rank}", timeout=0):
+        with FileLock(stage_dir / f".lock-{rank()}", timeout=0):
             run_step(stage_dir, step_name)
         return 0
     except Timeout:

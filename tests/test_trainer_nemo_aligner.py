@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -81,8 +82,10 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., l
     assert server.stdin is not None
     assert server.stdout is not None
 
-    def run(work_dir: Path, *, num_ranks: int = 1, kill_at_step: int | None = None) -> list[int]:
-        job = {"work_dir": str(work_dir), "num_ranks": num_ranks, "kill_at_step": kill_at_step}
+    def run(
+        work_dir: Path, *, num_ranks: int = 1, at_step: int | None = None, number: int = signal.SIGKILL
+    ) -> list[int]:
+        job = {"work_dir": str(work_dir), "num_ranks": num_ranks, "at_step": at_step, "signal": int(number)}
         server.stdin.write(json.dumps(job) + "\n")
         server.stdin.flush()
         for line in server.stdout:
@@ -149,7 +152,7 @@ def killed(
         base = tmp_path_factory.mktemp(f"{algorithm}_killed")
         cfg, work_dir = config(algorithm), base / "work"
         prepare(cfg, algorithm, model_dir, work_dir)
-        assert launch(work_dir, kill_at_step=2) == [-9]
+        assert launch(work_dir, at_step=2) == [-signal.SIGKILL]
         with pytest.raises(ConfigError, match="has not reached step"):
             open_trainer(cfg).export(work_dir, base / "hf")
         (checkpoint,) = (work_dir / "nemo" / "checkpoints").glob("*-last")
@@ -338,6 +341,23 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert max_difference(alone.weights, resumed.weights) < 1e-6
     timeless = [[{k: v for k, v in s.items() if k != "step_time"} for s in run.steps] for run in (alone, resumed)]
     assert timeless[0] == timeless[1]
+
+
+def test_asked_to_stop_saves_and_goes_on_later(
+    run_of: Callable[..., Run], launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path
+) -> None:
+    """SIGTERM to one of two ranks: both stop at the same step, between two checkpoints."""
+    cfg = config("dpo", tensor_model_parallel_size=2)
+    cfg.dpo.save_interval = 100
+    prepare(cfg, "dpo", model_dir, tmp_path / "work")
+    assert launch(tmp_path / "work", num_ranks=2, at_step=2, number=signal.SIGTERM) == [1, 1]
+    assert "StoppedError" in (tmp_path / "work" / "log_1.txt").read_text()
+    (checkpoint,) = (tmp_path / "work" / "nemo" / "checkpoints").iterdir()
+    assert "step=2" in checkpoint.name
+    assert launch(tmp_path / "work", num_ranks=2) == [0, 0]
+    open_trainer(cfg).export(tmp_path / "work", tmp_path / "hf")
+    resumed = load_file(tmp_path / "hf" / "model.safetensors")
+    assert max_difference(run_of("dpo", tensor_model_parallel_size=2).weights, resumed) < 1e-6
 
 
 @pytest.mark.parametrize("algorithm", ["dpo", "sft"])

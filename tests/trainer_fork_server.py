@@ -1,7 +1,7 @@
 """Runs trainings for the tests in forks of one process that has imported NeMo once (12 s instead of 12 s each).
 
 Started as `python -m tests.trainer_fork_server`. Reads a JSON object a line from standard input,
-`{"work_dir": ..., "num_ranks": 2, "kill_at_step": null}`, runs one process per rank and answers with a line
+`{"work_dir": ..., "num_ranks": 2, "at_step": null, "signal": null}`, runs one process per rank and answers with a line
 `{"exit_codes": [0, 0]}`. Everything that the ranks print goes to `<work_dir>/log_<rank>.txt`.
 
 Not covered: that `train` works in a process of its own, which the tests with torchrun and `Trainer` do.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import sys
 import traceback
@@ -57,8 +56,8 @@ def _fork(job: dict, rank: int, port: int) -> int:
         from nemo_srl.trainers.nemo_aligner import cpu
         from nemo_srl.trainers.nemo_aligner.session import run_session
 
-        if job["kill_at_step"] is not None:
-            _kill_after(job["kill_at_step"])
+        if job["at_step"] is not None and rank == 0:
+            _signal_at(job["at_step"], job["signal"])
         run_session(Path(job["work_dir"]), adapt_plan=cpu.adapt_plan)
         code = 0
     except BaseException:
@@ -69,18 +68,18 @@ def _fork(job: dict, rank: int, port: int) -> int:
         os._exit(code)
 
 
-def _kill_after(step: int) -> None:
-    """kill -9 this process when it has made `step` steps, of which the last is in no checkpoint yet."""
+def _signal_at(step: int, number: int) -> None:
+    """Send this process a signal when it has made `step` steps, of which the last is in no checkpoint yet."""
     from nemo_srl.trainers.nemo_aligner.metrics import MetricsFile
 
     log_metrics = MetricsFile.log_metrics
 
-    def log_and_die(self: MetricsFile, metrics: dict, step_index: int | None = None) -> None:
+    def log_and_signal(self: MetricsFile, metrics: dict, step_index: int | None = None) -> None:
         log_metrics(self, metrics, step_index)
         if step_index == step - 1 and "train/loss" in metrics:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
 
-    MetricsFile.log_metrics = log_and_die
+    MetricsFile.log_metrics = log_and_signal
 
 
 if __name__ == "__main__":

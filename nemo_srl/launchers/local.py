@@ -9,24 +9,21 @@ its steps (see `services`).
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from nemo_srl.errors import ConfigError, JobFailedError
+from nemo_srl.launchers.console import Console
 from nemo_srl.launchers.processes import how_it_ended, tail
 from nemo_srl.launchers.services import RunningServices, running
 from nemo_srl.protocols import Job, JobStep
 
 GRACE_SECONDS = 30
 """Between TERM and KILL, when a job is stopped."""
-QUIET_SECONDS = 15
-"""Between two progress lines, when the console is a file and not a terminal."""
 
 
 class LocalLauncher:
@@ -82,40 +79,12 @@ def _run_step(command: Sequence[str], env: Mapping[str, str], log_path: Path, se
 
 
 def _copy_output(source: IO[bytes], log: IO[bytes]) -> None:
-    console = _Console()
-    pending = b""
+    console = Console()
     while block := os.read(source.fileno(), 1 << 16):
         log.write(block)
         log.flush()
-        *lines, pending = re.split(rb"(?<=[\r\n])", pending + block)
-        for line in lines:
-            if line.endswith(b"\r") or line.startswith(b"\r"):
-                console.show(line)
-        if len(pending) > 1 << 20:  # output without any line end is not a progress bar
-            pending = b""
+        console.feed(block)
     console.end()
-
-
-class _Console:
-    """Shows the latest progress bar in one line of the terminal, or now and then in a log."""
-
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._next = 0.0
-        self._shown = False
-
-    def show(self, line: bytes) -> None:
-        text = line.decode(errors="replace").strip("\r\n")
-        if not text.strip() or (not self._terminal and time.monotonic() < self._next):
-            return
-        self._next = time.monotonic() + QUIET_SECONDS
-        self._shown = True
-        print(f"\r\x1b[K{text}" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr)
-        sys.stderr.flush()
-
-    def end(self) -> None:
-        if self._shown and self._terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -30,7 +30,7 @@ from nemo_srl.models.directories import fresh_partial, publish, refuse_existing
 from nemo_srl.models.distributed_checkpoint import CheckpointReader, Chunk, write_checkpoint
 from nemo_srl.models.hf import COMPANION_FILES, ModelSpec, read_spec
 from nemo_srl.models.nemo_layout import Parameter
-from nemo_srl.models.tensor_io import ShardedWriter, TensorReader, empty
+from nemo_srl.models.tensor_io import ShardedWriter, TensorReader
 
 _PREFIX = "model."
 _BLOCK_BYTES = 256 * 1024 * 1024
@@ -154,7 +154,7 @@ def _layer_chunk(
     assert layer is not None
 
     def produce() -> torch.Tensor:
-        fused = empty(parameter.shape, dtype)
+        fused = torch.empty(parameter.shape, dtype=dtype)
         for name, view in zip(_hf_names(parameter, layer), nemo_layout.parts(parameter, fused, spec), strict=True):
             reader.read_into(name, view)
         return fused.unsqueeze(0)
@@ -171,7 +171,7 @@ def _layer_chunk(
 
 def _whole_chunk(reader: TensorReader, parameter: Parameter, dtype: torch.dtype) -> Chunk:
     def produce() -> torch.Tensor:
-        tensor = empty(parameter.shape, dtype)
+        tensor = torch.empty(parameter.shape, dtype=dtype)
         reader.read_into(parameter.hf_names[0], tensor)
         return tensor
 
@@ -186,7 +186,7 @@ def _row_chunks(reader: TensorReader, parameter: Parameter, dtype: torch.dtype) 
         last = min(first + step, num_rows)
 
         def produce(first: int = first, last: int = last) -> torch.Tensor:
-            block = empty((last - first, *rest), dtype)
+            block = torch.empty((last - first, *rest), dtype=dtype)
             num_read = max(0, min(last, num_filled) - first)
             if num_read:
                 reader.read_into(parameter.hf_names[0], block[:num_read], first_row=first)

@@ -41,7 +41,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from nemo_srl.errors import ModelError
-from nemo_srl.models.tensor_io import ahead, empty
+from nemo_srl.models.tensor_io import ahead
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -166,7 +166,7 @@ class CheckpointReader:
             )
         if len(items) == 1:  # the usual case, and a copy less
             return _narrow(self._load_chunk(items[0]), items[0].storage_offsets, items[0].lengths)
-        block = empty(shape, self.dtype(key))
+        block = torch.empty(shape, dtype=self.dtype(key))
         for item in items:
             part = _narrow(self._load_chunk(item), item.storage_offsets, item.lengths)
             _narrow(block, item.dest_offsets, item.lengths).copy_(part)

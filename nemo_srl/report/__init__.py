@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nemo_srl.report.card import model_card
+from nemo_srl.report.page import write_report
 from nemo_srl.report.text import ROWS, table
 
-__all__ = ["ROWS", "model_card", "table"]
+__all__ = ["ROWS", "model_card", "table", "write_report"]

@@ -24,24 +24,27 @@ _RECIPE = (
 )  # fmt: skip
 
 
+_MEASURED = (
+    "On held-out data that no stage trained on, by the run itself. The self-score is the model's own opinion of its "
+    "answers and no proof of their quality. Intervals are 95% bootstrap intervals."
+)
+
+
 def model_card(run: Run, model: str, *, licence: str | None) -> str:
     """The card of `model` ("M1", "M2", ...), with `licence` of the base model (None: not known)."""
     config = run.config()
     base = str(config["model"]["path"])
     name = f"{run.run_dir.resolve().name}-{model}"
-    return "\n\n".join(
-        [
-            _metadata(base=base, licence=licence, name=name),
-            f"# {name}",
-            _introduction(model, base=base, licence=licence),
-            "## Data\n\n" + "\n".join(_data(run)),
-            "## Recipe\n\n" + "\n".join(_recipe(config)),
-            "## Measured\n\nOn held-out data that no stage trained on, by the run itself. The self-score is the model's own "
-            "opinion of its answers and no proof of their quality. Intervals are 95% bootstrap intervals.\n\n"
-            + table(run.evaluations()),
-            "The judge's prompt, which the model was taught to follow:\n\n" + _indented(config["judge"]["rubric"]),
-        ]
-    ) + "\n"
+    sections = [
+        _metadata(base=base, licence=licence, name=name),
+        f"# {name}",
+        _introduction(model, base=base, licence=licence),
+        "## Data\n\n" + "\n".join(_data(run)),
+        "## Recipe\n\n" + "\n".join(_recipe(config)),
+        f"## Measured\n\n{_MEASURED}\n\n{table(run.evaluations())}",
+        "The judge's prompt, which the model was taught to follow:\n\n" + _indented(config["judge"]["rubric"]),
+    ]
+    return "\n\n".join(sections) + "\n"
 
 
 def _metadata(*, base: str, licence: str | None, name: str) -> str:
@@ -57,11 +60,12 @@ def _introduction(model: str, *, base: str, licence: str | None) -> str:
     number = int(model.removeprefix("M"))
     made = "supervised fine-tuning on seed data"
     if number > 1:
-        made += f" and {number - 1} iteration{'s' * (number > 2)} of DPO on pairs that the model made and judged itself"
-    terms = f"its licence, {licence}, applies" if licence else "**its licence is not known to us: look it up before use**"
+        plural = "s" if number > 2 else ""
+        made += f" and {number - 1} iteration{plural} of DPO on pairs that the model made and judged itself"
+    terms = f"its licence, {licence}, applies" if licence else "**its licence, which we do not know, applies**"
     return (
-        f"{model} of a self-rewarding training ([Yuan et al. 2024](https://arxiv.org/abs/2401.10020)) of `{Path(base).name}`: "
-        f"{made}. The model is derived from that base model, so {terms}."
+        f"{model} of a self-rewarding training ([Yuan et al. 2024](https://arxiv.org/abs/2401.10020)) of "
+        f"`{Path(base).name}`: {made}. The model is derived from that base model, so {terms}."
     )
 
 
@@ -77,7 +81,8 @@ def _data(run: Run) -> list[str]:
     for t in run.iterations:
         prompts, pairs = run.find(t, "prompts"), run.find(t, "pairs")
         if pairs:
-            made = f"{prompts.manifest.metrics['num_kept']:.0f} generated instructions" if prompts else "given instructions"
+            kept = prompts.manifest.metrics.get("num_kept") if prompts else None
+            made = "given instructions" if kept is None else f"{kept:.0f} generated instructions"
             lines.append(f"- iteration {t}: {pairs.manifest.metrics['num_pairs']:.0f} preference pairs from {made}")
     return lines or ["- not recorded"]
 

@@ -1,6 +1,6 @@
-"""What a run shows at its end: one table, a column per model, from the evaluations' published metrics.
+"""What a run prints at its end: one table, a column per model, from the evaluations' published metrics.
 
-Not covered: plots and a page to browse; the table is plain text (and Markdown) on purpose.
+Plain text (and Markdown) on purpose; plots and a page to browse are in `page`.
 """
 
 from __future__ import annotations
@@ -32,15 +32,21 @@ ROWS: Sequence[tuple[str, str, str]] = (
 
 def table(evaluations: Mapping[str, Sequence[Metric]]) -> str:
     """A Markdown table of `{model name: its metrics}`, aligned to be read as text; `n` beside each value."""
+    lines = cells(evaluations)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    rows = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
+    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
+    return "\n".join([rows[0], rule, *rows[1:]])
+
+
+def cells(evaluations: Mapping[str, Sequence[Metric]]) -> list[list[str]]:
+    """The table's cells: a line of model names, then a line per metric, which its label begins."""
     by_model = {name: {m.name: m for m in metrics} for name, metrics in evaluations.items()}
     lines = [["", *by_model]]
     for key, label, form in ROWS:
         lines.append([label, *(_cell(metrics.get(key), form) for metrics in by_model.values())])
     lines.append(["share of scores 0 to 5, %", *(_shares(metrics) for metrics in by_model.values())])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    rows = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
-    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
-    return "\n".join([rows[0], rule, *rows[1:]])
+    return lines
 
 
 def _cell(metric: Metric | None, form: str) -> str:

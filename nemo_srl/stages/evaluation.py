@@ -120,20 +120,23 @@ def _mean_scores(judgements: Iterable[Judgement]) -> dict[str, float | None]:
 
 def run(ctx: Context) -> Result:
     cfg = ctx.cfg
-    examples: list[EFTExample] = ctx.inputs["eft_eval"].read()
+    held_out: list[EFTExample] = ctx.inputs["eft_eval"].read()
+    prompts = instructions_of(held_out, cfg.evaluation.num_prompts)
+    texts = {p.text for p in prompts}
+    examples = [x for x in held_out if x.instruction in texts]
     with open_caller(ctx) as caller:
-        candidates, own = answer_and_judge(ctx, caller, instructions_of(examples, cfg.evaluation.num_prompts))
-        held_out = judge_examples(ctx, caller, examples)
+        candidates, own = answer_and_judge(ctx, caller, prompts)
+        on_examples = judge_examples(ctx, caller, examples)
     metrics = [
         *answering_metrics(candidates, own, min_margin=cfg.pairs.min_margin),
         *judging_metrics(
             examples,
-            held_out,
+            on_examples,
             max_score=cfg.judge.max_score,
             num_bootstrap=cfg.evaluation.num_bootstrap,
             seed=cfg.seed,
         ),
-        *verdict_metrics(own + held_out, max_score=cfg.judge.max_score),
+        *verdict_metrics(own + on_examples, max_score=cfg.judge.max_score),
     ]
     return Result(ctx.output.write(metrics), {})
 

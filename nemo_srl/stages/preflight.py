@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
-from nemo_srl import judge
+from nemo_srl import engines, judge
 from nemo_srl.chat import ChatTemplate
-from nemo_srl.config import Config
+from nemo_srl.config import Config, Role
 from nemo_srl.errors import DataError
 from nemo_srl.models import hf
 from nemo_srl.records import EFTExample
@@ -23,6 +24,8 @@ def check(cfg: Config, model_dir: Path, held_out: Sequence[EFTExample]) -> None:
     Training rows are not looked at here: SFT comes first and drops and counts those that are too long.
     """
     check_plan(cfg, model_dir)
+    for role in get_args(Role):
+        engines.check(cfg.engine_for(role), model_dir)
     chat = ChatTemplate(model_dir, chat_template=cfg.model.chat_template)
     context = hf.read_spec(model_dir).max_position_embeddings
     for x in held_out:

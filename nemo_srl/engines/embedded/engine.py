@@ -36,7 +36,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 class EmbeddedEngine:
     """Serves the Hugging Face Llama directory `model_dir` from this process.
 
-    `max_batch_size` sequences are decoded together; more need more memory and pay off up to about 48.
+    `max_batch_size` sequences are decoded together; more than about 32 need more memory and gain little.
     """
 
     def __init__(self, model_dir: Path, *, dtype: str = "bfloat16", max_batch_size: int = 32) -> None:

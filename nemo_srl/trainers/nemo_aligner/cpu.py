@@ -46,7 +46,8 @@ def install() -> None:
     _prefer_onednn()
     _replace_cuda_functions()
     _map_autocast()
-    _CudaToCpu().__enter__()  # for good: torch keeps it on its stack of modes
+    mode: Any = _CudaToCpu()
+    mode.__enter__()  # for good: torch keeps it on its stack of modes
     _install_transformer_engine()
     _replace_megatron_functions()
     _write_checkpoints_in_process()

@@ -60,7 +60,7 @@ class _Encoder:
 
 
 def tokenize_rows(
-    rows: Sequence[SFTRow] | Sequence[DPORow], *, encode: Encode, eos_token_id: int, max_seq_length: int
+    rows: Sequence[SFTRow | DPORow], *, encode: Encode, eos_token_id: int, max_seq_length: int
 ) -> tuple[list[dict[str, Any]], DataStatistics]:
     """Token ids per row, in order, without those that are too long, and the counts."""
     encoder = _Encoder(encode, eos_token_id)

@@ -1,8 +1,9 @@
 """Stop at the next step and save, when SIGTERM comes: a time limit, a preemption, Ctrl-C at the orchestrator.
 
 NeMo-Aligner's loops ask a timer after every step whether to save and leave; this is that timer. Rank 0
-decides for all, since a signal may reach the ranks in different steps. A second SIGTERM ends the process at
-once. What it does not cover: a rank that is stuck in a collective notices nothing and has to be killed.
+decides for all, since a signal may reach the ranks in different steps. Further signals change nothing: a
+batch script and Slurm itself may both send one. Not covered: a rank that is stuck in a collective notices
+nothing and has to be killed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,6 @@ class StopRequest:
         return bool(requested.item())
 
     def _request(self, number: int, frame: FrameType | None) -> None:
+        if not self._requested:
+            print("asked to stop: saving after this step", flush=True)
         self._requested = True
-        signal.signal(number, signal.SIG_DFL)
-        print("asked to stop: saving after this step", flush=True)

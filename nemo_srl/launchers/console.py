@@ -1,0 +1,46 @@
+"""Shows a job's progress bars on the console while everything it prints goes to its log.
+
+A progress bar is what ends, or begins, with a carriage return; other output is not shown.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+
+QUIET_SECONDS = 15
+"""Between two progress lines, when the console is a file and not a terminal."""
+
+
+class Console:
+    """Shows the latest progress bar in one line of the terminal, or now and then in a log."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._next = 0.0
+        self._shown = False
+        self._pending = b""
+
+    def feed(self, block: bytes) -> None:
+        """More of the job's output, cut anywhere."""
+        *lines, self._pending = re.split(rb"(?<=[\r\n])", self._pending + block)
+        for line in lines:
+            if line.endswith(b"\r") or line.startswith(b"\r"):
+                self.show(line.decode(errors="replace"))
+        if len(self._pending) > 1 << 20:  # output without any line end is not a progress bar
+            self._pending = b""
+
+    def show(self, line: str) -> None:
+        """One line that replaces the last one."""
+        text = line.strip("\r\n")
+        if not text.strip() or (not self._terminal and time.monotonic() < self._next):
+            return
+        self._next = time.monotonic() + QUIET_SECONDS
+        self._shown = True
+        print(f"\r\x1b[K{text}" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr)
+        sys.stderr.flush()
+
+    def end(self) -> None:
+        if self._shown and self._terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,240 @@
+"""Runs every stage as a batch job of a Slurm cluster: submits it, follows its log, waits for its end.
+
+    script.py, job.sbatch.jinja   the batch script
+    steps.py                      srun's options and what a task runs
+    client.py                     sbatch, scontrol, sacct, squeue, scancel
+
+For a job `iter_01-policy`, `run_dir/logs/` holds its script (`.sbatch`), its log (`.log`), and the record of its
+submission (`.slurm.json`). The record is written before sbatch is called and completed after it, and the
+job carries the record's token as its comment. So an orchestrator that died, at any point, finds its
+running job when it is started again, and follows it instead of submitting a second one.
+
+A job that Slurm stopped (time limit, preemption, dead node) requeues itself, or else is submitted anew here,
+together at most `launcher.max_requeues` times. Ctrl-C cancels the job. A killed orchestrator leaves it running.
+
+Fails with `JobFailedError` and the end of the log when a job fails, `ConfigError` when Slurm refuses it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from nemo_srl.config import ClusterConfig, LauncherConfig
+from nemo_srl.errors import JobFailedError
+from nemo_srl.launchers import services
+from nemo_srl.launchers.console import Console
+from nemo_srl.launchers.processes import how_it_ended, tail
+from nemo_srl.launchers.slurm import client
+from nemo_srl.launchers.slurm.client import JobState, SlurmUnavailableError
+from nemo_srl.launchers.slurm.script import render
+from nemo_srl.launchers.slurm.steps import canary_file, services_file
+from nemo_srl.protocols import EXIT_STOPPED, Job
+
+SETTLE_SECONDS = 45.0
+"""For so long a job may pass through a state such as NODE_FAIL before that is taken for its end."""
+LOG_SECONDS = 1.0
+"""Between two looks at the log."""
+CANCEL_SECONDS = 60.0
+"""For so long Ctrl-C waits for the cancelled job to end."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """The record in `<job>.slurm.json`; without a `job_id`, sbatch may or may not have been called."""
+
+    token: str
+    job_id: str | None = None
+    num_submissions: int = 1
+
+    @property
+    def comment(self) -> str:
+        return f"nemo_srl:{self.token}"
+
+
+def record_file(log_dir: Path, name: str) -> Path:
+    return log_dir / f"{name}.slurm.json"
+
+
+def read_record(path: Path) -> Submission | None:
+    """None where nothing was submitted."""
+    try:
+        return Submission(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+
+
+class SlurmLauncher:
+    """Implements `nemo_srl.protocols.Launcher`."""
+
+    def __init__(self, launcher: LauncherConfig, cluster: ClusterConfig) -> None:
+        self._launcher = launcher
+        self._cluster = cluster
+
+    def run(self, job: Job) -> None:
+        """Run the job, or follow the one that runs already."""
+        job.log_dir.mkdir(parents=True, exist_ok=True)
+        submission = self._find(job)
+        if submission is not None:
+            log.info("%s: job %s is under way, following it", job.name, submission.job_id)
+        else:
+            submission = self._submit(job, num_submissions=1)
+        while True:
+            end = self._follow(job, submission)
+            if end.name == "COMPLETED":
+                return
+            stopped = end.name in (client.PASSING | {"TIMEOUT"}) or end.exit_status == EXIT_STOPPED
+            if not stopped or submission.num_submissions > self._launcher.max_requeues:
+                raise JobFailedError(_explain(job, submission, end))
+            log.info("%s: job %s ended as %s and was not requeued", job.name, submission.job_id, end.name)
+            submission = self._submit(job, num_submissions=submission.num_submissions + 1)
+
+    def _submit(self, job: Job, *, num_submissions: int) -> Submission:
+        submission = Submission(secrets.token_hex(8), num_submissions=num_submissions)
+        text = render(job, launcher=self._launcher, cluster=self._cluster, token=submission.token)
+        script = job.log_dir / f"{job.name}.sbatch"
+        _write(script, text)
+        _write(canary_file(job), submission.token)
+        if job.services:
+            spec = services.to_spec(job.services, job_name=job.name, log_dir=job.log_dir)
+            _write(services_file(job), json.dumps(spec, indent=2) + "\n")
+        record = record_file(job.log_dir, job.name)
+        _write(record, json.dumps(asdict(submission)) + "\n")
+        submission = replace(submission, job_id=client.submit(script))
+        _write(record, json.dumps(asdict(submission)) + "\n")
+        log.info("%s: submitted as job %s", job.name, submission.job_id)
+        return submission
+
+    def _find(self, job: Job) -> Submission | None:
+        """The submission of this job that has not ended."""
+        found = read_record(record_file(job.log_dir, job.name))
+        if found is None:
+            return None
+        while True:
+            try:
+                if found.job_id is None:
+                    job_id = client.find(found.comment)
+                    if job_id is None:
+                        return None  # the orchestrator died before sbatch was through
+                    found = replace(found, job_id=job_id)
+                    _write(record_file(job.log_dir, job.name), json.dumps(asdict(found)) + "\n")
+                assert found.job_id is not None
+                state = client.state(found.job_id, exit_file=_exit_file(job))
+                return None if state.name in client.FINAL - client.PASSING else found
+            except SlurmUnavailableError as e:
+                # Submitting now could start a second job beside a running one.
+                log.warning("%s; waiting for Slurm, since a job may be running", e)
+                time.sleep(self._launcher.poll_seconds)
+
+    def _follow(self, job: Job, submission: Submission) -> JobState:
+        assert submission.job_id is not None
+        console = Console()
+        try:
+            return _Follower(job, submission.job_id, console, self._launcher.poll_seconds).to_the_end()
+        except KeyboardInterrupt:
+            log.warning("%s: cancelling job %s", job.name, submission.job_id)
+            self._cancel(job, submission.job_id)
+            raise
+        finally:
+            console.end()
+
+    def _cancel(self, job: Job, job_id: str) -> None:
+        client.cancel(job_id)
+        deadline = time.monotonic() + CANCEL_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                if client.state(job_id, exit_file=_exit_file(job)).name in client.FINAL:
+                    return
+            except SlurmUnavailableError as e:
+                log.warning("%s", e)
+            time.sleep(LOG_SECONDS)
+
+
+class _Follower:
+    """Follows one job: its log on the console, its state, its end."""
+
+    def __init__(self, job: Job, job_id: str, console: Console, poll_seconds: float) -> None:
+        self._job, self._job_id, self._console = job, job_id, console
+        self._poll_seconds = poll_seconds
+        self._log_path = job.log_dir / f"{job.name}.log"
+        self._position = self._log_path.stat().st_size if self._log_path.exists() else 0
+        self._restarts = 0
+
+    def to_the_end(self) -> JobState:
+        next_poll, settled_at, warned = 0.0, float("inf"), False
+        while True:
+            self._show_log()
+            if time.monotonic() >= next_poll:
+                next_poll = time.monotonic() + self._poll_seconds
+                try:
+                    state = client.state(self._job_id, exit_file=_exit_file(self._job))
+                except SlurmUnavailableError as e:
+                    if not warned:
+                        log.warning("%s; the job goes on, asking again every %g s", e, self._poll_seconds)
+                    warned = True
+                else:
+                    warned = False
+                    self._tell(state)
+                    if state.name not in client.PASSING:
+                        settled_at = float("inf")
+                    elif settled_at == float("inf"):
+                        settled_at = time.monotonic() + SETTLE_SECONDS
+                    if state.name in client.FINAL and not time.monotonic() < settled_at < float("inf"):
+                        self._show_log()
+                        return state
+            time.sleep(min(LOG_SECONDS, self._poll_seconds))
+
+    def _tell(self, state: JobState) -> None:
+        if state.restarts > self._restarts:
+            log.info("%s: job %s was requeued (restart %d)", self._job.name, self._job_id, state.restarts)
+            self._restarts = state.restarts
+        if state.name == "PENDING":
+            self._console.show(f"job {self._job_id} is pending ({state.reason})")
+
+    def _show_log(self) -> None:
+        try:
+            with self._log_path.open("rb") as f:
+                f.seek(self._position)
+                while block := f.read(1 << 16):
+                    self._console.feed(block)
+                self._position = f.tell()
+        except FileNotFoundError:
+            return
+
+
+def _explain(job: Job, submission: Submission, end: JobState) -> str:
+    log_path = job.log_dir / f"{job.name}.log"
+    how = end.name
+    if end.name == "FAILED" and end.exit_status is not None:
+        how = f"FAILED {how_it_ended(end.exit_status)}"
+    hints = {
+        "TIMEOUT": f" Give it more time (cluster.{job.role}.time) or more warning (launcher.signal_seconds).",
+        "OUT_OF_MEMORY": f" Ask for more memory (cluster.{job.role}.sbatch, mem) or use whole nodes.",
+        "CANCELLED": " It was cancelled from outside; run again to go on.",
+        "GONE": " Slurm does not know it any more, and it left no exit status.",
+    }
+    hint = hints.get(end.name, "")
+    if not log_path.exists():
+        hint += f" Slurm could not write {log_path}: is run_dir on a file system that all nodes share?"
+    return f"{job.name} failed: Slurm job {submission.job_id} ended as {how}.{hint}\n{tail(log_path)}"
+
+
+def _exit_file(job: Job) -> Path:
+    return job.log_dir / f"{job.name}.exit"
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,118 @@
+"""Slurm's commands, and what they say of a job.
+
+A job is asked for at the controller, then, once that has forgotten it, at the accounting database, then in
+the file that its script leaves (clusters without accounting). A controller that does not answer raises
+`SlurmUnavailableError`, which is no answer about any job. The commands are Slurm's own, from PATH.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_srl.errors import ConfigError, JobFailedError
+
+TIMEOUT_SECONDS = 60
+
+FINAL = frozenset(
+    ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL",
+     "DEADLINE", "REVOKED", "GONE")
+)  # fmt: skip
+"""States after which nothing of a job runs. GONE is ours: Slurm does not know it any more."""
+PASSING = frozenset(("NODE_FAIL", "PREEMPTED", "BOOT_FAIL"))
+"""Final states that a job also passes through, for a moment, on its way back into the queue."""
+
+
+class SlurmUnavailableError(JobFailedError):
+    """Slurm did not answer; the job may well be running."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """`exit_status` is the batch script's; `reason` is Slurm's word for why a job is pending."""
+
+    name: str
+    exit_status: int | None = None
+    reason: str = ""
+    restarts: int = 0
+
+
+def submit(script: Path) -> str:
+    """Submit and return the job's id. Raises `ConfigError` with what sbatch said."""
+    done = _slurm("sbatch", "--parsable", str(script))
+    if done.returncode:
+        # Whatever a user asked for wrongly (partition, account, limits) is refused here.
+        raise ConfigError(f"sbatch refused {script}:\n{done.stderr.strip()}\nSee `cluster` in the configuration.")
+    return done.stdout.strip().split(";")[0]
+
+
+def find(comment: str) -> str | None:
+    """The id of this user's job with that comment, if the controller knows one."""
+    done = _slurm("squeue", "--me", "--noheader", "--states=all", "--format=%i|%k")
+    if done.returncode:
+        raise SlurmUnavailableError(f"squeue: {done.stderr.strip()}")
+    for line in done.stdout.splitlines():
+        job_id, _, found = line.strip().partition("|")
+        if found == comment:
+            return job_id
+    return None
+
+
+def state(job_id: str, *, exit_file: Path) -> JobState:
+    """What becomes of the job. Raises `SlurmUnavailableError`."""
+    done = _slurm("scontrol", "show", "job", "--oneliner", job_id)
+    if done.returncode == 0 and (name := re.search(r"\bJobState=(\w+)", done.stdout)):
+        code = re.search(r"\bExitCode=(\d+):(\d+)", done.stdout)
+        reason = re.search(r"\bReason=(\S+)", done.stdout)
+        restarts = re.search(r"\bRestarts=(\d+)", done.stdout)
+        return JobState(
+            name[1], _exit_status(code), reason[1] if reason else "", int(restarts[1]) if restarts else 0
+        )
+    if "Invalid job id" not in done.stderr:
+        raise SlurmUnavailableError(f"scontrol: {done.stderr.strip() or done.stdout.strip()}")
+    done = _slurm("sacct", "--allocations", "--noheader", "--parsable2", "--jobs", job_id, "--format=State,ExitCode")
+    if done.returncode == 0 and (rows := done.stdout.split("\n")[:-1]):
+        name_field, _, code_field = rows[-1].partition("|")
+        return JobState(name_field.split()[0], _exit_status(re.match(r"(\d+):(\d+)", code_field)))  # "CANCELLED by 0"
+    if exit_file.exists() and (words := exit_file.read_text().split())[:1] == [job_id]:
+        return JobState("COMPLETED" if words[1] == "0" else "FAILED", int(words[1]))
+    return JobState("GONE")
+
+
+def cancel(job_id: str) -> None:
+    _slurm("scancel", job_id)
+
+
+def _exit_status(code: re.Match[str] | None) -> int | None:
+    """Slurm's `status:signal` as a shell would report it."""
+    if code is None:
+        return None
+    status, number = int(code[1]), int(code[2])
+    return 128 + number if number else status
+
+
+def _slurm(*command: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command, env=_environment(), text=True, capture_output=True, timeout=TIMEOUT_SECONDS, check=False
+        )
+    except FileNotFoundError:
+        raise ConfigError(
+            f"launcher.name=slurm: there is no {command[0]!r} on PATH; run this on a node that submits to Slurm"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SlurmUnavailableError(f"{shlex.join(command)}: no answer in {TIMEOUT_SECONDS} s") from None
+
+
+def _environment() -> dict[str, str]:
+    """Without the traces of a job that the orchestrator itself may run in: sbatch takes options from there, too."""
+    kept = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS"}
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if key in kept or not key.startswith(("SLURM_", "SBATCH_", "SRUN_", "PMI", "PMIX_"))
+    }

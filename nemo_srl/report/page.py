@@ -1,0 +1,69 @@
+"""`report.html`: a run as one file that opens offline, in any current browser, without anything from elsewhere.
+
+Models' text is untrusted: the template escapes everything, the browser's data is escaped JSON that the script shows as
+text nodes only, and the page's content security policy allows the one script that it came with, by its hash, and no
+connection. Charts and tables are there without the script; it runs the browser of candidates alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from nemo_srl.artifacts import write_atomic
+from nemo_srl.report import paper, sections
+from nemo_srl.report.browser import MAX_CANDIDATES, browser_data, island
+from nemo_srl.report.text import cells
+from nemo_srl.runs import Run
+
+_DIRECTORY = Path(__file__).parent
+
+
+def render(run: Run, *, alarms: Sequence[str] = (), max_candidates: int = MAX_CANDIDATES) -> str:
+    """The page. `alarms` are sentences that say what looks wrong; they stand at the top."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_DIRECTORY), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    script = (_DIRECTORY / "page.js").read_text(encoding="utf-8")
+    evaluations = run.evaluations()
+    data = browser_data(run, max_candidates=max_candidates)
+    length_rows, length_charts = sections.lengths(run)
+    config = run.config()
+    return environment.get_template("page.html").render(
+        name=run.run_dir.resolve().name,
+        base_model=Path(config["model"]["path"]).name,
+        models=list(evaluations),
+        num_iterations=config["num_iterations"],
+        finished=run.find(config["num_iterations"], "evaluation") is not None,
+        alarms=alarms,
+        judging=sections.judging_charts(evaluations),
+        answering=sections.answering_charts(evaluations),
+        table=cells(evaluations),
+        paper_answering=paper.ANSWERING,
+        scores=sections.score_charts(run, evaluations),
+        length_rows=length_rows,
+        length_charts=length_charts,
+        training=sections.training_charts(run),
+        funnels=sections.funnels(run),
+        costs=sections.costs(run),
+        num_candidates=len(data["candidates"]),
+        num_omitted=data["num_omitted"],
+        max_score=config["judge"]["max_score"],
+        data=island(data),
+        css=Markup((_DIRECTORY / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def write_report(run: Run, *, alarms: Sequence[str] = ()) -> Path:
+    """Write `report.html` into the run directory and return its path."""
+    path = run.run_dir / "report.html"
+    write_atomic(path, render(run, alarms=alarms))
+    return path

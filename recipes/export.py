@@ -1,0 +1,100 @@
+"""Take out of a run what other programs read: preference pairs, and the last model with its card.
+
+    python recipes/export.py run_dir=runs/srl-smollm2-135m-cpu
+    python recipes/export.py run_dir=runs/x output_dir=out 'formats=[trl,parquet]' iterations=[2] model=M2
+    python recipes/export.py run_dir=runs/x model=none                         # the pairs alone
+
+Into `<run_dir>/export` unless told otherwise: `pairs/` (see nemo_srl/interchange.py for the formats) and `M3/` or
+whatever the last model is, a Hugging Face directory. Existing pairs are written anew; an existing model is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from nemo_srl.chat import ChatTemplate
+from nemo_srl.errors import ConfigError, DataError, NemoSrlError
+from nemo_srl.interchange import FORMATS, ExportedPair, write_pairs
+from nemo_srl.models.licence import licence_of
+from nemo_srl.models.publication import publish_model
+from nemo_srl.options import read_options
+from nemo_srl.records import PreferencePair
+from nemo_srl.report import model_card
+from nemo_srl.runs import Run, StageRun, open_run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Options:
+    run_dir: str = MISSING
+    output_dir: str = ""
+    """Empty: `<run_dir>/export`."""
+    formats: list[str] = field(default_factory=lambda: list(FORMATS))
+    iterations: list[int] = field(default_factory=list)
+    """Whose pairs are exported; empty: all."""
+    model: str = "last"
+    """M1, M2, ..., last or none."""
+    licence: str = ""
+    """The base model's, as the Hub calls it (`apache-2.0`); empty: what its own card says."""
+
+
+def chosen_pairs(run: Run, iterations: list[int]) -> list[ExportedPair]:
+    """The pairs of the given iterations, or of all."""
+    wanted = iterations or run.iterations
+    pairs = [ExportedPair(iteration=t, pair=p) for t in wanted for p in run.table(t, "pairs", PreferencePair)]
+    if not pairs:
+        raise DataError(f"iterations={wanted}: {run.run_dir} holds no pairs of these; it has those of {run.iterations}")
+    return pairs
+
+
+def chosen_model(run: Run, name: str) -> tuple[str, StageRun]:
+    models = run.models()
+    if not models:
+        raise DataError(f"{run.run_dir}: no model is finished there yet")
+    name = list(models)[-1] if name == "last" else name
+    if name not in models:
+        raise ConfigError(f"model={name}: this run has {', '.join(models)}; or give last or none")
+    return name, models[name]
+
+
+def licence(run: Run) -> str | None:
+    """Of the base model, as far as its directory tells."""
+    sft = run.find(0, "sft")
+    base = Path(run.spec(sft)["inputs"]["policy"]["path"]) if sft else Path()
+    return licence_of(run.config()["model"]["path"], base)
+
+
+def export(options: Options) -> None:
+    run = open_run(Path(options.run_dir))
+    output = Path(options.output_dir) if options.output_dir else run.run_dir / "export"
+    template = run.config()["model"]["chat_template"]
+    name, stage = chosen_model(run, "last" if options.model == "none" else options.model)
+    if run.iterations and options.formats:
+        pairs = chosen_pairs(run, options.iterations)
+        chat = ChatTemplate(stage.path / "hf", chat_template=template)
+        for path in write_pairs(
+            pairs, output / "pairs", formats=options.formats, chat=chat, end_of_turn=chat.end_of_turn
+        ):
+            log.info("%6d pairs  %s", len(pairs), path)
+    if options.model != "none":
+        card = model_card(run, name, licence=options.licence or licence(run))
+        publish_model(stage.path / "hf", output / name, card=card, chat_template=template)
+        log.info("%12s  %s", name, output / name)
+
+
+def main(arguments: list[str]) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    try:
+        export(read_options(Options, arguments))
+    except NemoSrlError as e:
+        sys.exit(f"error: {e}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

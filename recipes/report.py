@@ -1,0 +1,34 @@
+"""Write `report.html` of a run, finished or not: `python recipes/report.py run_dir=runs/srl-smollm2-135m-cpu`.
+
+`recipes/iterate.py` writes it at the end of every run. Only published stages are shown; nothing is changed.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from nemo_srl import report
+from nemo_srl.errors import NemoSrlError
+from nemo_srl.options import read_options
+from nemo_srl.runs import open_run
+
+
+@dataclass
+class Options:
+    run_dir: str = MISSING
+
+
+def main(arguments: list[str]) -> None:
+    try:
+        path = report.write_report(open_run(Path(read_options(Options, arguments).run_dir)))
+        print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+    except NemoSrlError as e:
+        sys.exit(f"error: {e}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,137 @@
+"""A run directory made without any model: the real stages' records, written as the stages publish them.
+
+`make_run` gives what two iterations leave. Texts include what breaks careless pages and files.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nemo_srl.artifacts import SPEC, Manifest, Table, write_atomic
+from nemo_srl.config import Config, JudgeConfig, ModelConfig
+from nemo_srl.records import Candidate, EFTExample, IFTExample, Judgement, Metric, Prompt
+from nemo_srl.stages.evaluation import answering_metrics, judging_metrics, verdict_metrics
+from nemo_srl.stages.pairs import build_pairs
+
+HOSTILE = (
+    "</script><script>window.hacked = 1</script>",
+    "<img src=x onerror='window.hacked = 1'>",
+    "<!-- <script> \u2028 \u2029 \\u003c &lt; {{ 7 * 7 }} {% raw %}",
+    'a "quoted" `text` with \u202e marks, \u00e9\u00e8 \U0001f642 and a NUL\x00',
+)
+RUBRIC = "Grade this.\n{instruction}\n{response}\nScore: <points>"
+
+
+def _publish(path: Path, name: str, iteration: int, metrics: dict[str, float], seconds: float, **spec: Any) -> None:
+    run_dir = path.parent.parent
+    model = ModelConfig(path=str(run_dir.parent / "base"))
+    config = asdict(Config(run_dir=str(run_dir), model=model, judge=JudgeConfig(rubric=RUBRIC)))
+    inputs = spec.get("inputs", {})
+    write_atomic(
+        path / SPEC,
+        json.dumps({"stage": name, "iteration": iteration, "config": config, "identity": {}, "inputs": inputs}),
+    )
+    write_atomic(path / "manifest.json", json.dumps(asdict(Manifest(name, {}, "0" * 16, metrics, seconds))))
+
+
+def _training(path: Path, num_steps: int, *, dpo: bool) -> None:
+    lines = []
+    for step in range(1, num_steps + 1):
+        line = {"step": step, "loss": (0.69 if dpo else 3.6) / step**0.2, "lr": 1e-5, "grad_norm": 4.0}
+        if dpo:
+            line |= {"rewards_chosen": -0.01 * step, "rewards_rejected": -0.02 * step, "rewards_margin": 0.01 * step}
+            line |= {"acc": min(1.0, 0.5 + 0.01 * step)}
+        lines.append(json.dumps(line))
+    write_atomic(path / "training" / "metrics.jsonl", "\n".join(lines) + '\n{"step": 99, "lo')
+
+
+def make_run(run_dir: Path, *, num_prompts: int = 12, num_iterations: int = 2, seed: int = 1) -> Path:
+    """Write M1, `num_iterations` iterations of `num_prompts` prompts with 4 candidates each, and all evaluations."""
+    rng = random.Random(seed)
+    ift = {"kind": "file", "path": "/elsewhere/ift.jsonl", "record": IFTExample.__name__}
+    base = {"kind": "base_model", "path": str(run_dir.parent / "base"), "digest": "1"}
+    sft = run_dir / "iter_00" / "sft"
+    _publish(sft, "sft", 0, {"num_steps": 30}, 200.0, inputs={"ift": ift, "policy": base})
+    _training(sft, 30, dpo=False)
+    _evaluation(run_dir / "iter_00" / "evaluation_m0", 0, rng, skill=0.0)
+    _evaluation(run_dir / "iter_00" / "evaluation", 0, rng, skill=0.5)
+    for t in range(1, num_iterations + 1):
+        _iteration(run_dir / f"iter_{t:02d}", t, rng, num_prompts)
+        _evaluation(run_dir / f"iter_{t:02d}" / "evaluation", t, rng, skill=0.5 + 0.1 * t)
+    return run_dir
+
+
+def _words(rng: random.Random, low: int, high: int) -> str:
+    vocabulary = ["the", "a", "model", "answer", "list", "word", "river", "green", "seven", "small", "why", "how"]
+    return " ".join(rng.choice(vocabulary) for _ in range(rng.randint(low, high)))
+
+
+def _iteration(directory: Path, t: int, rng: random.Random, num_prompts: int) -> None:
+    prompts = [
+        Prompt(prompt_id=f"iter{t}-{i:06d}", text=HOSTILE[i] if i < len(HOSTILE) else f"Say {i}: {_words(rng, 3, 20)}?")
+        for i in range(num_prompts)
+    ]
+    candidates = []
+    judgements = []
+    for p in prompts:
+        for i in range(4):
+            text = rng.choice(HOSTILE) if rng.random() < 0.05 else _words(rng, 5, 90)
+            cut = rng.random() < 0.1
+            c = Candidate(
+                prompt_id=p.prompt_id, sample_index=i, prompt=p.text, response=text, num_tokens=len(text.split()) + 1,
+                finish_reason="length" if cut else "stop",
+            )  # fmt: skip
+            candidates.append(c)
+            for k in range(3):
+                score = None if rng.random() < 0.1 else float(rng.randint(0, 5))
+                verdict = f"{rng.choice(HOSTILE)} {_words(rng, 4, 30)}\nScore: {score}"
+                judgements.append(Judgement(candidate_key=c.key, judgement_index=k, verdict=verdict, score=score))
+    pairs, dropped = build_pairs(candidates, judgements, min_margin=0.0)
+    _publish(directory / "prompts", "prompts", t, {"num_calls": 2 * num_prompts, "num_kept": num_prompts,
+                                                   "num_similar": 5, "num_length": 3}, 30.0)  # fmt: skip
+    Table(directory / "prompts", {}, Prompt).write(prompts)
+    valid = sum(j.score is not None for j in judgements) / len(judgements)
+    _publish(directory / "candidates", "candidates", t, {"num_candidates": len(candidates), "mean_tokens": 40.0,
+                                                         "truncated_rate": 0.1}, 100.0)  # fmt: skip
+    Table(directory / "candidates", {}, Candidate).write(candidates)
+    _publish(directory / "judgements", "judgements", t, {"num_judgements": len(judgements), "valid_rate": valid}, 180.0)
+    Table(directory / "judgements", {}, Judgement).write(judgements)
+    reasons = {f"num_{r}": float(dropped[r]) for r in ("tied", "identical", "unscored", "truncated")}
+    per_100 = 100 * len(pairs) / num_prompts
+    metrics = {"num_pairs": len(pairs), "pairs_per_100_prompts": per_100, **reasons}
+    _publish(directory / "pairs", "pairs", t, metrics, 1.0)
+    Table(directory / "pairs", {}, type(pairs[0])).write(pairs)
+    _publish(directory / "policy", "policy", t, {"num_steps": 20}, 300.0)
+    _training(directory / "policy", 20, dpo=True)
+
+
+def _evaluation(directory: Path, t: int, rng: random.Random, *, skill: float) -> None:
+    examples = [
+        EFTExample(example_id=f"{i}-{s}", instruction=f"Do {i}.", response=f"Answer {s}", justification="So.", score=s)
+        for i in range(8)
+        for s in range(0, 6, 2)
+    ]
+    judged = [
+        Judgement(candidate_key=x.key, judgement_index=0, verdict="",
+                  score=float(x.score if rng.random() < skill else rng.randint(0, 5)))
+        for x in examples
+    ]  # fmt: skip
+    answers = [
+        Candidate(prompt_id=f"answer-{i}", sample_index=j, prompt=f"Do {i}.", response=_words(rng, 5, 40 + 20 * t),
+                  num_tokens=20 + t, finish_reason="stop")
+        for i in range(8) for j in range(2)
+    ]  # fmt: skip
+    own = [
+        Judgement(candidate_key=c.key, judgement_index=0, verdict="", score=float(rng.randint(0, 5))) for c in answers
+    ]
+    metrics = [
+        *answering_metrics(answers, own, min_margin=0.0),
+        *judging_metrics(examples, judged, max_score=5, num_bootstrap=100, seed=0),
+        *verdict_metrics(own + judged, max_score=5),
+    ]
+    _publish(directory, "evaluation", t, {}, 60.0)
+    Table(directory, {}, Metric).write(metrics)
