@@ -39,7 +39,7 @@ class Experiment:
     def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
         self.run_dir = Path(cfg.run_dir).absolute()
-        self._launcher = open_launcher(cfg.launcher)
+        self._launcher = open_launcher(cfg.launcher, cfg.cluster)
         self._lock = FileLock(self.run_dir / ".lock", timeout=0)
 
     def __enter__(self) -> Experiment:
@@ -120,6 +120,8 @@ class Experiment:
     def _job(self, stage: Stage, name: str, output: Artifact, inputs: Mapping[str, Input]) -> Job:
         distributed = any(s.distributed for s in stage.steps)
         trainer = self.cfg.trainer
+        servers = self._services(stage, output, inputs)
+        num_gpus = trainer.num_ranks_per_node if distributed else sum(s.num_gpus for s in servers)
         return Job(
             name=name,
             steps=[
@@ -131,10 +133,26 @@ class Experiment:
                 for s in stage.steps
             ],
             log_dir=self.run_dir / "logs",
+            stage=stage.name,
+            role="trainer" if distributed else "engine" if stage.engines else "cpu",
+            paths=[self.run_dir, *self._paths(inputs)],
             num_nodes=trainer.num_nodes if distributed else 1,
             num_ranks_per_node=trainer.num_ranks_per_node if distributed else 1,
-            services=self._services(stage, output, inputs),
+            num_gpus_per_node=num_gpus or self._num_gpus_in_process(stage),
+            services=servers,
         )
+
+    def _num_gpus_in_process(self, stage: Stage) -> int:
+        """Of engines that run inside the stage's own process."""
+        engines = [self.cfg.engine_for(role) for role in stage.engines]
+        sizes = [e.trtllm for e in engines if e.name == "trtllm" and e.trtllm.in_process]
+        return max((s.tensor_parallel_size * s.pipeline_parallel_size for s in sizes), default=0)
+
+    def _paths(self, inputs: Mapping[str, Input]) -> list[Path]:
+        """Directories outside the run directory that the stage reads."""
+        found = {x.model_dir.absolute() for x in inputs.values() if isinstance(x, BaseModel)}
+        found |= {x.path.absolute().parent for x in inputs.values() if isinstance(x, SourceFile)}
+        return sorted(found)
 
 
 def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

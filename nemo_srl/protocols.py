@@ -174,6 +174,8 @@ class Job:
     paths: Sequence[Path] = ()
     num_nodes: int = 1
     num_ranks_per_node: int = 1
+    num_gpus_per_node: int = 0
+    """What the steps and services would use where there are GPUs; a CPU platform has none to ask for."""
     env: Mapping[str, str] = field(default_factory=dict)
     services: Sequence[Service] = ()
 

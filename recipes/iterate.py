@@ -24,6 +24,7 @@ from nemo_srl.config import Config
 from nemo_srl.errors import NemoSrlError
 from nemo_srl.experiment import Experiment
 from nemo_srl.records import EFTExample, IFTExample, Metric
+from nemo_srl.runs import open_run
 from nemo_srl.stages import candidates, evaluation, judgements, pairs, policy, preflight, prompts, sft
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -57,7 +58,9 @@ def run(cfg: Config) -> None:
     with Experiment(cfg) as exp:
         table = report.table(iterate(cfg, exp))
         write_atomic(exp.run_dir / "report.md", f"# {exp.run_dir.name}\n\n{table}\n")
+        report.write_report(open_run(exp.run_dir))
     print(f"\n{table}\n\nDone in {time.monotonic() - started:.0f} s. Everything lies in {exp.run_dir}:")
+    print("  report.html                      figures, and every candidate and verdict to look through; opens offline")
     print("  report.md                        this table")
     print("  iter_00/sft/hf                   M1; iter_01/policy/hf is M2, and so on (Hugging Face directories)")
     print("  iter_01/pairs/data.jsonl         the preference pairs, and so on for every stage")

@@ -86,13 +86,13 @@ class ProofSettings:
     num_parallel: int = 2
     """Runs under way at once, each on one core."""
     num_ift: int = 2000
-    num_eft: int = 2000
-    num_weak_eft: int = 250
-    num_held_out: int = 400
+    num_eft: int = 1000
+    num_weak_eft: int = 100
+    num_held_out: int = 300
     """Held-out instructions, with four judged answers each."""
-    num_rankings: int = 250
+    num_rankings: int = 200
     """Of the four answers to an instruction each."""
-    num_prompts: int = 1000
+    num_prompts: int = 800
     """New prompts per iteration."""
 
 

@@ -22,7 +22,9 @@ FLAGS = (
 
 def find() -> str | None:
     """Where Chromium is, under one of its names."""
-    return next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    return next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
 
 
 class Page:

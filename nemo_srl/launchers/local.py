@@ -39,7 +39,7 @@ class LocalLauncher:
         with running(job.services, job_name=job.name, log_dir=job.log_dir) as services:
             for step in job.steps:
                 env = {**environment(step, job), **services.environment}
-                if code := _run_step(_command(step, job), env, log_path, services):
+                if code := run_step(_command(step, job), env, log_path, services):
                     services.check()  # a dead service explains the failure better than what the step said
                     how = how_it_ended(code)
                     raise JobFailedError(f"{job.name} failed in its step {step.name!r} {how}\n{tail(log_path)}")
@@ -60,7 +60,11 @@ def environment(step: JobStep, job: Job) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1", **job.env}
 
 
-def _run_step(command: Sequence[str], env: Mapping[str, str], log_path: Path, services: RunningServices) -> int:
+def run_step(
+    command: Sequence[str], env: Mapping[str, str], log_path: Path, services: RunningServices | None = None
+) -> int:
+    """Run a command to its end, with its output in the log; returns its exit status."""
+    services = services or RunningServices(())
     with log_path.open("ab") as log:
         log.write(f"$ {' '.join(command)}\n".encode())
         log.flush()

@@ -127,9 +127,13 @@ def bar_chart(groups: Sequence[tuple[str, Sequence[float]]], x_labels: Sequence[
     for g, (name, values) in enumerate(groups):
         for i, value in enumerate(values):
             left, right = frame.x(i + 0.08 + g * width), frame.x(i + 0.08 + (g + 1) * width)
-            bar = Markup('<rect class="f{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>')
+            bar = Markup(
+                '<rect class="f{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>'
+            )
             tip = f"{name}, {x_labels[i]}: {value:.1%}"
-            parts.append(bar.format(g % 6, left, frame.y(value), max(1, right - left - 1), frame.y(0) - frame.y(value), tip))
+            parts.append(
+                bar.format(g % 6, left, frame.y(value), max(1, right - left - 1), frame.y(0) - frame.y(value), tip)
+            )
     described = "; ".join(f"{name}: " + ", ".join(f"{v:.0%}" for v in values) for name, values in groups)
     return _svg(title, described, parts)
 

@@ -85,7 +85,9 @@ def metric_chart(
     if theirs:
         series.append(Series(name="the paper (70B)", points=theirs, color=_PAPER_COLOR, dashed=True))
     legend = [(s.color, s.dashed, s.name) for s in series] if theirs else ()
-    return Chart(title=title, svg=line_chart(series, models, title=title, form=form, limits=limits), legend=legend, note=note)
+    return Chart(
+        title=title, svg=line_chart(series, models, title=title, form=form, limits=limits), legend=legend, note=note
+    )
 
 
 def judging_charts(evaluations: Evaluations) -> list[Chart]:
@@ -140,7 +142,9 @@ def score_charts(run: Run, evaluations: Evaluations) -> list[Chart]:
 
 
 def _shares(metrics: Sequence[Metric]) -> list[float]:
-    found = sorted((int(m.name.rsplit("_", 1)[1]), m.value or 0.0) for m in metrics if m.name.startswith("score_share_"))
+    found = sorted(
+        (int(m.name.rsplit("_", 1)[1]), m.value or 0.0) for m in metrics if m.name.startswith("score_share_")
+    )
     return [value for _, value in found]
 
 
@@ -188,9 +192,7 @@ def score_length_correlation(candidates: Sequence[Candidate], judgements: Sequen
     scores: dict[str, list[float | None]] = {}
     for j in judgements:
         scores.setdefault(j.candidate_key, []).append(j.score)
-    points = [
-        (score, len(c.response)) for c in candidates if (score := mean_score(scores.get(c.key, ()))) is not None
-    ]
+    points = [(score, len(c.response)) for c in candidates if (score := mean_score(scores.get(c.key, ()))) is not None]
     if len(points) < 2:
         return None
     x, y = np.array(points, dtype=np.float64).T
@@ -263,16 +265,27 @@ def _steps(run: Run, t: int, *, num_prompts: float, num_pairs: float) -> list[tu
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
+    """Of a stage, over all iterations; `share` is of the dearest stage's seconds."""
+
     name: str
     seconds: float
     share: float
+    peak_memory_bytes: int
 
 
 def costs(run: Run) -> list[Cost]:
-    """Seconds per stage, over all iterations, the dearest first."""
-    by_name: dict[str, float] = {}
+    """What each stage took, the dearest first."""
+    by_name: dict[str, list[StageRun]] = {}
     for s in run.stages:
-        by_name[s.name] = by_name.get(s.name, 0.0) + s.manifest.seconds
-    top = max(by_name.values()) or math.inf
-    ordered = sorted(by_name.items(), key=lambda x: -x[1])
-    return [Cost(name=name, seconds=seconds, share=seconds / top) for name, seconds in ordered]
+        by_name.setdefault(s.name, []).append(s)
+    seconds = {name: sum(s.manifest.seconds for s in stages) for name, stages in by_name.items()}
+    top = max(seconds.values()) or math.inf
+    return [
+        Cost(
+            name=name,
+            seconds=seconds[name],
+            share=seconds[name] / top,
+            peak_memory_bytes=max(s.manifest.peak_memory_bytes for s in by_name[name]),
+        )
+        for name in sorted(seconds, key=lambda n: -seconds[n])
+    ]

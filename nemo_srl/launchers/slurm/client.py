@@ -69,9 +69,7 @@ def state(job_id: str, *, exit_file: Path) -> JobState:
         code = re.search(r"\bExitCode=(\d+):(\d+)", done.stdout)
         reason = re.search(r"\bReason=(\S+)", done.stdout)
         restarts = re.search(r"\bRestarts=(\d+)", done.stdout)
-        return JobState(
-            name[1], _exit_status(code), reason[1] if reason else "", int(restarts[1]) if restarts else 0
-        )
+        return JobState(name[1], _exit_status(code), reason[1] if reason else "", int(restarts[1]) if restarts else 0)
     if "Invalid job id" not in done.stderr:
         raise SlurmUnavailableError(f"scontrol: {done.stderr.strip() or done.stdout.strip()}")
     done = _slurm("sacct", "--allocations", "--noheader", "--parsable2", "--jobs", job_id, "--format=State,ExitCode")

@@ -133,7 +133,9 @@ def _look_for_canary(job: Job, token: str) -> str:
         f"does not see {canary_file(job)}: run_dir must lie on a file system that all nodes share "
         "(in a container: see cluster.mounts)"
     )
-    return f'[ "$(cat {path} 2>/dev/null)" = {token} ] || {{ echo "error: $(hostname)" {shlex.quote(message)}; exit 2; }}'
+    return (
+        f'[ "$(cat {path} 2>/dev/null)" = {token} ] || {{ echo "error: $(hostname)" {shlex.quote(message)}; exit 2; }}'
+    )
 
 
 def _run(command: str) -> str:
@@ -154,9 +156,7 @@ def _torchrun(python: str, step: JobStep, job: Job) -> str:
     )
 
 
-def _container_options(
-    asked: ResourcesConfig, cluster: ClusterConfig, job: Job, env: Mapping[str, str]
-) -> list[str]:
+def _container_options(asked: ResourcesConfig, cluster: ClusterConfig, job: Job, env: Mapping[str, str]) -> list[str]:
     project = Path(__file__).resolve().parents[3]
     if asked.container is None:
         return [f"--chdir={project}"]

@@ -70,6 +70,7 @@ def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None] | No
         loop.load_state_dict(progress)
     loop.fit()
     if loop.step < cfg.num_steps:
+        torch.distributed.barrier()  # a launcher may end all ranks as soon as one has left
         raise StoppedError(f"training was asked to stop and saved step {loop.step} of {cfg.num_steps}")
 
 

@@ -1,0 +1,84 @@
+"""Runs every stage as steps inside the Slurm allocation that the orchestrator itself runs in.
+
+For `sbatch recipes/iterate.sbatch`, or an interactive `salloc`. Nothing is queued between stages; in exchange,
+all nodes are held while a stage uses fewer. Logs, failures and Ctrl-C are as with the local launcher. When
+Slurm has the steps save and leave, this raises `StoppedError`, so that the batch script can requeue.
+
+Raises `ConfigError` outside an allocation, or for more nodes than it has.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+from collections.abc import Mapping
+
+from nemo_srl.config import ClusterConfig, LauncherConfig
+from nemo_srl.errors import ConfigError, JobFailedError, StoppedError
+from nemo_srl.launchers import services
+from nemo_srl.launchers.local import run_step
+from nemo_srl.launchers.processes import how_it_ended, tail
+from nemo_srl.launchers.slurm.steps import (
+    STOPPED_VARIABLE,
+    canary_file,
+    services_file,
+    step_command,
+    step_environment,
+)
+from nemo_srl.protocols import Job
+
+
+class SrunLauncher:
+    """Implements `nemo_srl.protocols.Launcher`."""
+
+    def __init__(self, launcher: LauncherConfig, cluster: ClusterConfig) -> None:
+        self._launcher = launcher
+        self._cluster = cluster
+
+    def run(self, job: Job) -> None:
+        """Run the steps one after the other."""
+        _check_allocation(job, os.environ)
+        job.log_dir.mkdir(parents=True, exist_ok=True)
+        token = secrets.token_hex(8)
+        canary_file(job).write_text(token)
+        if job.services:
+            spec = services.to_spec(job.services, job_name=job.name, log_dir=job.log_dir)
+            services_file(job).write_text(json.dumps(spec, indent=2) + "\n")
+        own = step_environment(self._cluster, job)
+        stopped = job.log_dir / f"{job.name}.stopped"
+        stopped.unlink(missing_ok=True)
+        env = {**os.environ, **_meeting_point(os.environ), **own, STOPPED_VARIABLE: str(stopped)}
+        log_path = job.log_dir / f"{job.name}.log"
+        for step in job.steps:
+            command = step_command(step, job, launcher=self._launcher, cluster=self._cluster, env=own, token=token)
+            code = run_step(command.argv, env, log_path)
+            if stopped.exists():
+                raise StoppedError(f"{job.name} was asked to stop in its step {step.name!r}; run again to go on")
+            if code:
+                how = how_it_ended(code)
+                raise JobFailedError(f"{job.name} failed in its step {step.name!r} {how}\n{tail(log_path)}")
+
+
+def _check_allocation(job: Job, environ: Mapping[str, str]) -> None:
+    if "SLURM_JOB_ID" not in environ:
+        raise ConfigError(
+            "launcher.name=srun: there is no Slurm allocation around this process. Use `sbatch recipes/iterate.sbatch`, "
+            "or launcher=slurm, which makes an allocation for every stage."
+        )
+    if job.num_nodes > (available := int(environ.get("SLURM_NNODES", "1"))):
+        raise ConfigError(
+            f"trainer.num_nodes={job.num_nodes}: the allocation has {available} nodes; ask for more with "
+            f"`sbatch --nodes={job.num_nodes}`"
+        )
+
+
+def _meeting_point(environ: Mapping[str, str]) -> dict[str, str]:
+    """Where the ranks of a step meet: its first node is the allocation's first."""
+    nodes = environ["SLURM_JOB_NODELIST"]
+    done = subprocess.run(["scontrol", "show", "hostnames", nodes], text=True, capture_output=True, check=False)
+    if done.returncode:
+        raise ConfigError(f"scontrol show hostnames {nodes}: {done.stderr.strip()}")
+    port = 20000 + int(environ["SLURM_JOB_ID"]) % 10000
+    return {"MASTER_ADDR": done.stdout.split()[0], "MASTER_PORT": str(port)}

@@ -1,0 +1,183 @@
+"""The page: what it shows, and that no text of a model can become more than text."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from nemo_srl.artifacts import MANIFEST
+from nemo_srl.records import Candidate, Judgement, PreferencePair
+from nemo_srl.report.browser import CHOSEN, REJECTED, browser_data, island
+from nemo_srl.report.charts import ticks
+from nemo_srl.report.page import render, write_report
+from nemo_srl.report.sections import costs, funnels, lengths, score_length_correlation
+from nemo_srl.runs import open_run
+from tests.run_directory import HOSTILE, make_run
+
+
+class Outline(HTMLParser):
+    """Elements by name, and what stands in the data island."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.island = ""
+        self._in_island = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._in_island = dict(attrs).get("id") == "data"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_island = False
+
+    def handle_data(self, data: str) -> None:
+        if self._in_island:
+            self.island += data
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("page") / "run")
+
+
+@pytest.fixture(scope="module")
+def page(run_dir: Path) -> str:
+    return write_report(open_run(run_dir)).read_text(encoding="utf-8")
+
+
+def test_models_text_stays_text(page: str, run_dir: Path) -> None:
+    outline = Outline(page)
+    assert [s.get("type") for s in outline.named("script")] == ["application/json", None]
+    assert not outline.named("img")
+    assert "\u2028" not in page
+    data = json.loads(outline.island)
+    texts = {p[2] for p in data["prompts"]} | {c[2] for c in data["candidates"]}
+    assert set(HOSTILE) <= texts, "escaping must not change what is read back"
+
+
+def test_the_page_asks_nothing_of_the_network_and_runs_only_its_own_script(page: str) -> None:
+    outline = Outline(page)
+    policy = next(m["content"] for m in outline.named("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert "default-src 'none'" in policy
+    assert re.search(r"script-src 'sha256-[A-Za-z0-9+/]{43}='", policy)
+    links = [v for _, a in outline.elements for k, v in a.items() if k in ("src", "href", "action") and v]
+    assert all(link.startswith(("#", "data:")) for link in links), links
+    assert not any(k.startswith("on") for _, a in outline.elements for k in a)
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "]]>", "<!--", "</SCRIPT >", "\\u003c", "\u2028\u2029"])
+def test_an_island_gives_its_strings_back_and_holds_no_markup(text: str) -> None:
+    found = str(island({"x": [text]}))
+    assert json.loads(found) == {"x": [text]}
+    assert not re.search("[<>&\u2028\u2029]", found)
+
+
+def test_both_axes_stand_beside_the_paper(page: str) -> None:
+    assert "Pairwise accuracy, ties excluded. this run:" in page
+    assert "the paper (70B): 78.7%, 80.4%, 81.7%" in page
+    for heading in (
+        "judges",
+        "answers",
+        "scores are spread",
+        "Lengths",
+        "prompts to pairs",
+        "Training",
+        "Time and memory per stage",
+    ):
+        assert re.search(f"<h2>[^<]*{heading}", page), heading
+    assert "DPO: reward margin by step" in page
+    assert "15.38" in page
+    assert "not finished" not in page
+
+
+def test_alarms_are_said_at_the_top_and_escaped(run_dir: Path) -> None:
+    page = render(open_run(run_dir), alarms=["M2 <b>likes</b> everything"])
+    assert "<li>M2 &lt;b&gt;likes&lt;/b&gt; everything</li>" in page
+    assert "What looks wrong" in page
+    assert page.index("What looks wrong") < page.index("How well each model judges")
+
+
+def test_a_run_under_way_shows_what_it_has(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run")
+    for stage in ("pairs", "policy", "evaluation", "judgements"):
+        (run_dir / "iter_02" / stage / MANIFEST).unlink()
+    page = render(open_run(run_dir))
+    assert "This run is not finished" in page
+    assert json.loads(Outline(page).island)["candidates"][-1][5] is None, "not judged yet"
+    for path in run_dir.glob(f"iter_0[012]/*/{MANIFEST}"):
+        if path.parent.name != "sft":
+            path.unlink()
+    page = render(open_run(run_dir))
+    assert "There are no candidates yet" in page
+    assert "SFT: loss by step" in page
+
+
+def test_the_browser_marks_the_pairs_and_says_what_it_leaves_out(run_dir: Path) -> None:
+    run = open_run(run_dir)
+    data = browser_data(run)
+    for t in (1, 2):
+        pairs = {p.prompt_id: p for p in run.table(t, "pairs", PreferencePair)}
+        marked = {
+            (data["prompts"][c[0]][1], c[6]): c for c in data["candidates"] if c[6] and data["prompts"][c[0]][0] == t
+        }
+        assert len(marked) == 2 * len(pairs)
+        for key, pair in pairs.items():
+            assert (marked[key, CHOSEN][2], marked[key, CHOSEN][5]) == (pair.chosen, pair.chosen_score)
+            assert (marked[key, REJECTED][2], marked[key, REJECTED][5]) == (pair.rejected, pair.rejected_score)
+    assert len(data["candidates"]) == 2 * 12 * 4
+    cut = browser_data(run, max_candidates=40)
+    assert len(cut["candidates"]) + cut["num_omitted"] == 2 * 12 * 4
+    assert [sum(p[0] == t for p in cut["prompts"]) for t in (1, 2)] == [5, 5], "whole prompts, evenly"
+
+
+def test_funnel_and_cost_count_everything_once(run_dir: Path) -> None:
+    run = open_run(run_dir)
+    for f in funnels(run):
+        assert sum(s.value for s in f.segments) == 12
+        assert ("answers", "48, 10% cut off") in f.steps
+        assert f.steps[0] == ("instructions generated and dropped", "5 similar, 3 length")
+    found = costs(run)
+    assert sum(c.seconds for c in found) == sum(s.manifest.seconds for s in run.stages)
+    assert found[0].name == "policy"
+    assert found[0].share == 1.0
+    rows, _ = lengths(run)
+    assert [x.iteration for x in rows] == [1, 2]
+
+
+def test_a_judge_that_likes_length_is_seen() -> None:
+    def candidate(i: int, response: str) -> Candidate:
+        return Candidate(
+            prompt_id="p", sample_index=i, prompt="?", response=response, num_tokens=1, finish_reason="stop"
+        )
+
+    candidates = [candidate(i, "x" * (i + 1)) for i in range(4)]
+    scores = [1.0, 2.0, 3.0, None]
+    judged = [
+        Judgement(candidate_key=c.key, judgement_index=0, verdict="", score=s)
+        for c, s in zip(candidates, scores, strict=True)
+    ]
+    assert score_length_correlation(candidates, judged) == pytest.approx(1.0)
+    assert score_length_correlation(candidates, judged[:1]) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (0.62, 0.69, [0.62, 0.64, 0.66, 0.68, 0.7]),
+        (3, 3, [1, 2, 3, 4, 5]),
+        (float("nan"), 1, [0.0, 1.0]),
+    ],
+)
+def test_ticks_are_round_and_enclose(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == expected
