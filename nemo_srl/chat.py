@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ _PROBE = "response"
 
 
 class ChatTemplate:
-    """The tokenizer and the chat template of one model directory, for single-turn chats.
+    """The tokenizer and the chat template of one model directory, for chats that begin with a user's turn.
 
     `chat_template` (the setting `model.chat_template`) replaces the model's own. Raises `ModelError` for a
     directory without a tokenizer, `ConfigError` for a template that is missing or does not work.
@@ -48,6 +49,12 @@ class ChatTemplate:
     def render(self, instruction: str) -> str:
         """The user's turn with `instruction`, and the start of the assistant's, as text."""
         return self._apply([{"role": "user", "content": self._harmless(instruction)}], open_turn=True)
+
+    def render_turns(self, turns: Sequence[tuple[str, str]], instruction: str) -> str:
+        """The same after earlier `turns` of instruction and response."""
+        roles = [(role, text) for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+        messages = [{"role": role, "content": self._harmless(text)} for role, text in [*roles, ("user", instruction)]]
+        return self._apply(messages, open_turn=True)
 
     def response_text(self, response: str) -> str:
         """What follows the rendered prompt when the assistant says `response`: no end-of-sequence token,

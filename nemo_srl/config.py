@@ -250,13 +250,18 @@ class PromptsConfig(SamplingConfig):
     """Prompts that ask for what a text model cannot give (the list of Self-Instruct, section A)."""
     max_rounds: int = 20
     """Rounds of generation before a shortfall is an error."""
+    language: str = "en"
+    """en: prompts that cannot be English are dropped (a heuristic); any: no such check."""
+    model: str = ""
+    """A fixed model for new prompts, as in the paper: like `model.path`. Empty string: M_t itself."""
     engine: EngineConfig | None = None
-    """Another engine for new prompts alone, e.g. a fixed chat model as in the paper; null: `engine`, on M_t."""
+    """Another engine for new prompts alone, such as a server with a fixed chat model; null: `engine`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("num_prompts", "min_words", "max_rounds"):
             _check(getattr(self, key) >= 1, f"prompts.{key}", getattr(self, key), "must be at least 1")
+        _check(self.language in ("en", "any"), "prompts.language", self.language, "must be 'en' or 'any'")
         _check(0 < self.max_rouge_l <= 1, "prompts.max_rouge_l", self.max_rouge_l, "must be in (0, 1]")
         _check(
             self.max_words >= self.min_words,
@@ -525,6 +530,7 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
+        _check(self.seed >= 1, "seed", self.seed, "must be 1 or above (NeMo takes no other)")
         _check(self.num_iterations >= 0, "num_iterations", self.num_iterations, "must be 0 (SFT only) or above")
         _check(
             self.judge.mode != "expected" or self.engine_for("judge").name != "embedded",

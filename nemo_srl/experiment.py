@@ -59,9 +59,10 @@ class Experiment:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self._lock.release()
 
-    def base_model(self) -> BaseModel:
-        """M0: fetched if it is one that this package knows, and checked."""
-        model_dir = models.resolve(self.cfg.model.path, Path(self.cfg.model.cache_dir).expanduser())
+    def base_model(self, path: str = "") -> BaseModel:
+        """M0, or another model of the user's: fetched if it is one that this package knows, and checked."""
+        cache_dir = Path(self.cfg.model.cache_dir).expanduser()
+        model_dir = models.resolve(path or self.cfg.model.path, cache_dir)
         return BaseModel(model_dir, hf.digest(model_dir))
 
     def source(self, path: str, record: type[R]) -> SourceFile[R]:
@@ -124,14 +125,7 @@ class Experiment:
         num_gpus = trainer.num_ranks_per_node if distributed else sum(s.num_gpus for s in servers)
         return Job(
             name=name,
-            steps=[
-                JobStep(
-                    name=s.name,
-                    command=["-m", "nemo_srl.worker", str(output.path), s.name],
-                    distributed=s.distributed,
-                )
-                for s in stage.steps
-            ],
+            steps=self._job_steps(stage, output),
             log_dir=self.run_dir / "logs",
             stage=stage.name,
             role="trainer" if distributed else "engine" if stage.engines else "cpu",
@@ -141,6 +135,14 @@ class Experiment:
             num_gpus_per_node=num_gpus or self._num_gpus_in_process(stage),
             services=servers,
         )
+
+    def _job_steps(self, stage: Stage, output: Artifact) -> list[JobStep]:
+        """A process per step and rank; with one rank, a single process for all, as importing takes seconds."""
+        command = ["-m", "nemo_srl.worker", str(output.path)]
+        names = [s.name for s in stage.steps]
+        if self.cfg.trainer.world_size == 1:
+            return [JobStep(name=", ".join(names), command=[*command, *names])]
+        return [JobStep(name=s.name, command=[*command, s.name], distributed=s.distributed) for s in stage.steps]
 
     def _num_gpus_in_process(self, stage: Stage) -> int:
         """Of engines that run inside the stage's own process."""

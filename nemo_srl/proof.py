@@ -10,7 +10,7 @@ parser. It learns both from `write_seed`'s files: demonstrations that meet each 
 Nothing here is called by a stage. Of the oracle's scores only the judged answers (EFT) and the order of ranked
 answers reach a training, as people's judgements do in the paper; new prompts come without any.
 
-Not covered: anything about language. The vocabulary has about a hundred words, and a model of 0.35M parameters is enough.
+Not covered: anything about language. The vocabulary has about a hundred words, and 0.35M parameters are enough.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ CHAT_TEMPLATE = (
 )
 SPECIAL_TOKENS = ("<|unknown|>", "<|user|>", "<|assistant|>", "<|end|>")
 VOCABULARY = (
-    *SPECIAL_TOKENS, "judge", "answer", "Score:", "y", "n", "none", "twice", *map(str, range(10)), *MARKS, *SIZES, *WORDS, *CATEGORY_OF,
+    *SPECIAL_TOKENS, "judge", "answer", "Score:", "y", "n", "none", "twice",
+    *map(str, range(10)), *MARKS, *SIZES, *WORDS, *CATEGORY_OF,
 )  # fmt: skip
 
 

@@ -104,6 +104,19 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Question:
+    """One or more turns of a user, each asked after the answer to the one before; `dataset` says where it is from."""
+
+    question_id: str
+    turns: list[str]
+    dataset: str = ""
+
+    @property
+    def key(self) -> str:
+        return self.question_id
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One sampled response to one prompt."""
 

@@ -1,4 +1,4 @@
-"""`python -m nemo_srl.worker STAGE_DIR STEP`: run one step of the stage described in STAGE_DIR/stage.json.
+"""`python -m nemo_srl.worker STAGE_DIR STEP...`: run steps of the stage described in STAGE_DIR/stage.json.
 
 What a stage needs to know is in that file and the artifacts it names, so a step can be run again by hand
 to look at a failure. Exit status 2 marks an error that the user can do something about; its message is
@@ -18,7 +18,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -136,11 +136,12 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(stage_dir: Path, step_name: str) -> int:
+def main(stage_dir: Path, step_names: Sequence[str]) -> int:
     die_with_parent()
     try:
         with FileLock(stage_dir / f".lock-{rank()}", timeout=0):
-            run_step(stage_dir, step_name)
+            for name in step_names:
+                run_step(stage_dir, name)
         return 0
     except Timeout:
         error: Exception = RunDirBusyError(
@@ -163,4 +164,4 @@ def main(stage_dir: Path, step_name: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))

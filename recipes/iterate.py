@@ -19,13 +19,28 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_srl import report
-from nemo_srl.artifacts import write_atomic
+from nemo_srl.alarms import alarms
+from nemo_srl.artifacts import Table, write_atomic
 from nemo_srl.config import Config
 from nemo_srl.errors import NemoSrlError
 from nemo_srl.experiment import Experiment
-from nemo_srl.records import EFTExample, IFTExample, Metric
+from nemo_srl.records import EFTExample, IFTExample, Metric, Prompt, RankedAnswers
 from nemo_srl.runs import open_run
-from nemo_srl.stages import candidates, evaluation, judgements, pairs, policy, preflight, prompts, sft
+from nemo_srl.stages import (
+    anchor,
+    candidates,
+    eft,
+    evaluation,
+    judgements,
+    pairs,
+    policy,
+    preflight,
+    prompts,
+    refresh,
+    sft,
+)
+
+log = logging.getLogger(__name__)
 
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -33,24 +48,48 @@ ConfigStore.instance().store(name="schema", node=Config)
 def iterate(cfg: Config, exp: Experiment) -> dict[str, list[Metric]]:
     """The loop of the paper. Returns the evaluation of each model."""
     ift = exp.source(cfg.data.ift_path, IFTExample)
-    eft = {"eft": exp.source(cfg.data.eft_path, EFTExample)} if cfg.data.eft_path else {}
+    seed_eft = {"eft": exp.source(cfg.data.eft_path, EFTExample)} if cfg.data.eft_path else {}
+    rankings = exp.source(cfg.data.rankings_path, RankedAnswers) if cfg.data.rankings_path else None
+    refreshed: dict[str, Table[EFTExample]] = {}
     held_out = exp.source(cfg.data.eft_eval_path, EFTExample)
 
     m0 = exp.base_model()
     preflight.check(cfg, m0.model_dir, held_out.read())
-    m = exp.run(sft.STAGE, 0, policy=m0, ift=ift, **eft)
+    m = m1 = exp.run(sft.STAGE, 0, policy=m0, ift=ift, **seed_eft)
     evaluations = {
         "M0": exp.run(evaluation.STAGE, 0, policy=m0, eft_eval=held_out, directory="evaluation_m0"),
         "M1": exp.run(evaluation.STAGE, 0, policy=m, eft_eval=held_out),
     }
+    generator = exp.base_model(cfg.prompts.model) if cfg.prompts.model else None
+    earlier: dict[str, Table[Prompt]] = {}
     for t in range(1, cfg.num_iterations + 1):
-        x = exp.run(prompts.STAGE, t, policy=m, ift=ift, eft_eval=held_out)
+        if cfg.prompts.path:
+            x = exp.source(cfg.prompts.path.format(iteration=t), Prompt)
+        else:
+            x = exp.run(prompts.STAGE, t, policy=generator or m, ift=ift, eft_eval=held_out, **earlier)
+            earlier[f"earlier_{t}"] = x
         y = exp.run(candidates.STAGE, t, policy=m, prompts=x)
         r = exp.run(judgements.STAGE, t, policy=m, candidates=y)
         d = exp.run(pairs.STAGE, t, candidates=y, judgements=r)
+        if cfg.anchor.num_prompts:
+            exp.run(anchor.STAGE, t, policy=m1, candidates=y, judgements=r, pairs=d)
+            warn(exp, t)
         m = exp.run(policy.STAGE, t, policy=m, pairs=d)
+        if rankings:
+            refreshed[f"eft_{t}"] = exp.run(eft.STAGE, t, policy=m, rankings=rankings)
+            own = exp.run(candidates.STAGE, t, policy=m, prompts=x, directory="own_answers")
+            m = exp.run(refresh.STAGE, t, policy=m, own_answers=own, **seed_eft, **refreshed)
         evaluations[f"M{t + 1}"] = exp.run(evaluation.STAGE, t, policy=m, eft_eval=held_out)
     return {name: artifact.read() for name, artifact in evaluations.items()}
+
+
+def warn(exp: Experiment, iteration: int) -> None:
+    """Say what looks like reward hacking in this iteration."""
+    run = open_run(exp.run_dir)
+    history = {t: run.table(t, "anchor", Metric) for t in run.iterations if t <= iteration}
+    for alarm in alarms(history):
+        if alarm.iteration == iteration:
+            log.warning("WARNING, %s", alarm.text)
 
 
 def run(cfg: Config) -> None:

@@ -2,7 +2,7 @@
 
     python recipes/proof.py                                       # all arms and seeds
     python recipes/proof.py --config-name srl-proof-cpu-small     # a few minutes: what `make proof` runs
-    python recipes/proof.py proof.seeds=[0] 'proof.arms={self: {}}' run_dir=runs/one
+    python recipes/proof.py proof.seeds=[1] proof.only=[self,random]  # some of them; later the rest
 
 The stages, the trainer and the engine are those of `iterate.py`; an arm differs in who scores, what is
 trained on, or what the judge learned (`ArmConfig`). The oracle measures every model, and feeds a training in
@@ -53,6 +53,10 @@ from nemo_srl.stages.evaluation import instructions_of
 log = logging.getLogger(__name__)
 
 
+class ProofError(NemoSrlError):
+    """The run does not show what it was claimed to show."""
+
+
 @dataclass
 class ArmConfig:
     judge: str = "self"
@@ -66,6 +70,8 @@ class ArmConfig:
     """Refresh the judge after each DPO (stages `eft` and `refresh`)."""
     seeds: list[int] | None = None
     """Other seeds than `proof.seeds`."""
+    num_iterations: int | None = None
+    """Another number than `num_iterations`."""
 
     def __post_init__(self) -> None:
         known = {
@@ -80,9 +86,15 @@ class ArmConfig:
 
 @dataclass
 class ProofSettings:
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: list[int] = field(default_factory=lambda: [1])
     """Each gives other weights of M0, other data and other samples."""
     arms: dict[str, ArmConfig] = field(default_factory=dict)
+    only: list[str] = field(default_factory=list)
+    """Run these arms alone; empty: all."""
+    min_advantage: float | None = None
+    """Fail unless the last model of `self` has a true score this much above that of `random`, in every seed."""
+    max_random_gain: float | None = None
+    """Fail if the true score of `random` rises by more than this from M1 to its last model, in any seed."""
     num_parallel: int = 2
     """Runs under way at once, each on one core."""
     num_ift: int = 2000
@@ -238,6 +250,7 @@ def arm_config(cfg: ProofConfig, seed: int, name: str, files: proof.SeedFiles, d
         plain,
         run_dir=str(directory / name),
         seed=seed,
+        num_iterations=arm.num_iterations or plain.num_iterations,
         model=replace(plain.model, path=str(directory / "m0")),
         data=data,
         prompts=replace(plain.prompts, path=str(files.new_prompts)),
@@ -269,7 +282,10 @@ class Runs:
     def all(self) -> list[dict[str, Any]]:
         """The rows of every run. A run that fails does not stop the others; its error is raised at the end."""
         arms = self.cfg.proof.arms
-        todo = [(seed, name) for name, arm in arms.items() for seed in arm.seeds or self.cfg.proof.seeds]
+        names = self.cfg.proof.only or list(arms)
+        if unknown := sorted(set(names) - arms.keys()):
+            raise ConfigError(f"proof.only={unknown}: no such arm; there are {sorted(arms)}")
+        todo = [(seed, name) for name in names for seed in arms[name].seeds or self.cfg.proof.seeds]
         for seed in {seed for seed, _ in todo}:
             self.files[seed] = write_inputs(self.cfg, seed, self.root / f"seed_{seed}")
         self._m1_locks = {(seed, arms[name].eft): threading.Lock() for seed, name in todo}
@@ -281,8 +297,7 @@ class Runs:
         threading.current_thread().name = f"seed {seed} {name}"
         arm = self.cfg.proof.arms[name]
         cfg = arm_config(self.cfg, seed, name, self.files[seed], self.root / f"seed_{seed}")
-        base = arm_config(self.cfg, seed, name, self.files[seed], self.root / f"seed_{seed}")
-        base = replace(base, sft=self.cfg.sft)
+        base = replace(cfg, sft=self.cfg.sft)
         with self._m1_locks[seed, arm.eft], first_model(base, arm.eft) as (m1_exp, m1):
             pass
         with Experiment(cfg) as exp:
@@ -295,12 +310,33 @@ def write_inputs(cfg: ProofConfig, seed: int, directory: Path) -> proof.SeedFile
     files = proof.write_seed(
         directory / "data",
         seed=seed,
-        num_iterations=cfg.num_iterations,
+        num_iterations=max([cfg.num_iterations, *(a.num_iterations or 0 for a in cfg.proof.arms.values())]),
         **{name: getattr(cfg.proof, name) for name in sizes},
     )
     if not (directory / "m0" / "model.safetensors").exists():
         proof.write_model(directory / "m0", seed=seed)
     return files
+
+
+def check(rows: list[dict[str, Any]], settings: ProofSettings) -> None:
+    """Raise `ProofError` if the run does not show what `min_advantage` and `max_random_gain` claim."""
+    true: dict[tuple[int, str], list[float]] = {}
+    for row in rows:
+        true.setdefault((row["seed"], row["arm"]), []).append(row["oracle_score"])
+    for (seed, arm), scores in sorted(true.items()):
+        log.info("seed %d, %s: true score %s", seed, arm, " -> ".join(f"{s:.2f}" for s in scores))
+        if arm != "random":
+            continue
+        if settings.max_random_gain is not None and scores[-1] - scores[0] > settings.max_random_gain:
+            raise ProofError(
+                f"seed {seed}: random scores raised the true score from {scores[0]:.2f} to {scores[-1]:.2f}"
+            )
+        advantage = true[seed, "self"][-1] - scores[-1]
+        if settings.min_advantage is not None and advantage < settings.min_advantage:
+            raise ProofError(
+                f"seed {seed}: self-rewarding ended {advantage:+.2f} points from random scores, and "
+                f"proof.min_advantage={settings.min_advantage} was claimed"
+            )
 
 
 def run(cfg: ProofConfig) -> list[dict[str, Any]]:
@@ -310,6 +346,7 @@ def run(cfg: ProofConfig) -> list[dict[str, Any]]:
     rows = runs.all()
     write_atomic(runs.root / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     log.info("done in %.0f s: %s", time.monotonic() - started, runs.root / "results.jsonl")
+    check(rows, cfg.proof)
     return rows
 
 

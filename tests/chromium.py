@@ -1,4 +1,4 @@
-"""Headless Chromium, driven over its debugging pipe (Chrome DevTools Protocol), with nothing but the standard library."""
+"""Headless Chromium, driven over its debugging pipe (Chrome DevTools Protocol), by the standard library alone."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-pipe",
-)  # fmt: skip
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
+    "--remote-debugging-pipe",
+]
 
 
 def find() -> str | None:
@@ -28,7 +29,7 @@ def find() -> str | None:
 
 
 class Page:
-    """One tab. `errors` collects what the console would show in red, and everything that the page asked the network for."""
+    """One tab. `errors` collects what the console would show in red, `requests` every URL that the page asked for."""
 
     def __init__(self, to: int, back: int) -> None:
         self._to, self._back = to, back

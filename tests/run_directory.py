@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nemo_srl.artifacts import SPEC, Manifest, Table, write_atomic
+from nemo_srl.artifacts import JOURNAL, SPEC, Manifest, Table, to_line, write_atomic
 from nemo_srl.config import Config, JudgeConfig, ModelConfig
-from nemo_srl.records import Candidate, EFTExample, IFTExample, Judgement, Metric, Prompt
+from nemo_srl.records import Candidate, Completion, EFTExample, IFTExample, Judgement, Metric, Prompt
 from nemo_srl.stages.evaluation import answering_metrics, judging_metrics, verdict_metrics
 from nemo_srl.stages.pairs import build_pairs
 
@@ -63,6 +63,17 @@ def make_run(run_dir: Path, *, num_prompts: int = 12, num_iterations: int = 2, s
         _iteration(run_dir / f"iter_{t:02d}", t, rng, num_prompts)
         _evaluation(run_dir / f"iter_{t:02d}" / "evaluation", t, rng, skill=0.5 + 0.1 * t)
     return run_dir
+
+
+def add_anchor(run_dir: Path, iteration: int, *, agreement: float) -> None:
+    """What M1 thinks of an iteration."""
+    directory = run_dir / f"iter_{iteration:02d}" / "anchor"
+    _publish(directory, "anchor", iteration, {}, 9.0)
+    metrics = [
+        Metric(name="anchor_agreement", value=agreement, n=100, low=agreement - 0.05, high=agreement + 0.05),
+        Metric(name="score_entropy", value=0.9, n=100),
+    ]
+    Table(directory, {}, Metric).write(metrics)
 
 
 def _words(rng: random.Random, low: int, high: int) -> str:
@@ -133,5 +144,12 @@ def _evaluation(directory: Path, t: int, rng: random.Random, *, skill: float) ->
         *judging_metrics(examples, judged, max_score=5, num_bootstrap=100, seed=0),
         *verdict_metrics(own + judged, max_score=5),
     ]
+    journal = [
+        Completion(
+            request_key=f"eft/{x.key}", index=0, text=f"So.\nScore: {j.score}", num_tokens=5, finish_reason="stop"
+        )
+        for x, j in zip(examples, judged, strict=True)
+    ]
+    write_atomic(directory / JOURNAL, "".join(map(to_line, journal)))
     _publish(directory, "evaluation", t, {}, 60.0)
     Table(directory, {}, Metric).write(metrics)

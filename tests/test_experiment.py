@@ -118,7 +118,7 @@ def test_a_stage_can_be_run_again_by_hand_from_its_description(tmp_path: Path) -
         made = exp.run(pairs.STAGE, 1, **inputs(tmp_path, (1.0, 4.0)))
     before = made.digest()
     (made.path / MANIFEST).unlink()
-    assert worker.main(made.path, "run") == 0
+    assert worker.main(made.path, ["run"]) == 0
     assert made.digest() == before
 
 
@@ -134,11 +134,11 @@ def test_a_full_disk_is_said_in_words_and_loses_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    assert worker.main(made.path, "run") == 2
+    assert worker.main(made.path, ["run"]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert (made.path / "data.jsonl").read_bytes() == data
     monkeypatch.undo()
-    assert worker.main(made.path, "run") == 0
+    assert worker.main(made.path, ["run"]) == 0
 
 
 def test_the_description_names_everything_that_decides_the_result(tmp_path: Path) -> None:

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from nemo_srl.artifacts import MANIFEST
+from nemo_srl.artifacts import JOURNAL, MANIFEST
 from nemo_srl.records import Candidate, Judgement, PreferencePair
 from nemo_srl.report.browser import CHOSEN, REJECTED, browser_data, island
 from nemo_srl.report.charts import ticks
+from nemo_srl.report.drift import drift
 from nemo_srl.report.page import render, write_report
 from nemo_srl.report.sections import costs, funnels, lengths, score_length_correlation
 from nemo_srl.runs import open_run
-from tests.run_directory import HOSTILE, make_run
+from tests.run_directory import HOSTILE, add_anchor, make_run
 
 
 class Outline(HTMLParser):
@@ -100,11 +101,17 @@ def test_both_axes_stand_beside_the_paper(page: str) -> None:
     assert "not finished" not in page
 
 
-def test_alarms_are_said_at_the_top_and_escaped(run_dir: Path) -> None:
-    page = render(open_run(run_dir), alarms=["M2 <b>likes</b> everything"])
-    assert "<li>M2 &lt;b&gt;likes&lt;/b&gt; everything</li>" in page
-    assert "What looks wrong" in page
+def test_alarms_are_said_at_the_top_where_the_anchor_looked(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run")
+    assert 'id="alarms"' not in render(open_run(run_dir)), "where nobody looked, nothing is said"
+    add_anchor(run_dir, 1, agreement=0.9)
+    page = render(open_run(run_dir))
+    assert "No alarm" in page
+    add_anchor(run_dir, 2, agreement=0.55)
+    page = render(open_run(run_dir))
+    assert "iteration 2: M1 prefers the chosen response in 55% of the new pairs" in page
     assert page.index("What looks wrong") < page.index("How well each model judges")
+    assert "<th>anchor agreement</th>" in page
 
 
 def test_a_run_under_way_shows_what_it_has(tmp_path: Path) -> None:
@@ -152,6 +159,20 @@ def test_funnel_and_cost_count_everything_once(run_dir: Path) -> None:
     assert found[0].share == 1.0
     rows, _ = lengths(run)
     assert [x.iteration for x in rows] == [1, 2]
+
+
+def test_drift_compares_each_judge_with_the_one_before_on_the_same_answers(run_dir: Path) -> None:
+    rows = drift(open_run(run_dir))
+    assert [(d.before, d.model, d.n) for d in rows] == [("M0", "M1", 24), ("M1", "M2", 24), ("M2", "M3", 24)]
+    assert all(d.spearman is not None and -1 <= d.spearman <= 1 for d in rows)
+    assert rows[0].mean_score == rows[1].mean_score_before
+    same = run_dir / "iter_00" / "evaluation" / JOURNAL
+    old, other = same.read_text(), (run_dir / "iter_01" / "evaluation" / JOURNAL).read_text()
+    same.write_text(other)
+    try:
+        assert drift(open_run(run_dir))[1].spearman == pytest.approx(1.0)
+    finally:
+        same.write_text(old)
 
 
 def test_a_judge_that_likes_length_is_seen() -> None:

@@ -21,11 +21,11 @@ from nemo_srl.launchers import services
 from nemo_srl.launchers.local import run_step
 from nemo_srl.launchers.processes import how_it_ended, tail
 from nemo_srl.launchers.slurm.steps import (
-    STOPPED_VARIABLE,
     canary_file,
     services_file,
     step_command,
     step_environment,
+    stopped_file,
 )
 from nemo_srl.protocols import Job
 
@@ -46,14 +46,14 @@ class SrunLauncher:
         if job.services:
             spec = services.to_spec(job.services, job_name=job.name, log_dir=job.log_dir)
             services_file(job).write_text(json.dumps(spec, indent=2) + "\n")
-        own = step_environment(self._cluster, job)
-        stopped = job.log_dir / f"{job.name}.stopped"
+        own = step_environment(self._cluster, job, token=token)
+        stopped = stopped_file(job)
         stopped.unlink(missing_ok=True)
-        env = {**os.environ, **_meeting_point(os.environ), **own, STOPPED_VARIABLE: str(stopped)}
+        env = {**os.environ, **_meeting_point(os.environ), **own}
         log_path = job.log_dir / f"{job.name}.log"
         for step in job.steps:
-            command = step_command(step, job, launcher=self._launcher, cluster=self._cluster, env=own, token=token)
-            code = run_step(command.argv, env, log_path)
+            command = step_command(step, job, launcher=self._launcher, cluster=self._cluster, env=own)
+            code = run_step([*command.srun, *command.command], env, log_path)
             if stopped.exists():
                 raise StoppedError(f"{job.name} was asked to stop in its step {step.name!r}; run again to go on")
             if code:
@@ -64,8 +64,8 @@ class SrunLauncher:
 def _check_allocation(job: Job, environ: Mapping[str, str]) -> None:
     if "SLURM_JOB_ID" not in environ:
         raise ConfigError(
-            "launcher.name=srun: there is no Slurm allocation around this process. Use `sbatch recipes/iterate.sbatch`, "
-            "or launcher=slurm, which makes an allocation for every stage."
+            "launcher.name=srun: there is no Slurm allocation around this process. Use `sbatch "
+            "recipes/iterate.sbatch`, or launcher=slurm, which makes an allocation for every stage."
         )
     if job.num_nodes > (available := int(environ.get("SLURM_NNODES", "1"))):
         raise ConfigError(

@@ -90,10 +90,16 @@ def read_spec(model_dir: Path) -> ModelSpec:
             f"{model_dir}: no such directory. Give the path of a Hugging Face model directory that holds "
             f"config.json, *.safetensors and a tokenizer. {_SUPPORTED}"
         )
-    config = _read_json(model_dir / "config.json", "a Hugging Face model directory has one")
-    _check_architecture(model_dir, config)
+    spec = read_shape(model_dir)
     _check_tokenizer(model_dir)
     shard_paths(model_dir)
+    return spec
+
+
+def read_shape(model_dir: Path) -> ModelSpec:
+    """What `config.json` and `generation_config.json` alone say: a model can be planned for before it is there."""
+    config = _read_json(model_dir / "config.json", "a Hugging Face model directory has one")
+    _check_architecture(model_dir, config)
     heads = _positive(model_dir, config, "num_attention_heads")
     hidden = _positive(model_dir, config, "hidden_size")
     groups = _positive(model_dir, config, "num_key_value_heads", heads)

@@ -27,8 +27,8 @@ _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028",
 
 
 def browser_data(run: Run, *, max_candidates: int = MAX_CANDIDATES) -> dict[str, Any]:
-    """`prompts`: [iteration, id, text]; `candidates`: [prompt's index, sample's index, response, tokens, whether cut off,
-    mean score or null, CHOSEN, REJECTED or NEITHER, [[score or null, verdict], ...]]; `num_omitted`."""
+    """`prompts`: [iteration, id, text]; `candidates`: [prompt's index, sample's index, response, tokens, whether it was
+    cut off, mean score or null, CHOSEN, REJECTED or NEITHER, [[score or null, verdict], ...]]; `num_omitted`."""
     prompts: list[list[Any]] = []
     candidates: list[list[Any]] = []
     num_omitted = 0

@@ -15,6 +15,7 @@ from markupsafe import Markup
 WIDTH, HEIGHT = 340, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 12, 28
 _MAX_POINTS = 400
+_MIN_SHARE_OF_SCALE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +87,12 @@ def line_chart(
     """Values by label, joined by lines; intervals as bars. `form` writes a value, on the axis, too, which does not go
     beyond `limits`, where no value can be."""
     values = [v for s in series for p in s.points for v in (p.value, p.low, p.high) if v is not None]
-    marks = ticks(min(values), max(values)) if values else [0.0, 1.0]
-    marks = [m for m in marks if limits[0] <= m <= limits[1]]
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    # A change that is small on the whole scale must not fill the chart.
+    spare = (_MIN_SHARE_OF_SCALE * (limits[1] - limits[0]) - (high - low)) / 2
+    if math.isfinite(spare) and spare > 0:
+        low, high = max(limits[0], low - spare), min(limits[1], high + spare)
+    marks = [m for m in ticks(low, high) if limits[0] <= m <= limits[1]]
     frame = _Frame(len(x_labels), marks[0], marks[-1])
     parts = [_y_axis(frame, marks, form)]
     parts += [_text(frame.x(i + 0.5), HEIGHT - 9, label, "middle") for i, label in enumerate(x_labels)]

@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
+from nemo_srl.alarms import alarms
 from nemo_srl.artifacts import write_atomic
+from nemo_srl.records import Metric
 from nemo_srl.report import paper, sections
 from nemo_srl.report.browser import MAX_CANDIDATES, browser_data, island
+from nemo_srl.report.drift import drift
 from nemo_srl.report.text import cells
 from nemo_srl.runs import Run
 
 _DIRECTORY = Path(__file__).parent
 
 
-def render(run: Run, *, alarms: Sequence[str] = (), max_candidates: int = MAX_CANDIDATES) -> str:
-    """The page. `alarms` are sentences that say what looks wrong; they stand at the top."""
+def render(run: Run, *, max_candidates: int = MAX_CANDIDATES) -> str:
+    """The page."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_DIRECTORY), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -35,13 +37,16 @@ def render(run: Run, *, alarms: Sequence[str] = (), max_candidates: int = MAX_CA
     data = browser_data(run, max_candidates=max_candidates)
     length_rows, length_charts = sections.lengths(run)
     config = run.config()
+    anchor = [(t, metrics) for t in run.iterations if (metrics := run.table(t, "anchor", Metric))]
     return environment.get_template("page.html").render(
         name=run.run_dir.resolve().name,
         base_model=Path(config["model"]["path"]).name,
         models=list(evaluations),
         num_iterations=config["num_iterations"],
         finished=run.find(config["num_iterations"], "evaluation") is not None,
-        alarms=alarms,
+        anchor=anchor,
+        alarms=[alarm.text for alarm in alarms(dict(anchor))] if anchor else None,
+        drift=drift(run),
         judging=sections.judging_charts(evaluations),
         answering=sections.answering_charts(evaluations),
         table=cells(evaluations),
@@ -62,8 +67,8 @@ def render(run: Run, *, alarms: Sequence[str] = (), max_candidates: int = MAX_CA
     )
 
 
-def write_report(run: Run, *, alarms: Sequence[str] = ()) -> Path:
+def write_report(run: Run) -> Path:
     """Write `report.html` into the run directory and return its path."""
     path = run.run_dir / "report.html"
-    write_atomic(path, render(run, alarms=alarms))
+    write_atomic(path, render(run))
     return path

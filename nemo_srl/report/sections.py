@@ -202,8 +202,10 @@ def score_length_correlation(candidates: Sequence[Candidate], judgements: Sequen
 def training_charts(run: Run) -> list[Chart]:
     """Loss of each training, and of DPO the rewards' margin and accuracy, by step."""
     kinds: Sequence[tuple[str, str]] = (
-        ("loss", "loss by step"), ("rewards_margin", "reward margin by step"), ("acc", "pairs in the right order, by step"),
-    )  # fmt: skip
+        ("loss", "loss by step"),
+        ("rewards_margin", "reward margin by step"),
+        ("acc", "pairs in the right order, by step"),
+    )
     trainings = {model: _metrics_of(stage) for model, stage in run.models().items()}
     dpo = {model: lines for model, lines in trainings.items() if any("rewards_margin" in x for x in lines)}
     sft = {model: lines for model, lines in trainings.items() if model not in dpo}
@@ -249,9 +251,13 @@ def _steps(run: Run, t: int, *, num_prompts: float, num_pairs: float) -> list[tu
     steps = []
     if prompts := run.find(t, "prompts"):
         m = prompts.manifest.metrics
-        dropped = {k.removeprefix("num_"): v for k, v in m.items() if k not in ("num_calls", "num_kept")}
+        counts = {k.removeprefix("num_"): v for k, v in m.items() if k.startswith("num_")}
+        dropped = {k: v for k, v in counts.items() if k not in ("calls", "kept")}
         reasons = ", ".join(f"{v:.0f} {k.replace('_', ' ')}" for k, v in sorted(dropped.items(), key=lambda x: -x[1]))
         steps.append(("instructions generated and dropped", reasons or "none"))
+        if "novelty" in m:
+            varied = f"{m['novelty']:.2f} (1: nothing in common), distinct-2 {m['distinct_2']:.2f}"
+            steps.append(("their novelty against the seed and earlier ones", varied))
     steps.append(("prompts", f"{num_prompts:.0f}"))
     if candidates := run.find(t, "candidates"):
         m = candidates.manifest.metrics

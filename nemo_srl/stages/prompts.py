@@ -1,7 +1,9 @@
-"""New instructions by self-instruct: M_t continues a list of 8 tasks (paper section 3.1.1).
+"""New instructions by self-instruct: a model continues a list of 8 tasks (paper section 3.1.1).
 
 Six of the eight come from the IFT seed and two from instructions kept so far. What comes back is
-filtered; every rejection is counted under its reason, and rounds go on until enough survive.
+filtered (`prompt_filter`); every rejection is counted under its reason, and rounds go on until enough survive.
+The input `policy` is M_t, or a fixed model (`prompts.model`) as in the paper; inputs whose names begin with
+`earlier` are the instructions of the iterations before, which new ones must differ from, too.
 """
 
 from __future__ import annotations
@@ -10,19 +12,17 @@ import random
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
 
 from nemo_srl.artifacts import Table
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import PromptsConfig
-from nemo_srl.dedup import RougeLIndex
+from nemo_srl.diversity import distinct_n, novelty
 from nemo_srl.errors import DataError
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Completion, IFTExample, Prompt
 from nemo_srl.stages import ENGINE, Context, Result, Stage, Step, settings_of
 from nemo_srl.stages.calls import open_caller
-
-Reason = Literal["similar", "length", "blocked_word", "not_an_instruction"]
+from nemo_srl.stages.prompt_filter import PromptFilter, Reason
 
 HEADER = "A numbered list of varied tasks that users give to an AI assistant, each on one line:"
 _NUMBERED = re.compile(r"^\s*\d+[.)]\s*")
@@ -40,31 +40,6 @@ def tasks_in(completion: Completion) -> list[str]:
     if completion.finish_reason == "length":
         lines = lines[:-1] or lines  # a single cut line is still judged by the filters
     return [text for line in lines if (text := _NUMBERED.sub("", line).strip())]
-
-
-class Filter:
-    """Decides which generated instructions are kept, against the seed and everything kept before."""
-
-    def __init__(self, cfg: PromptsConfig, seed: Sequence[str]) -> None:
-        self._cfg = cfg
-        self._index = RougeLIndex(cfg.max_rouge_l)
-        self._blocked = set(cfg.blocked_words)
-        for text in seed:
-            self._index.add(text)
-
-    def reason_to_drop(self, text: str) -> Reason | None:
-        """None when the instruction is kept (and then remembered)."""
-        words = text.split()
-        if not self._cfg.min_words <= len(words) <= self._cfg.max_words:
-            return "length"
-        if self._blocked & set(re.findall(r"\w+", text.lower())):
-            return "blocked_word"
-        if not re.match(r"[A-Z\"'(]", text) or not re.search(r"[.?!:\"')]$", text) or not text.isprintable():
-            return "not_an_instruction"
-        if self._index.is_duplicate(text):
-            return "similar"
-        self._index.add(text)
-        return None
 
 
 def round_requests(
@@ -90,7 +65,9 @@ def run(ctx: Context) -> Result:
     cfg = ctx.cfg.prompts
     seed: list[IFTExample] = ctx.inputs["ift"].read()
     seed_texts = [x.instruction for x in seed]
-    keep = Filter(cfg, seed_texts + [x.instruction for x in ctx.inputs["eft_eval"].read()])
+    earlier = [p.text for name in sorted(ctx.inputs) if name.startswith("earlier") for p in ctx.inputs[name].read()]
+    held_out = [x.instruction for x in ctx.inputs["eft_eval"].read()]
+    keep = PromptFilter(cfg, seed=seed_texts + earlier, held_out=held_out)
     chat = ChatTemplate(ctx.inputs["policy"].model_dir, chat_template=ctx.cfg.model.chat_template)
     kept: list[str] = []
     dropped: Counter[Reason] = Counter()
@@ -118,9 +95,16 @@ def run(ctx: Context) -> Result:
             "or loosen the filter that dropped most (max_rouge_l, min_words, blocked_words)."
         )
     prompts = [Prompt(prompt_id=f"iter{ctx.iteration}-{i:06d}", text=t) for i, t in enumerate(kept[: cfg.num_prompts])]
+    texts = [p.text for p in prompts]
+    varied = {"distinct_2": distinct_n(texts, 2), "novelty": novelty(texts, seed_texts + earlier)}
     return Result(
         ctx.output.write(prompts),
-        {"num_calls": num_calls, "num_kept": len(prompts), **{f"num_{r}": n for r, n in dropped.items()}},
+        {
+            "num_calls": num_calls,
+            "num_kept": len(prompts),
+            **{f"num_{r}": n for r, n in dropped.items()},
+            **{name: value for name, value in varied.items() if value is not None},
+        },
     )
 
 

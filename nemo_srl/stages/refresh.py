@@ -1,6 +1,6 @@
 """The refreshed M_{t+1}: SFT after DPO, on verdicts that agree with people and on its own answers.
 
-DPO trains the policy to answer, and its judging drifts (`docs/proof.md`). The inputs whose names begin
+DPO trains the policy to answer, and nothing trains its judging, which drifts. The inputs whose names begin
 with `eft` hold verdicts: the seed, and what `stages/eft.py` kept in this iteration and the earlier ones.
 `own_answers` are candidates of the policy that is refreshed; those cut off at `max_tokens` are left out.
 """

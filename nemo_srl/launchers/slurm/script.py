@@ -15,7 +15,6 @@ import jinja2
 from nemo_srl.config import ClusterConfig, LauncherConfig
 from nemo_srl.errors import ConfigError
 from nemo_srl.launchers.slurm.steps import (
-    STOPPED_VARIABLE,
     gpus_per_node,
     resources,
     step_command,
@@ -28,12 +27,12 @@ TEMPLATE = Path(__file__).with_name("job.sbatch.jinja")
 
 def render(job: Job, *, launcher: LauncherConfig, cluster: ClusterConfig, token: str) -> str:
     """The script. `token` names this submission: in the job's comment, and in the canary file."""
-    env = step_environment(cluster, job)
+    env = step_environment(cluster, job, token=token)
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters["q"] = lambda value: shlex.quote(str(value))
-    environment.filters["lines"] = _lines
+    environment.filters |= {"lines": _lines, "join_quoted": shlex.join}
     return environment.from_string(TEMPLATE.read_text()).render(
         job=job,
         directives=_directives(job, launcher, cluster, token),
@@ -42,8 +41,7 @@ def render(job: Job, *, launcher: LauncherConfig, cluster: ClusterConfig, token:
         max_requeues=launcher.max_requeues,
         setup=cluster.setup,
         signal_seconds=launcher.signal_seconds,
-        steps=[step_command(s, job, launcher=launcher, cluster=cluster, env=env, token=token) for s in job.steps],
-        stopped_variable=STOPPED_VARIABLE,
+        steps=[step_command(s, job, launcher=launcher, cluster=cluster, env=env) for s in job.steps],
     )
 
 
@@ -54,8 +52,8 @@ def _directives(
     time = asked.time or cluster.time
     if seconds_of(time) <= launcher.signal_seconds:
         raise ConfigError(
-            f"the time limit {time!r} of {job.name}: is not above launcher.signal_seconds={launcher.signal_seconds}, so "
-            f"the job would be told to stop at once. Raise cluster.{job.role}.time or lower launcher.signal_seconds."
+            f"the time limit {time!r} of {job.name}: is not above launcher.signal_seconds={launcher.signal_seconds}, "
+            f"so the job would be told to stop at once. Raise cluster.{job.role}.time or lower launcher.signal_seconds."
         )
     num_tasks_per_node = job.num_ranks_per_node if launcher.rank_idiom == "srun" else 1
     options: dict[str, str | int | None] = {

@@ -1,4 +1,4 @@
-"""How a step of a job is started under Slurm: srun's options, and the line of shell that every task runs.
+"""How a step of a job is started under Slurm: srun's options around `task.sh`, which every task runs.
 
 What is special here, each for a reason that was met:
 - `--ntasks` is always given with `--ntasks-per-node`, or a step keeps the task count of its job;
@@ -12,33 +12,27 @@ What is special here, each for a reason that was met:
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from nemo_srl.config import ClusterConfig, LauncherConfig, ResourcesConfig
 from nemo_srl.errors import ConfigError
-from nemo_srl.protocols import EXIT_STOPPED, Job, JobStep
+from nemo_srl.protocols import Job, JobStep
 
-STOPPED_VARIABLE = "NEMO_SRL_STOPPED"
-"""Names the file that a step leaves when it stopped on request."""
-RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", STOPPED_VARIABLE)
+PROJECT_ROOT = Path(__file__).resolve().parents[3]
+TASK_SCRIPT = Path(__file__).with_name("task.sh")
 
 
 @dataclass(frozen=True)
 class StepCommand:
-    """`srun` runs `bash -c shell` in every task."""
+    """`srun` runs `command` in every task."""
 
     name: str
     srun: tuple[str, ...]
-    shell: str
-
-    @property
-    def argv(self) -> list[str]:
-        return [*self.srun, "bash", "-c", self.shell]
+    command: tuple[str, ...]
 
 
 def resources(cluster: ClusterConfig, job: Job) -> ResourcesConfig:
@@ -70,97 +64,64 @@ def gpus_per_node(cluster: ClusterConfig, job: Job) -> int | None:
     return job.num_gpus_per_node
 
 
+def step_environment(cluster: ClusterConfig, job: Job, *, token: str) -> dict[str, str]:
+    """What every step finds in its environment, beside MASTER_ADDR and MASTER_PORT."""
+    return {
+        "PYTHONUNBUFFERED": "1",
+        **cluster.env,
+        **job.env,
+        "NEMO_SRL_CANARY": str(canary_file(job)),
+        "NEMO_SRL_TOKEN": token,
+        "NEMO_SRL_STOPPED": str(stopped_file(job)),
+        "NEMO_SRL_RANKS_PER_NODE": str(job.num_ranks_per_node),
+    }
+
+
 def step_command(
-    step: JobStep,
-    job: Job,
-    *,
-    launcher: LauncherConfig,
-    cluster: ClusterConfig,
-    env: Mapping[str, str],
-    token: str,
+    step: JobStep, job: Job, *, launcher: LauncherConfig, cluster: ClusterConfig, env: Iterable[str]
 ) -> StepCommand:
-    """The step under srun. `env` is what the environment already holds and must survive a container's own."""
+    """The step under srun. `env` names the variables that must survive a container's own environment."""
     asked = resources(cluster, job)
-    python = asked.python or ("python" if asked.container else sys.executable)
-    distributed = step.distributed and job.num_nodes * job.num_ranks_per_node > 1
-    num_nodes = job.num_nodes if distributed else 1
-    torchrun = distributed and launcher.rank_idiom == "torchrun"
-    tasks_per_node = job.num_ranks_per_node if distributed and not torchrun else 1
+    kind = launcher.rank_idiom.replace("srun", "rank") if step.distributed else "one"
+    num_nodes = job.num_nodes if step.distributed else 1
+    tasks_per_node = job.num_ranks_per_node if kind == "rank" else 1
     srun = [
-        "srun", f"--nodes={num_nodes}", f"--ntasks={num_nodes * tasks_per_node}",
-        f"--ntasks-per-node={tasks_per_node}", "--relative=0",
-        "--kill-on-bad-exit=1", "--wait=60", "--unbuffered", "--cpu-bind=none",
+        f"--nodes={num_nodes}", f"--ntasks={num_nodes * tasks_per_node}", f"--ntasks-per-node={tasks_per_node}",
+        "--relative=0", "--kill-on-bad-exit=1", "--wait=60", "--unbuffered", "--cpu-bind=none",
     ]  # fmt: skip
     if asked.cpus_per_task is not None:
-        srun.append(f"--cpus-per-task={asked.cpus_per_task * (job.num_ranks_per_node if torchrun else 1)}")
+        srun.append(f"--cpus-per-task={asked.cpus_per_task * (job.num_ranks_per_node if kind == 'torchrun' else 1)}")
     if (gpus := gpus_per_node(cluster, job)) is not None:
         srun.append(f"--gpus-per-node={gpus}")
     if cluster.mpi is not None:
         srun.append(f"--mpi={cluster.mpi}")
-    srun += _container_options(asked, cluster, job, env)
-    lines = [_look_for_canary(job, token)]
+    srun += _where_to_run(asked, cluster, job, env)
+    python = asked.python or ("python" if asked.container else sys.executable)
     command = [python, *step.command]
     if job.services:
         command = [python, "-m", "nemo_srl.launchers.services", str(services_file(job)), *command]
-    if torchrun:
-        lines.append(_run(_torchrun(python, step, job)))
-    elif distributed:
-        lines.append(
-            "export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID "
-            f"LOCAL_WORLD_SIZE={tasks_per_node} GROUP_RANK=$SLURM_NODEID"
-        )
-        lines.append(_run(shlex.join(command)))
-    else:
-        lines.append(_run(shlex.join(command)))
-    return StepCommand(step.name, tuple(srun), "\n".join(lines))
+    return StepCommand(step.name, ("srun", *srun), ("bash", str(TASK_SCRIPT), kind, *command))
 
 
 def canary_file(job: Job) -> Path:
+    """Holds the submission's token; a node that cannot read it does not share the run directory."""
     return job.log_dir / f"{job.name}.canary"
+
+
+def stopped_file(job: Job) -> Path:
+    """There when a step was asked to stop and saved its work."""
+    return job.log_dir / f"{job.name}.stopped"
 
 
 def services_file(job: Job) -> Path:
     return job.log_dir / f"{job.name}.services.json"
 
 
-def step_environment(cluster: ClusterConfig, job: Job) -> dict[str, str]:
-    return {"PYTHONUNBUFFERED": "1", **cluster.env, **job.env}
-
-
-def _look_for_canary(job: Job, token: str) -> str:
-    path = shlex.quote(str(canary_file(job)))
-    message = (
-        f"does not see {canary_file(job)}: run_dir must lie on a file system that all nodes share "
-        "(in a container: see cluster.mounts)"
-    )
-    return (
-        f'[ "$(cat {path} 2>/dev/null)" = {token} ] || {{ echo "error: $(hostname)" {shlex.quote(message)}; exit 2; }}'
-    )
-
-
-def _run(command: str) -> str:
-    # The shell stays, and outlives TERM, to turn the status of a step that stopped on request into the file.
-    # Its own trap is not inherited: the program gets TERM as it comes.
-    return (
-        f"trap : TERM\n{command}\nstatus=$?\n"
-        f'if [ "$status" -eq {EXIT_STOPPED} ]; then touch "${STOPPED_VARIABLE}"; exit 0; fi\nexit "$status"'
-    )
-
-
-def _torchrun(python: str, step: JobStep, job: Job) -> str:
-    """Static rendezvous: c10d's can end a successful run with a traceback."""
-    return (
-        f"{shlex.quote(python)} -m torch.distributed.run --nnodes=$SLURM_NNODES --node-rank=$SLURM_NODEID "
-        f'--nproc-per-node={job.num_ranks_per_node} --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" '
-        f"{shlex.join(step.command)}"
-    )
-
-
-def _container_options(asked: ResourcesConfig, cluster: ClusterConfig, job: Job, env: Mapping[str, str]) -> list[str]:
-    project = Path(__file__).resolve().parents[3]
+def _where_to_run(asked: ResourcesConfig, cluster: ClusterConfig, job: Job, env: Iterable[str]) -> list[str]:
+    """The project's directory, in a container if there is one: `-m nemo_srl...` is found from there."""
     if asked.container is None:
-        return [f"--chdir={project}"]
-    paths = sorted({str(p) for p in (project, *job.paths)})
+        return [f"--chdir={PROJECT_ROOT}"]
+    paths = sorted({str(p) for p in (PROJECT_ROOT, *job.paths)})
     mounts = [*(f"{p}:{p}" for p in paths), *cluster.mounts]
     for mount in mounts:
         if "," in mount:
@@ -168,7 +129,7 @@ def _container_options(asked: ResourcesConfig, cluster: ClusterConfig, job: Job,
     return [
         f"--container-image={asked.container}",
         f"--container-mounts={','.join(mounts)}",
-        f"--container-workdir={project}",
+        f"--container-workdir={PROJECT_ROOT}",
         "--no-container-mount-home",
-        f"--container-env={','.join([*env, *RANK_VARIABLES])}",
+        f"--container-env={','.join([*env, 'MASTER_ADDR', 'MASTER_PORT'])}",
     ]

@@ -1,0 +1,190 @@
+"""Table and plot of `recipes/proof.py`: what the oracle saw, over seeds.
+
+    python benchmarks/proof_report.py RESULTS_JSONL OUTPUT_DIR
+
+Writes `table.md` and `proof.png`. Intervals are 95% percentiles of a bootstrap that draws seeds with replacement;
+differences between arms and between models are taken within a seed first (arms of a seed share M1, data
+and prompts). With three seeds an interval is hardly more than the range of the seeds, and no test.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+Row = Mapping[str, Any]
+Runs = Mapping[str, Mapping[int, Mapping[int, Row]]]
+"""Rows by arm, seed and model."""
+
+ARMS = ("oracle", "self", "frozen", "refresh", "positives_only", "random", "weak_judge", "no_eft")
+COLOURS = {
+    "oracle": "#555555",
+    "self": "#0072b2",
+    "frozen": "#56b4e9",
+    "refresh": "#009e73",
+    "positives_only": "#e69f00",
+    "random": "#d55e00",
+    "weak_judge": "#cc79a7",
+    "no_eft": "#999999",
+}
+COLUMNS: Sequence[tuple[str, str, str]] = (
+    ("oracle_score", "true score", "{:.2f}"),
+    ("self_score", "self-score", "{:.2f}"),
+    ("self_minus_true", "self minus true", "{:+.2f}"),
+    ("pairwise_accuracy_ties_half", "judge accuracy, ties half", "{:.3f}"),
+    ("tie_rate", "tied pairs", "{:.1%}"),
+    ("valid_verdict_rate", "valid verdicts", "{:.1%}"),
+    ("true_margin", "true margin of the pairs", "{:+.2f}"),
+    ("alarm_anchor_margin", "anchor's margin", "{:+.2f}"),
+    ("alarm_anchor_agreement", "anchor's agreement", "{:.2f}"),
+    ("alarm_self_minus_anchor", "self minus anchor", "{:+.2f}"),
+    ("alarm_score_entropy", "score entropy", "{:.2f}"),
+)
+PANELS: Sequence[tuple[str, str]] = (
+    ("oracle_score", "True score of held-out answers (0 to 5)"),
+    ("self_minus_true", "Self-score minus true score"),
+    ("pairwise_accuracy_ties_half", "Judge: pairs ordered as the oracle does"),
+    ("true_margin", "True margin of the new pairs"),
+    ("alarm_anchor_margin", "Seen without an oracle: M1's margin"),
+    ("alarm_self_minus_anchor", "Seen without an oracle: self minus M1's score"),
+)
+
+
+def read(path: Path) -> Runs:
+    runs: dict[str, dict[int, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        runs[row["arm"]][row["seed"]][row["model"]] = row
+    return runs
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Over all ways to draw as many seeds with replacement, where they are few enough to enumerate."""
+    if len(values) <= 5:
+        means = [fmean(draw) for draw in itertools.product(values, repeat=len(values))]
+    else:
+        draws = np.random.default_rng(0).choice(values, size=(10_000, len(values)))
+        means = list(draws.mean(axis=1))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def models_of(seeds: Mapping[int, Mapping[int, Row]]) -> list[int]:
+    return sorted({model for rows in seeds.values() for model in rows})
+
+
+def cell(seeds: Mapping[int, Mapping[int, Row]], model: int, key: str, form: str) -> str:
+    values = [rows[model][key] for rows in seeds.values() if model in rows and rows[model].get(key) is not None]
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return form.format(values[0])
+    low, high = interval(values)
+    return f"{form.format(fmean(values))} [{form.format(low)}, {form.format(high)}]"
+
+
+def main_table(runs: Runs) -> list[str]:
+    lines = ["| arm | model | seeds | " + " | ".join(label for _, label, _ in COLUMNS) + " |"]
+    lines.append("|" + "---|" * (len(COLUMNS) + 3))
+    for arm in (a for a in ARMS if a in runs):
+        for model in models_of(runs[arm]):
+            num_seeds = sum(model in rows for rows in runs[arm].values())
+            cells = [cell(runs[arm], model, key, form) for key, _, form in COLUMNS]
+            lines.append(f"| {arm} | M{model} | {num_seeds} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def differences(runs: Runs) -> list[str]:
+    """What the arms say against one another, within seeds."""
+    lines = ["| difference | mean | 95% | seeds |", "|---|---|---|---|"]
+
+    def add(label: str, pairs: Sequence[tuple[float | None, float | None]]) -> None:
+        values = [a - b for a, b in pairs if a is not None and b is not None]
+        if values:
+            low, high = interval(values)
+            each = ", ".join(f"{v:+.3f}" for v in values)
+            lines.append(f"| {label} | {fmean(values):+.3f} | [{low:+.3f}, {high:+.3f}] | {each} |")
+
+    def at(arm: str, key: str, model: Callable[[Mapping[int, Row]], int]) -> dict[int, float | None]:
+        return {s: rows[model(rows)].get(key) for s, rows in sorted(runs.get(arm, {}).items())}
+
+    for key, name in (("oracle_score", "true score"), ("pairwise_accuracy_ties_half", "judge accuracy")):
+        for arm in (a for a in ARMS if a in runs and a != "no_eft"):
+            last, first = at(arm, key, max), at(arm, key, min)
+            label = f"{name}, {arm}: M{max(models_of(runs[arm]))} - M1"
+            add(label, [(last[s], first[s]) for s in last])
+        for other in (a for a in ("random", "frozen", "positives_only", "refresh", "oracle") if a in runs):
+            mine, theirs = at("self", key, max), at(other, key, max)
+            add(f"{name}, last model: self - {other}", [(mine[s], theirs[s]) for s in mine if s in theirs])
+    return lines
+
+
+def plot(runs: Runs, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), layout="constrained")
+    for axis, (key, title) in zip(axes.flat, PANELS, strict=True):
+        ends: list[tuple[float, float, str]] = []
+        for arm in (a for a in ARMS if a in runs):
+            means: list[tuple[int, float]] = []
+            for model in models_of(runs[arm]):
+                values = [r[model][key] for r in runs[arm].values() if model in r and r[model].get(key) is not None]
+                if values:
+                    means.append((model, fmean(values)))
+            for rows in runs[arm].values():
+                points = [(m, r[key]) for m, r in sorted(rows.items()) if r.get(key) is not None]
+                if points:
+                    axis.plot(*zip(*points, strict=True), color=COLOURS[arm], alpha=0.25, linewidth=0.8)
+            if means:
+                axis.plot(*zip(*means, strict=True), color=COLOURS[arm], linewidth=2, marker="o", markersize=3)
+                ends.append((means[-1][0], means[-1][1], arm))
+        axis.set_title(title, loc="left", fontsize=10)
+        last = max((x for x, _, _ in ends), default=1)
+        axis.set_xticks(range(1, int(last) + 1), [f"M{m}" for m in range(1, int(last) + 1)])
+        axis.set_xlim(0.9, last + 0.25 * last)
+        axis.grid(axis="y", alpha=0.3)
+        _label(axis, ends)
+    title = "Thick: mean over seeds; thin: each seed. No arm but `oracle` trains on true scores."
+    figure.suptitle(title, x=0.01, ha="left")
+    figure.savefig(path, dpi=130)
+
+
+def _label(axis: Any, ends: list[tuple[float, float, str]]) -> None:
+    """Names at the lines' ends, moved apart where they would overlap."""
+    low, high = axis.get_ylim()
+    gap, floor = (high - low) * 0.05, -np.inf
+    for x, y, arm in sorted(ends, key=lambda end: end[1]):
+        floor = max(y, floor + gap)
+        axis.annotate(
+            arm.replace("_", " "),
+            (x, y),
+            xytext=(x + 0.12, floor),
+            color=COLOURS[arm],
+            va="center",
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "color": COLOURS[arm], "linewidth": 0.5, "alpha": 0.5},
+        )
+
+
+def main(results: Path, output: Path) -> None:
+    runs = read(results)
+    output.mkdir(parents=True, exist_ok=True)
+    text = ["## Means over seeds", "", *main_table(runs), "", "## Differences within seeds", "", *differences(runs)]
+    (output / "table.md").write_text("\n".join(text) + "\n")
+    plot(runs, output / "proof.png")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,41 @@
+"""How varied texts are, and how new: a generator that repeats itself or its examples shows here.
+
+Both are means over texts, so that sets of different sizes compare; novelty is exact, by comparing everything with
+everything, and therefore looks at a sample of many texts only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+from rapidfuzz import process
+from rapidfuzz.distance import LCSseq
+
+from nemo_srl.dedup import tokenize
+
+_MAX_TEXTS = 500
+
+
+def distinct_n(texts: Sequence[str], n: int) -> float | None:
+    """Distinct n-grams over all n-grams of all texts (Li et al. 2016, section 5.2); None when there are none."""
+    grams = [gram for t in texts for gram in _ngrams(tokenize(t), n)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+
+
+def novelty(texts: Sequence[str], known: Sequence[str], *, seed: int = 0) -> float | None:
+    """Mean over texts of 1 less the highest ROUGE-L F1 with a known text; None without texts on either side."""
+    sample = random.Random(seed).sample(list(texts), min(_MAX_TEXTS, len(texts)))
+    ids: dict[str, int] = {}
+    new, old = ([[ids.setdefault(t, len(ids)) for t in tokenize(x)] for x in group] for group in (sample, known))
+    new, old = [x for x in new if x], [x for x in old if x]
+    if not new or not old:
+        return None
+    common = process.cdist(new, old, scorer=LCSseq.similarity, dtype=np.int32)
+    lengths = np.array([len(x) for x in new])[:, None] + np.array([len(x) for x in old])[None, :]
+    return float((1 - (2 * common / lengths).max(axis=1)).mean())

@@ -1,0 +1,229 @@
+"""Open Assistant's published conversation trees (OASST1, OASST2) as seed data, as in section 3.1.1 of the paper.
+
+A file is JSONL, gzipped or not, one tree a line (`*_oasst_ready.trees.jsonl.gz`), in the schema of the project's
+`oasst-data/oasst_data/schemas.py`:
+
+    {"message_tree_id": ..., "tree_state": "ready_for_export", "prompt": {"message_id": ..., "parent_id": null,
+     "text": ..., "role": "prompter", "lang": "en", "review_result": true, "deleted": false, "rank": null,
+     "synthetic": false, "labels": {"quality": {"value": 0.75, "count": 3}, ...}, "replies": [{... "role": "assistant",
+     "rank": 0, "replies": [...]}, ...]}}
+
+Taken are first turns: the prompt and the assistant's answers to it. Files are streamed; of a tree only those are kept.
+A line that is no JSON, a file that ends in mid-stream, or one of another kind (messages, threads) is refused with
+`DataError`; a tree that does not fit the schema is left out and counted, as is everything that is filtered.
+
+Not covered: later turns, and the flat message tables of the Hugging Face hub.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from nemo_srl.errors import DataError
+from nemo_srl.records import EFTExample, IFTExample, RankedAnswers
+
+PAPER_COUNTS = {"ift": 3200, "eft_train": 1630, "eft_eval": 541}
+"""Examples in the paper. Its EFT examples are counted after the filter, which `stages/eft.py` is."""
+
+_MAX_SCORE = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """An assistant's answer to the first prompt. `rank` 0 is people's favourite; None: not ranked."""
+
+    text: str
+    rank: int | None
+    quality: float
+    """Mean of people's quality label, 0 to 1; 0 where nobody gave one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """The first turn of a conversation tree, with the answers that may be used."""
+
+    tree_id: str
+    prompt: str
+    answers: Sequence[Answer]
+
+    @property
+    def ranked(self) -> list[Answer]:
+        """The answers that people ordered, the best first."""
+        return sorted((a for a in self.answers if a.rank is not None), key=lambda a: a.rank or 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedData:
+    """The files to write. No prompt is in two of them. `counts` tells of every step."""
+
+    ift: list[IFTExample]
+    rankings: list[RankedAnswers]
+    eft_eval: list[EFTExample]
+    counts: dict[str, int]
+
+
+def read_trees(path: Path, counts: Counter[str], *, language: str = "en", max_characters: int = 8000) -> Iterator[Tree]:
+    """The usable first turns of a file; `counts` gets a reason for everything that is left out."""
+    for number, row in _rows(path):
+        counts["trees in the file"] += 1
+        where = f"{path}, line {number}"
+        if not isinstance(row, dict) or "message_tree_id" not in row:
+            raise DataError(
+                f"{where}: not a conversation tree (no message_tree_id). Give a file of trees, whose name ends in "
+                ".trees.jsonl.gz; files of messages do not tell which answers belong together."
+            )
+        try:
+            reason = _prompt_fault(row, language=language, max_characters=max_characters)
+            answers = [] if reason else _answers(row, counts, language=language, max_characters=max_characters)
+        except (KeyError, TypeError, AttributeError, ValueError):
+            reason = "malformed"
+        if reason is None and not answers:
+            reason = "no usable answer"
+        if reason is None:
+            yield Tree(tree_id=row["message_tree_id"], prompt=row["prompt"]["text"].strip(), answers=answers)
+        else:
+            counts[f"trees left out: {reason}"] += 1
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected Open Assistant's trees, such as *_oasst_ready.trees.jsonl.gz")
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, json.loads(line)
+    except (EOFError, gzip.BadGzipFile, OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise DataError(f"{path}, after line {number}: damaged ({e}); fetch the file again") from e
+
+
+def _open(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
+
+
+def _prompt_fault(row: dict[str, Any], *, language: str, max_characters: int) -> str | None:
+    """Why a tree cannot be used at all."""
+    prompt = row["prompt"]
+    if prompt["role"] != "prompter" or prompt["message_id"] != row["message_tree_id"]:
+        return "malformed"
+    if row.get("tree_state", "ready_for_export") != "ready_for_export":
+        return "not ready for export"
+    return _message_fault(prompt, language=language, max_characters=max_characters)
+
+
+def _message_fault(message: dict[str, Any], *, language: str, max_characters: int) -> str | None:
+    if not isinstance(message["text"], str) or not isinstance(message["role"], str):
+        return "malformed"
+    if message.get("deleted"):
+        return "deleted"
+    if message.get("review_result") is False:  # the mark of spam; null means that nobody reviewed it
+        return "rejected in review"
+    if message.get("synthetic"):
+        return "written by a model"
+    if message.get("lang") != language:
+        return "another language"
+    if not message["text"].strip():
+        return "empty"
+    return "too long" if len(message["text"]) > max_characters else None
+
+
+def _answers(row: dict[str, Any], counts: Counter[str], *, language: str, max_characters: int) -> list[Answer]:
+    answers = []
+    for reply in row["prompt"].get("replies") or []:
+        fault = _message_fault(reply, language=language, max_characters=max_characters)
+        if fault is None and reply["role"] != "assistant":
+            fault = "malformed"
+        if fault is None:
+            answers.append(_answer(reply))
+        else:
+            counts[f"answers left out: {fault}"] += 1
+    return answers
+
+
+def _answer(reply: dict[str, Any]) -> Answer:
+    rank, label = reply.get("rank"), (reply.get("labels") or {}).get("quality") or {}
+    if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 0):
+        raise ValueError(f"rank {rank!r}")
+    return Answer(text=reply["text"].strip(), rank=rank, quality=float(label.get("value") or 0.0))
+
+
+def build(
+    trees: Iterable[Tree], counts: Counter[str], *, num_ift: int, num_eft: int, num_eft_eval: int, seed: int
+) -> SeedData:
+    """Split the trees by prompt: `num_eft` + `num_eft_eval` of those with several ranked answers, drawn at random, and
+    of all others the `num_ift` whose favourite answer has the best quality.
+
+    Fewer are returned where the file holds too few; `counts` says so.
+    """
+    distinct = list(_distinct(trees, counts))
+    several = [t for t in distinct if len({a.rank for a in t.ranked}) > 1]
+    counts["prompts with several ranked answers"] = len(several)
+    drawn = random.Random(f"oasst/{seed}").sample(several, min(num_eft + num_eft_eval, len(several)))
+    # A file with too few is shared in the proportion that was asked for.
+    num_held_out = round(len(drawn) * num_eft_eval / max(1, num_eft + num_eft_eval))
+    taken = {t.tree_id for t in drawn}
+    favourites = [(t, t.ranked[0]) for t in distinct if t.tree_id not in taken and t.ranked and t.ranked[0].rank == 0]
+    counts["prompts with a favourite answer, not taken for EFT"] = len(favourites)
+    favourites.sort(key=lambda x: (-x[1].quality, x[0].tree_id))
+    ift = [_ift_example(t, best) for t, best in favourites[:num_ift]]
+    held_out, train = drawn[:num_held_out], drawn[num_held_out:]
+    eft_eval = [x for t in held_out for x in _ranked_examples(t)]
+    rankings = [_rankings(t) for t in train]
+    counts["ift examples"] = len(ift)
+    counts["rankings for the EFT filter"] = len(rankings)
+    counts["answers in them"] = sum(len(r.responses) for r in rankings)
+    counts["eft_eval prompts"] = len(held_out)
+    counts["eft_eval examples"] = len(eft_eval)
+    return SeedData(ift=ift, rankings=rankings, eft_eval=eft_eval, counts=dict(counts))
+
+
+def _distinct(trees: Iterable[Tree], counts: Counter[str]) -> Iterator[Tree]:
+    """Trees with different prompts, and of each tree answers with different texts."""
+    seen: set[str] = set()
+    for t in trees:
+        key = " ".join(t.prompt.lower().split())
+        if key in seen:
+            counts["trees left out: prompt seen before"] += 1
+            continue
+        seen.add(key)
+        answers = {a.text: a for a in sorted(t.answers, key=lambda a: (a.rank is None, a.rank or 0), reverse=True)}
+        yield Tree(tree_id=t.tree_id, prompt=t.prompt, answers=list(answers.values()))
+
+
+def _ift_example(t: Tree, best: Answer) -> IFTExample:
+    return IFTExample(example_id=t.tree_id, instruction=t.prompt, response=best.text, category="oasst")
+
+
+def _rankings(t: Tree) -> RankedAnswers:
+    return RankedAnswers(
+        example_id=t.tree_id,
+        instruction=t.prompt,
+        responses=[a.text for a in t.ranked],
+        ranks=[a.rank or 0 for a in t.ranked],
+    )
+
+
+def _ranked_examples(t: Tree) -> list[EFTExample]:
+    """Held-out examples: people's order as points from 5 downwards. Only their order means something."""
+    levels = sorted({a.rank or 0 for a in t.ranked})
+    return [
+        EFTExample(
+            example_id=f"{t.tree_id}-{i}",
+            instruction=t.prompt,
+            response=a.text,
+            justification="",
+            score=max(0, _MAX_SCORE - levels.index(a.rank or 0)),
+            category="oasst",
+        )
+        for i, a in enumerate(t.ranked)
+    ]

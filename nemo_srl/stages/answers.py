@@ -1,0 +1,75 @@
+"""Answers: a model answers questions once each, turn by turn, for benchmarks and for comparing models.
+
+`sample_index` of the published candidates counts turns. Sampling is that of `candidates`.
+"""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from nemo_srl.artifacts import Table
+from nemo_srl.chat import ChatTemplate
+from nemo_srl.errors import ConfigError
+from nemo_srl.protocols import GenerationRequest
+from nemo_srl.records import Candidate, Question
+from nemo_srl.stages import ENGINE, Context, Result, Stage, Step
+from nemo_srl.stages.calls import open_caller
+
+
+def _request(q: Question, turn: int, given: list[tuple[str, str]], chat: ChatTemplate, seed: int) -> GenerationRequest:
+    text = q.turns[turn]
+    ids = chat.encode(chat.render_turns(given, text))
+    return GenerationRequest(key=f"{q.key}/turn{turn}", prompt_token_ids=ids, text=text, n=1, seed=seed)
+
+
+def run(ctx: Context) -> Result:
+    cfg, questions = ctx.cfg, ctx.inputs["questions"].read()
+    engine = cfg.engine_for("candidates")
+    num_turns = max(len(q.turns) for q in questions)
+    if num_turns > 1 and engine.name == "openai" and engine.api == "chat":
+        raise ConfigError(
+            "engine.api='chat': the questions have several turns, and this engine sends only one. Use "
+            "engine.api=completions on a server with the same tokenizer, another engine, or questions of one turn."
+        )
+    chat = ChatTemplate(ctx.inputs["policy"].model_dir, chat_template=cfg.model.chat_template)
+    given: dict[str, list[tuple[str, str]]] = {q.key: [] for q in questions}
+    answers: list[Candidate] = []
+    with open_caller(ctx) as caller:
+        for turn in range(num_turns):
+            asked = [q for q in questions if turn < len(q.turns)]
+            requests = [_request(q, turn, given[q.key], chat, cfg.seed) for q in asked]
+            completions = caller.complete(requests, "candidates", title=f"answers, turn {turn + 1}")
+            for q, r in zip(asked, requests, strict=True):
+                (c,) = completions[r.key]
+                response = c.text.strip()
+                given[q.key].append((q.turns[turn], response))
+                answers.append(
+                    Candidate(
+                        prompt_id=q.key,
+                        sample_index=turn,
+                        prompt=q.turns[turn],
+                        response=response,
+                        num_tokens=c.num_tokens,
+                        finish_reason=c.finish_reason,
+                    )
+                )
+    return Result(
+        ctx.output.write(answers),
+        {
+            "num_answers": len(answers),
+            "mean_tokens": fmean(a.num_tokens for a in answers),
+            "mean_characters": fmean(len(a.response) for a in answers),
+            "truncated_rate": fmean(a.finish_reason == "length" for a in answers),
+        },
+    )
+
+
+STAGE = Stage(
+    name="answers",
+    output=lambda path, identity: Table(path, identity, Candidate),
+    settings=(
+        "candidates.temperature", "candidates.top_p", "candidates.max_tokens", "model.chat_template", *ENGINE, "seed",
+    ),
+    steps=(Step("run", run),),
+    engines=("candidates",),
+)  # fmt: skip

@@ -1,0 +1,164 @@
+"""Head to head: a judge compares two models' answers to the same questions (paper section 3.2.1).
+
+Each pair of answers is judged in both orders. A model wins a question when it wins in both; everything else that could
+be read is a tie, as in the paper. The judge is whatever `judge` and its engine say, on the model that is the
+input `policy`; `judge.pairwise_rubric` is its prompt. First turns only.
+
+    win_rate, tie_rate, loss_rate   of model a, over the questions judged in both orders, with 95% intervals
+    sign_test_p                     how likely wins and losses so uneven are when neither model is better; ties left out
+    first_position_rate             share of verdicts for the answer that stood first; far from 0.5: position bias
+    length_controlled_win_rate      win rate had both models' answers been equally long, ties as half (see below)
+    unjudged_rate                   share of questions without a readable verdict in one of the orders
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nemo_srl import stats
+from nemo_srl.artifacts import Table
+from nemo_srl.chat import ChatTemplate
+from nemo_srl.errors import ConfigError, DataError
+from nemo_srl.protocols import GenerationRequest
+from nemo_srl.records import Candidate, Completion, Metric
+from nemo_srl.stages import ENGINE, Context, Result, Stage, Step, settings_of
+from nemo_srl.stages.calls import open_caller
+from nemo_srl.stages.comparisons import render, share_of_a
+
+_MIN_FOR_LENGTH_CONTROL = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """One question: the share of verdicts for model a when it stood first, and when it stood second."""
+
+    first: float | None
+    second: float | None
+    length_difference: int
+    """Characters of a's answer less b's."""
+
+    @property
+    def outcome(self) -> float | None:
+        """1 won, 0 lost, 0.5 tied by model a; None without a verdict in both orders."""
+        if self.first is None or self.second is None:
+            return None
+        won, lost = self.first > 0.5 and self.second > 0.5, self.first < 0.5 and self.second < 0.5
+        return 1.0 if won else 0.0 if lost else 0.5
+
+
+def metrics_of(matches: Sequence[Match], *, seed: int) -> list[Metric]:
+    """The figures that the module's docstring names."""
+    found = [(m.outcome, m.length_difference) for m in matches]
+    outcomes = [x for x, _ in found if x is not None]
+    named = {"win_rate": 1.0, "tie_rate": 0.5, "loss_rate": 0.0}
+    metrics = [_share(name, [x == value for x in outcomes], seed) for name, value in named.items()]
+    firsts = [x for m in matches for x in (m.first, None if m.second is None else 1 - m.second) if x is not None]
+    wins, losses = outcomes.count(1.0), outcomes.count(0.0)
+    adjusted = length_controlled([(x, d) for x, d in found if x is not None])
+    return [
+        *metrics,
+        Metric(name="sign_test_p", value=sign_test(wins, losses), n=wins + losses),
+        Metric(name="first_position_rate", value=float(np.mean(firsts)) if firsts else None, n=len(firsts)),
+        Metric(name="length_controlled_win_rate", value=adjusted, n=len(outcomes)),
+        _share("unjudged_rate", [m.outcome is None for m in matches], seed),
+    ]
+
+
+def _share(name: str, hits: Sequence[bool], seed: int) -> Metric:
+    e = stats.mean_estimate([[float(hit)] for hit in hits], seed=seed)
+    return Metric(name=name, value=e.value, n=e.n, low=e.low, high=e.high)
+
+
+def sign_test(wins: int, losses: int) -> float | None:
+    """Two-sided p-value of the sign test, exactly; None when nothing was decided."""
+    n, fewer = wins + losses, min(wins, losses)
+    if n == 0:
+        return None
+    tail = sum(math.comb(n, k) for k in range(fewer + 1))
+    return min(1.0, float(2 * tail / 2**n))
+
+
+def length_controlled(outcomes: Sequence[tuple[float, int]]) -> float | None:
+    """Win rate at equal length, from a logistic regression of (outcome, length difference).
+
+    The idea and the squashed regressor, tanh(difference / its deviation), are those of length-controlled AlpacaEval
+    (Dubois et al. 2024, section 3); its term for the questions' difficulty needs many models and is left out. A weak
+    ridge penalty on the length's weight keeps the fit finite. None for too few questions.
+    """
+    if len(outcomes) < _MIN_FOR_LENGTH_CONTROL:
+        return None
+    y, difference = np.array(outcomes, dtype=np.float64).T
+    deviation = float(difference.std())
+    if deviation == 0:
+        return float(y.mean())
+    x = np.stack([np.ones_like(y), np.tanh(difference / deviation)], axis=1)
+    # Half an outcome of either kind at no length difference keeps a clean sweep finite, too.
+    x, y = np.vstack([x, [[1.0, 0.0], [1.0, 0.0]]]), np.append(y, [0.0, 1.0])
+    case_weights = np.append(np.ones(len(y) - 2), [0.5, 0.5])
+    weights, ridge = np.zeros(2), np.diag([0.0, 0.1])
+    for _ in range(50):  # Newton's method; the problem is convex and has two unknowns
+        p = 1 / (1 + np.exp(-x @ weights))
+        gradient = x.T @ (case_weights * (y - p)) - ridge @ weights
+        hessian = (x * (case_weights * p * (1 - p))[:, None]).T @ x + ridge
+        step = np.linalg.solve(hessian, gradient)
+        weights = weights + step
+        if np.abs(step).max() < 1e-9:
+            break
+    return float(1 / (1 + np.exp(-weights[0])))
+
+
+def _matches(
+    a: Mapping[str, Candidate], b: Mapping[str, Candidate], completions: Mapping[str, Sequence[Completion]]
+) -> list[Match]:
+    return [
+        Match(
+            first=_mean(completions[f"{key}/ab"]),
+            second=None if (share := _mean(completions[f"{key}/ba"])) is None else 1 - share,
+            length_difference=len(a[key].response) - len(b[key].response),
+        )
+        for key in a
+    ]
+
+
+def _mean(verdicts: Sequence[Completion]) -> float | None:
+    """Of the answer that stood first."""
+    shares = [share for c in verdicts if (share := share_of_a(c)) is not None]
+    return sum(shares) / len(shares) if shares else None
+
+
+def run(ctx: Context) -> Result:
+    cfg = ctx.cfg
+    if not cfg.judge.pairwise_rubric:
+        raise ConfigError("judge.pairwise_rubric='': comparing models needs one; +judge_mode=pairwise sets it")
+    a, b = ({c.prompt_id: c for c in ctx.inputs[name].read() if c.sample_index == 0} for name in ("a", "b"))
+    if a.keys() != b.keys():
+        raise DataError(f"two models' answers are to different questions: {len(a.keys() ^ b.keys())} of them differ")
+    chat = ChatTemplate(ctx.inputs["policy"].model_dir, chat_template=cfg.model.chat_template)
+    requests = []
+    for key, answer in a.items():
+        for order, texts in (("ab", (answer.response, b[key].response)), ("ba", (b[key].response, answer.response))):
+            prompt = render(
+                cfg.judge.pairwise_rubric, instruction=answer.prompt, response_a=texts[0], response_b=texts[1]
+            )
+            ids = chat.encode(chat.render(prompt))
+            n = cfg.judge.num_judgements
+            requests.append(
+                GenerationRequest(key=f"{key}/{order}", prompt_token_ids=ids, text=prompt, n=n, seed=cfg.seed)
+            )
+    with open_caller(ctx) as caller:
+        completions = caller.complete(requests, "judge", title="head to head")
+    metrics = metrics_of(_matches(a, b, completions), seed=cfg.seed)
+    return Result(ctx.output.write(metrics), {m.name: m.value for m in metrics if m.value is not None})
+
+
+STAGE = Stage(
+    name="head_to_head",
+    output=lambda path, identity: Table(path, identity, Metric),
+    settings=(*settings_of("judge"), "model.chat_template", *ENGINE, "seed"),
+    steps=(Step("run", run),),
+    engines=("judge",),
+)

@@ -1,0 +1,89 @@
+"""Which generated instructions are kept: every rejection has a reason, and reasons are counted.
+
+The checks go from cheap to dear; the last one, ROUGE-L against everything kept so far, is exact (`nemo_srl.dedup`).
+
+Not covered: what only a reader can tell, such as whether a task makes sense. The checks for language and garbage are
+heuristics for English: they let some of both through, and are made to hardly ever drop a good instruction.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Literal
+
+from nemo_srl.config import PromptsConfig
+from nemo_srl.dedup import RougeLIndex
+
+Reason = Literal[
+    "length", "blocked_word", "not_an_instruction", "garbage", "language", "contaminated", "duplicate", "similar"
+]
+
+_FUNCTION_WORDS = frozenset([
+    "a", "about", "an", "and", "any", "are", "as", "at", "be", "between", "by", "can", "could", "do", "does",
+    "each", "for", "from", "give", "had", "has", "have", "how", "i", "if", "in", "into", "is", "it", "its",
+    "list", "make", "me", "my", "name", "not", "of", "on", "one", "or", "our", "should", "some", "tell",
+    "than", "that", "the", "their", "there", "these", "this", "three", "to", "two", "use", "using", "was",
+    "we", "what", "when", "where", "which", "who", "why", "will", "with", "would", "write", "you", "your",
+])  # fmt: skip
+_MIN_WORDS_TO_JUDGE = 8  # shorter instructions may well have no function word ("Summarize climate change briefly.")
+_MAX_WORD_LENGTH = 45  # the longest English words have that many letters; what is longer is noise or an address
+_REPEATED_CHARACTER = re.compile(r"([^\s.\d_])\1{4,}")
+
+
+def is_garbage(text: str) -> bool:
+    """Whether the text looks like a model that lost its thread: loops, noise, pasted code or addresses."""
+    words = text.lower().split()
+    if len(words) >= _MIN_WORDS_TO_JUDGE and len(set(words)) < len(words) / 2:
+        return True
+    letters, visible = sum(map(str.isalpha, text)), sum(not c.isspace() for c in text)
+    noisy = 3 * letters < visible or bool(_REPEATED_CHARACTER.search(text))
+    return noisy or max(map(len, words), default=0) > _MAX_WORD_LENGTH
+
+
+def is_english(text: str) -> bool:
+    """Whether the text may be English: in Latin letters, and with a function word if it is long enough to have one."""
+    letters = [c for c in text if c.isalpha()]
+    if sum(c.isascii() for c in letters) < 0.9 * len(letters):
+        return False
+    words = re.findall(r"[a-z]+", text.lower())
+    return len(words) < _MIN_WORDS_TO_JUDGE or not _FUNCTION_WORDS.isdisjoint(words)
+
+
+class PromptFilter:
+    """Remembers what it keeps. `seed` and `kept` are texts that new ones must differ from, `held_out` those that models
+    are measured on, which nothing similar may be trained on."""
+
+    def __init__(self, cfg: PromptsConfig, *, seed: Iterable[str], held_out: Iterable[str]) -> None:
+        self._cfg = cfg
+        self._blocked = set(cfg.blocked_words)
+        self._known, self._held_out = RougeLIndex(cfg.max_rouge_l), RougeLIndex(cfg.max_rouge_l)
+        for text in seed:
+            self._known.add(text)
+        for text in held_out:
+            self._held_out.add(text)
+
+    def reason_to_drop(self, text: str) -> Reason | None:
+        """None when the instruction is kept (and then remembered)."""
+        reason = self._form(text) or self._similarity(text)
+        if reason is None:
+            self._known.add(text)
+        return reason
+
+    def _form(self, text: str) -> Reason | None:
+        if not self._cfg.min_words <= len(text.split()) <= self._cfg.max_words:
+            return "length"
+        if self._blocked & set(re.findall(r"\w+", text.lower())):
+            return "blocked_word"
+        if self._cfg.language == "en" and not is_english(text):
+            return "language"
+        if not re.match(r"[A-Z\"'(]", text) or not re.search(r"[.?!:\"')]$", text) or not text.isprintable():
+            return "not_an_instruction"
+        return "garbage" if is_garbage(text) else None
+
+    def _similarity(self, text: str) -> Reason | None:
+        if self._held_out.is_duplicate(text):
+            return "contaminated"
+        if (known := self._known.most_similar(text)) is None:
+            return None
+        return "duplicate" if known[0] == 1 else "similar"

@@ -1,0 +1,42 @@
+"""IFT seed from `messages`, ShareGPT or Alpaca data: `prepare_seed.py input=data.jsonl output=data/mine/ift.jsonl`.
+
+The input may be JSONL, a JSON array, Parquet or a directory of `datasets.save_to_disk`; see nemo_srl/seeds.py for what
+is taken and what is left out. The output is what `data.ift_path` reads.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from nemo_srl.artifacts import to_line, write_atomic
+from nemo_srl.errors import NemoSrlError
+from nemo_srl.options import read_options
+from nemo_srl.seeds import read_seed
+
+
+@dataclass
+class Options:
+    input: str = MISSING
+    output: str = MISSING
+    num_examples: int = 0
+    """The first ones; 0: all."""
+
+
+def main(arguments: list[str]) -> None:
+    try:
+        options, counts = read_options(Options, arguments), Counter[str]()
+        examples = read_seed(Path(options.input), counts)
+        write_atomic(Path(options.output), "".join(map(to_line, examples[: options.num_examples or None])))
+    except NemoSrlError as e:
+        sys.exit(f"error: {e}")
+    for what, number in counts.items():
+        print(f"{number:8d}  {what}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,119 @@
+"""A real Slurm of three nodes on this machine, for the tests of this directory; installed first where that is allowed.
+
+Each node is a set of namespaces (network, processes, mounts, host name) with a slurmd of its own, so that
+MASTER_ADDR=127.0.0.1 or a file in /tmp fails as on a cluster. Containers are stood in for by `simpyxis.c`, which
+takes pyxis' options. Needs root, Debian's packages and the right to make namespaces; skipped elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parents[1]
+SIM = HERE / "slurmsim.sh"
+NUM_NODES = 3
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """`shared` is what all nodes see under the same path."""
+
+    shared: Path
+
+    def run(self, *command: str) -> str:
+        """On the login node."""
+        done = subprocess.run([str(SIM), "exec", *command], text=True, capture_output=True, check=False)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout
+
+    def start(self, *command: str, log: Path, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """On the login node, in the background, in a process group of its own."""
+        with log.open("ab") as f:
+            return subprocess.Popen(
+                [str(SIM), "exec", *command], stdout=f, stderr=subprocess.STDOUT, cwd=PROJECT, start_new_session=True,
+                env={**os.environ, "PYTHONPATH": str(PROJECT), **(env or {})},
+            )  # fmt: skip
+
+    def control(self, *arguments: str) -> None:
+        subprocess.run([str(SIM), *arguments], check=True, capture_output=True)
+
+    def job(self, job_id: str) -> dict[str, str]:
+        """The fields of `scontrol show job`."""
+        return dict(re.findall(r"(\w+)=(\S*)", self.run("scontrol", "show", "job", "--oneliner", job_id)))
+
+    def num_jobs(self) -> int:
+        return len(self.run("squeue", "--noheader", "--states=all").splitlines())
+
+    def containers(self) -> list[dict[str, Any]]:
+        """What was started in a container so far."""
+        path = self.shared.parent / "log" / "containers.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def node_dies(self, node: str) -> None:
+        self.control("kill-node", node)
+
+    def node_returns(self, node: str) -> None:
+        self.control("boot-node", node)
+        wait_for(lambda: self.run("sinfo", "-hNn", node, "-o%T").split()[:1] == ["idle"])
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    if reason := _why_not():
+        pytest.skip(reason)
+    root = Path(os.environ.get("SLURMSIM_ROOT", "/tmp/nemo-srl-slurm"))
+    # A node's /tmp is its own; what this test run has there must be seen from it all the same.
+    needed = {str(Path(p).resolve()) for p in (sys.prefix, str(PROJECT))}
+    os.environ |= {
+        "SLURMSIM_ROOT": str(root),
+        "SLURMSIM_NODES": str(NUM_NODES),
+        "SLURMSIM_PYXIS": str(HERE / "simpyxis.c"),
+        "SLURMSIM_SHARED": " ".join(sorted(p for p in needed if p.startswith("/tmp/"))),
+    }
+    started = subprocess.run([str(SIM), "start"], text=True, capture_output=True, check=False)
+    if started.returncode:
+        pytest.skip(f"no Slurm on this machine: {started.stderr.strip().splitlines()[-1:]}")
+    shared = root / "shared"
+    shutil.rmtree(shared, ignore_errors=True)
+    shared.mkdir()
+    try:
+        yield Cluster(shared)
+    finally:
+        subprocess.run([str(SIM), "stop"], check=False, capture_output=True)
+
+
+def _why_not() -> str:
+    if os.getuid() != 0:
+        return "a Slurm of one's own needs root"
+    if shutil.which("apt-get") is None and shutil.which("slurmctld") is None:
+        return "there is no Slurm, and no apt-get to install it with"
+    if subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True).returncode:
+        return "this machine does not let its root make namespaces"
+    return ""
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.2)
+
+
+def kill(process: subprocess.Popen[bytes], sig: signal.Signals = signal.SIGKILL) -> None:
+    """To the whole group."""
+    os.killpg(process.pid, sig)
+    process.wait(120)

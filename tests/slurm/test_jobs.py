@@ -1,0 +1,214 @@
+"""Jobs of the Slurm launcher on a real Slurm, with steps of a few lines: scheduling, faults, and no orphans."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.slurm.conftest import PROJECT, Cluster, kill, wait_for
+
+IMAGE = "nvcr.io#nvidia/nemo:25.02"
+WHO = "import os, socket; print('I am', os.environ['RANK'], socket.gethostname(), flush=True); "
+# Ends only after it was told to save, and on the second start at once.
+TRAINS = """
+import pathlib, signal, sys, time
+saved = pathlib.Path({saved!r})
+if saved.exists():
+    sys.exit(0)
+def save(*_):
+    saved.write_text("step 3")
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+print("training", flush=True)
+time.sleep(600)
+"""
+
+
+def write_spec(
+    cluster: Cluster, name: str, *codes: str, distributed: bool = False, launcher: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None, **job: Any,
+) -> Path:  # fmt: skip
+    run_dir = cluster.shared / name
+    run_dir.mkdir(exist_ok=True)
+    for i, code in enumerate(codes):
+        (run_dir / f"s{i}.py").write_text(code)
+    steps = [
+        {"name": f"s{i}", "command": [str(run_dir / f"s{i}.py")], "distributed": distributed} for i in range(len(codes))
+    ]
+    spec = {
+        "job": {
+            "name": "job", "log_dir": str(run_dir / "logs"), "paths": [str(run_dir)], "role": "trainer", "steps": steps,
+            **({"num_nodes": 2, "num_ranks_per_node": 2} if distributed else {}), **job,
+        },
+        "launcher": {"name": "slurm", "poll_seconds": 0.5, "signal_seconds": 30, **(launcher or {})},
+        "cluster": {"exclusive": False, "time": "5", **(settings or {})},
+    }  # fmt: skip
+    path = run_dir / "spec.json"
+    path.write_text(json.dumps(spec))
+    return path
+
+
+def start(cluster: Cluster, spec: Path) -> subprocess.Popen[bytes]:
+    return cluster.start(sys.executable, "-m", "tests.slurm.run_job", str(spec), log=spec.with_name("out"))
+
+
+def run(cluster: Cluster, spec: Path) -> int:
+    return start(cluster, spec).wait(180)
+
+
+def log_of(spec: Path) -> str:
+    path = spec.parent / "logs" / "job.log"
+    return path.read_text() if path.exists() else ""
+
+
+def job_id_of(spec: Path) -> str | None:
+    path = spec.parent / "logs" / "job.slurm.json"
+    found: str | None = json.loads(path.read_text())["job_id"] if path.exists() else None
+    return found
+
+
+@pytest.mark.parametrize("idiom", ["srun", "torchrun"])
+def test_ranks_over_two_nodes_in_containers(cluster: Cluster, idiom: str) -> None:
+    settings = {
+        "gpus_per_node": 8, "mpi": "pmix", "env": {"PATH_OF_IMAGE": "ours, with a comma"},
+        "trainer": {"container": IMAGE, "python": sys.executable}, "mounts": [f"{sys.prefix}:{sys.prefix}"],
+    }  # fmt: skip
+    code = WHO + "print(os.environ['PATH_OF_IMAGE'], os.environ['CUDA_VISIBLE_DEVICES'], os.environ['MASTER_ADDR'])"
+    spec = write_spec(
+        cluster, f"ranks_{idiom}", code, distributed=True, launcher={"rank_idiom": idiom}, settings=settings,
+        num_gpus_per_node=2,
+    )  # fmt: skip
+    assert run(cluster, spec) == 0, spec.with_name("out").read_text() + log_of(spec)
+    lines = [line.split() for line in log_of(spec).splitlines() if line.startswith("I am")]
+    assert sorted(line[2] for line in lines) == ["0", "1", "2", "3"]
+    hosts = {line[2]: line[3] for line in lines}
+    assert hosts["0"] == hosts["1"] != hosts["2"] == hosts["3"]
+    assert log_of(spec).count(f"ours, with a comma 0,1 {hosts['0']}") == 4
+    mine = [c for c in cluster.containers() if c["job"] == int(job_id_of(spec) or 0)]
+    assert len(mine) == (4 if idiom == "srun" else 2)
+    assert all(c["image"] == IMAGE and str(PROJECT) in c["mounts"] for c in mine)
+
+
+def test_services_are_healthy_before_the_step_and_gone_after_it(cluster: Cluster) -> None:
+    code = (
+        "import json, os, urllib.request; u = json.loads(os.environ['NEMO_SRL_SERVICES'])['web']; "
+        "print('answered', urllib.request.urlopen(u).status)"
+    )
+    service = {
+        "name": "web",
+        "command": [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "{port}"],
+        "health_paths": ["/"],
+        "start_timeout_seconds": 60,
+    }
+    spec = write_spec(cluster, "services", code, services=[service])
+    assert run(cluster, spec) == 0, spec.with_name("out").read_text() + log_of(spec)
+    assert "answered 200" in log_of(spec)
+    assert "http.server" not in subprocess.run(["ps", "-ef"], text=True, capture_output=True, check=True).stdout
+
+
+def test_a_failing_job_ends_with_its_log_and_is_not_repeated(cluster: Cluster) -> None:
+    spec = write_spec(cluster, "fails", "print('the reason'); raise SystemExit(2)", "print('never')")
+    assert run(cluster, spec) == 1
+    out = spec.with_name("out").read_text()
+    assert "exit status 2" in out
+    assert "the reason" in out
+    assert "never" not in log_of(spec)
+    assert cluster.job(job_id_of(spec) or "")["Restarts"] == "0"
+
+
+def test_what_slurm_refuses_is_a_setting_of_the_user(cluster: Cluster) -> None:
+    spec = write_spec(cluster, "refused", "pass", settings={"partition": "nowhere"})
+    assert run(cluster, spec) == 1
+    assert "nvalid partition" in spec.with_name("out").read_text()
+
+
+def test_a_run_directory_that_nodes_do_not_share_is_named(cluster: Cluster, tmp_path: Path) -> None:
+    local = Path("/tmp") / f"not-shared-{tmp_path.name}"
+    local.mkdir()
+    spec = write_spec(cluster, "not_shared", "pass", log_dir=str(local / "logs"))
+    try:
+        assert run(cluster, spec) == 1
+        assert "is run_dir on a file system that all nodes share" in spec.with_name("out").read_text()
+    finally:
+        subprocess.run(["rm", "-rf", str(local)], check=True)
+
+
+def test_a_killed_orchestrator_finds_its_job_again(cluster: Cluster) -> None:
+    go = cluster.shared / "found" / "go"
+    spec = write_spec(cluster, "found", f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.1)")
+    first = start(cluster, spec)
+    wait_for(lambda: "step s0" in log_of(spec))
+    kill(first)
+    job_id, before = job_id_of(spec), cluster.num_jobs()
+    second = start(cluster, spec)
+    wait_for(lambda: f"job {job_id} is under way" in spec.with_name("out").read_text())
+    kill(second)
+    # As if it had died between sbatch and the note of the job's id.
+    record = spec.parent / "logs" / "job.slurm.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "job_id": None}))
+    third = start(cluster, spec)
+    wait_for(lambda: job_id_of(spec) == job_id)
+    go.touch()
+    assert third.wait(120) == 0
+    assert cluster.num_jobs() == before
+    assert cluster.job(job_id or "")["JobState"] == "COMPLETED"
+
+
+def test_an_interrupt_cancels_the_job(cluster: Cluster) -> None:
+    spec = write_spec(cluster, "interrupted", "import time; time.sleep(600)")
+    orchestrator = start(cluster, spec)
+    wait_for(lambda: "step s0" in log_of(spec))
+    kill(orchestrator, signal.SIGINT)
+    assert orchestrator.returncode != 0
+    assert cluster.job(job_id_of(spec) or "")["JobState"] == "CANCELLED"
+
+
+def test_before_the_time_limit_a_training_saves_and_goes_on_later(cluster: Cluster) -> None:
+    saved = cluster.shared / "time_limit" / "saved"
+    spec = write_spec(
+        cluster, "time_limit", TRAINS.format(saved=str(saved)), distributed=True, settings={"time": "1"},
+        launcher={"signal_seconds": 50},
+    )  # fmt: skip
+    assert run(cluster, spec) == 0, spec.with_name("out").read_text() + log_of(spec)
+    assert saved.read_text() == "step 3"
+    assert "requeued, to go on later" in log_of(spec)
+    assert cluster.job(job_id_of(spec) or "")["Restarts"] == "1"
+
+
+def test_requeues_are_capped(cluster: Cluster) -> None:
+    spec = write_spec(cluster, "capped", "raise SystemExit(75)", launcher={"max_requeues": 0})
+    assert run(cluster, spec) == 1
+    assert "launcher.max_requeues" in spec.with_name("out").read_text()
+
+
+def test_a_dead_node_does_not_end_a_job(cluster: Cluster) -> None:
+    done = cluster.shared / "dead" / "second"
+    code = WHO + f"import pathlib, time; p = pathlib.Path({str(done)!r}); p.exists() or time.sleep(600)"
+    spec = write_spec(cluster, "dead", code, distributed=True)
+    orchestrator = start(cluster, spec)
+    wait_for(lambda: log_of(spec).count("I am") == 4)
+    node = next(line.split()[3] for line in log_of(spec).splitlines() if line.startswith("I am 2"))
+    done.touch()
+    cluster.node_dies(node)
+    try:
+        assert orchestrator.wait(180) == 0, spec.with_name("out").read_text() + log_of(spec)
+    finally:
+        cluster.node_returns(node)
+    assert "was requeued (restart 1)" in spec.with_name("out").read_text()
+
+
+def test_accounting_answers_when_the_controller_has_forgotten(cluster: Cluster) -> None:
+    spec = write_spec(cluster, "accounting", "raise SystemExit(3)")
+    run(cluster, spec)
+    code = (
+        "import pathlib; from nemo_srl.launchers.slurm import client; real = client._slurm; "
+        "client._slurm = lambda *c: real(*c) if c[0] != 'scontrol' else real('scontrol', 'show', 'job', '999999'); "
+        f"print(client.state({job_id_of(spec)!r}, exit_file=pathlib.Path('/nowhere')))"
+    )
+    wait_for(lambda: "name='FAILED', exit_status=3" in cluster.run(sys.executable, "-c", code), 60)

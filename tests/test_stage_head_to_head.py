@@ -1,0 +1,195 @@
+"""Comparing models: both orders, ties, the sign test and lengths; and the whole of recipes/evaluate.py on a server."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_srl.artifacts import Artifact, BaseModel, SourceFile, Table, to_line
+from nemo_srl.config import Config, EngineConfig, JudgeConfig
+from nemo_srl.errors import ConfigError, DataError
+from nemo_srl.records import Candidate, EFTExample, Metric, Question
+from nemo_srl.stages import Context, answers, head_to_head
+from nemo_srl.stages.head_to_head import Match, length_controlled, metrics_of, sign_test
+from recipes import evaluate
+from tests import tiny
+from tests.loopback import Loopback, ids_of
+
+PAIRWISE = "{instruction} [A: {response_a}] [B: {response_b}] Winner:"
+
+
+def match(first: float | None, second: float | None, difference: int = 0) -> Match:
+    return Match(first=first, second=second, length_difference=difference)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "outcome"),
+    [
+        (1.0, 1.0, 1.0),
+        (0.0, 0.0, 0.0),
+        (1.0, 0.0, 0.5),  # whoever stands first wins: no one does
+        (0.0, 1.0, 0.5),
+        (1.0, 0.5, 0.5),
+        (0.5, 0.5, 0.5),
+        (0.75, 1.0, 1.0),
+        (1.0, None, None),
+        (None, None, None),
+    ],
+)
+def test_only_who_wins_in_both_orders_wins(first: float | None, second: float | None, outcome: float | None) -> None:
+    assert match(first, second).outcome == outcome
+
+
+def test_the_figures_of_a_match() -> None:
+    matches = [*[match(1, 1)] * 6, match(0, 0), *[match(1, 0)] * 2, match(1, None)]
+    found = {m.name: m for m in metrics_of(matches, seed=0)}
+    assert [found[f"{x}_rate"].value for x in ("win", "tie", "loss")] == [6 / 9, 2 / 9, 1 / 9]
+    assert found["win_rate"].n == 9
+    assert found["win_rate"].low is not None
+    assert found["sign_test_p"].value == pytest.approx(2 * (1 + 7) / 2**7)
+    assert found["sign_test_p"].n == 7
+    # First places: 6 of 12 where a won twice, 1 of 2 where it lost, 4 of 4 where the first won, and the lone verdict.
+    assert found["first_position_rate"].value == pytest.approx((6 + 1 + 4 + 1) / (12 + 2 + 4 + 1))
+    assert found["unjudged_rate"].value == pytest.approx(0.1)
+
+
+def test_nothing_judged_is_nothing_measured() -> None:
+    found = {m.name: m.value for m in metrics_of([match(None, None)], seed=0)}
+    assert found["unjudged_rate"] == 1
+    assert {v for k, v in found.items() if k != "unjudged_rate"} == {None}
+    assert sign_test(0, 0) is None
+    assert sign_test(5, 5) == pytest.approx(1.0)
+
+
+def test_a_judge_that_goes_by_length_alone_gives_even_odds_at_equal_length() -> None:
+    by_length = [(1.0 if d > 0 else 0.0, d) for d in [*range(1, 80), *range(-20, 0)]]
+    raw = sum(y for y, _ in by_length) / len(by_length)
+    controlled = length_controlled(by_length)
+    assert raw > 0.75
+    assert controlled is not None
+    assert 0.3 < controlled < 0.7
+    no_matter = [(float(i % 4 > 0), (-1) ** (i // 4) * 10) for i in range(400)]
+    assert length_controlled(no_matter) == pytest.approx(0.75, abs=0.01)
+    swapped = [(1 - y, -d) for y, d in by_length]
+    assert length_controlled(swapped) == pytest.approx(1 - controlled, abs=1e-6)
+    assert length_controlled([(1.0, 5)] * 9) is None
+    assert length_controlled([(1.0, d) for d in range(12)]) is not None
+
+
+class InProcess:
+    """An experiment whose stages run at once, without processes."""
+
+    def __init__(self, cfg: Config, models: dict[str, Path]) -> None:
+        self.cfg, self.models = cfg, models
+        self.run_dir = Path(cfg.run_dir)
+
+    def base_model(self, path: str = "") -> BaseModel:
+        return BaseModel(self.models[path], "digest")
+
+    def source(self, path: str, record: type) -> SourceFile[Any]:
+        return SourceFile(Path(path), record)
+
+    def run(self, stage: Any, iteration: int, *, directory: str = "", **inputs: Any) -> Artifact:
+        output: Artifact = stage.output(self.run_dir / "iter_00" / (directory or stage.name), {})
+        result = stage.steps[-1].run(Context(self.cfg, iteration, inputs, output))
+        output.publish(stage=stage.name, digest=result.digest, metrics=result.metrics, seconds=0)
+        return output
+
+
+def longer_is_better(body: dict[str, Any], index: int) -> tuple[list[int], str]:
+    """The model "x" answers with one word; as a judge it prefers the longer answer, and gives 3 points to all."""
+    text = body["messages"][0]["content"]
+    if found := re.search(r"\[A: (.*?)\] \[B: (.*?)\]", text):
+        a, b = map(len, found.groups())
+        return ids_of(f"Winner: {'A' if a > b else 'B' if b > a else 'tie'}"), "stop"
+    return ids_of("Score: 3" if "Score" in text else "ok"), "stop"
+
+
+def test_the_recipe_compares_a_server_with_given_answers_and_writes_every_file(tmp_path: Path) -> None:
+    model = tiny.make_model(tmp_path / "model", ["Winner: A"], vocab_size=300)
+    texts = [f"Do {i}." for i in range(12)]
+    (tmp_path / "q.json").write_text(json.dumps([{"instruction": t, "dataset": "d"} for t in texts]))
+    given = [{"instruction": t, "output": "x" * (i % 4), "generator": "other"} for i, t in enumerate(texts)]
+    (tmp_path / "other.json").write_text(json.dumps(given))
+    held_out = tmp_path / "eft_eval.jsonl"
+    held_out.write_text(
+        "".join(
+            to_line(EFTExample(example_id=f"{s}", instruction="Q", response=f"{s}", justification="j", score=s))
+            for s in (1, 5)
+        )
+    )
+    with Loopback(longer_is_better).running() as url:
+        engine = EngineConfig(name="openai", base_url=url)
+        judge = JudgeConfig(
+            rubric="{instruction} {response} Score:", mode="pairwise", pairwise_rubric=PAIRWISE, num_judgements=1
+        )
+        cfg = Config(run_dir=str(tmp_path / "run"), engine=engine, judge=judge)
+        cfg.data.eft_eval_path = str(held_out)
+        cfg.evaluation.num_bootstrap = 20
+        settings = evaluate.EvaluateSettings(
+            models={"x": "dir", "other": str(tmp_path / "other.json")}, questions=str(tmp_path / "q.json")
+        )
+        exp: Any = InProcess(cfg, {"dir": model})
+        text = evaluate.evaluate(settings, exp)
+    # "ok" has two letters: it beats 0 and 1 of them, ties with 2 and loses against 3.
+    assert re.search(r"\| x v other \| 50.0% .* \| 25.0% .* \| 25.0% ", text)
+    assert "| valid verdicts" in text
+    exports = tmp_path / "run" / "exports"
+    rows = json.loads((exports / "x" / "alpaca_eval.json").read_text())
+    assert rows[3] == {"dataset": "d", "instruction": "Do 3.", "output": "ok", "generator": "x"}
+    assert len((exports / "other" / "mt_bench.jsonl").read_text().splitlines()) == 12
+    with pytest.raises(ConfigError, match="'a/b' names directories"):
+        evaluate.evaluate(replace(settings, models={"a/b": "dir"}), exp)
+    with pytest.raises(ConfigError, match="one or more Hugging Face directories"):
+        evaluate.evaluate(replace(settings, models={}), exp)
+
+
+def test_a_second_turn_sees_the_first(tmp_path: Path) -> None:
+    """On the embedded engine, with greedy decoding: another first answer would be another prompt."""
+    from nemo_srl.chat import ChatTemplate
+
+    model = tiny.make_model(tmp_path / "model", ["Say a. Say b."], vocab_size=300)
+    chat = ChatTemplate(model)
+    both = chat.render_turns([("Say a.", "a<|im_end|>")], "Say b.")
+    assert both.startswith(chat.render("Say a.") + "a")
+    assert both.endswith(chat.render("Say b."))
+    assert both.count("<|im_end|>") == 3, "what a model wrote cannot end its turn"
+    questions = Table(tmp_path / "questions", {}, Question)
+    questions.write(
+        [Question(question_id="1", turns=["Say a.", "Say b."]), Question(question_id="2", turns=["Say b."])]
+    )
+    cfg = Config(run_dir=str(tmp_path), engine=EngineConfig(dtype="float32"))
+    cfg.candidates = replace(cfg.candidates, temperature=0.0, max_tokens=4)
+    output = Table(tmp_path / "answers", {}, Candidate)
+    inputs = {"questions": questions, "policy": BaseModel(model, "digest")}
+    result = answers.run(Context(cfg, 0, inputs, output))
+    assert [a.key for a in output.read()] == ["1/00", "1/01", "2/00"]
+    assert result.metrics["num_answers"] == 3
+    chatting = replace(cfg, engine=EngineConfig(name="openai", base_url="http://127.0.0.1:9/v1"))
+    with pytest.raises(ConfigError, match="several turns"):
+        answers.run(Context(chatting, 0, inputs, output))
+
+
+def test_a_match_needs_a_rubric_and_the_same_questions(tmp_path: Path) -> None:
+    def table(name: str, *keys: str) -> Table[Candidate]:
+        found = Table(tmp_path / name, {}, Candidate)
+        found.write(
+            [
+                Candidate(prompt_id=k, sample_index=0, prompt="?", response="r", num_tokens=1, finish_reason="stop")
+                for k in keys
+            ]
+        )
+        return found
+
+    inputs = {"a": table("a", "1", "2"), "b": table("b", "1")}
+    output = Table(tmp_path / "out", {}, Metric)
+    with pytest.raises(ConfigError, match="pairwise_rubric=''"):
+        head_to_head.run(Context(Config(run_dir="x"), 0, inputs, output))
+    cfg = Config(run_dir="x", judge=JudgeConfig(pairwise_rubric=PAIRWISE))
+    with pytest.raises(DataError, match="different questions: 1 of them"):
+        head_to_head.run(Context(cfg, 0, inputs, output))
