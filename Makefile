@@ -1,6 +1,8 @@
 # nemo_srl: two commands do everything on a bare machine, and both install what they need first.
 #   make iterate   the default self-rewarding run (recipe srl-smollm2-135m-cpu)
 #   make test      the tests
+#   make proof     minutes: self-rewarding beats random scores on a task that code can check; fails if not
+#   make proof-full  the whole experiment behind benchmarks/results/proof-*, about an hour
 # PYTHON names the interpreter (3.10 to 3.12); ARGS goes to the recipe: make iterate ARGS="dpo.beta=0.2".
 
 PYTHON ?= python3
@@ -9,10 +11,17 @@ ARGS   ?=
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(shell cksum requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: iterate test check format install clean
+.PHONY: iterate proof proof-full test check format install clean
 
 iterate: install
 	$(BIN)/python recipes/iterate.py $(ARGS)
+
+proof: install
+	$(BIN)/python recipes/proof.py --config-name srl-proof-cpu-small $(ARGS)
+
+proof-full: install
+	$(BIN)/python recipes/proof.py $(ARGS)
+	$(BIN)/python benchmarks/proof_report.py runs/srl-proof-cpu/results.jsonl runs/srl-proof-cpu
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)

@@ -507,6 +507,16 @@ class ClusterConfig:
 
 
 @dataclass
+class TrackingConfig:
+    """Where the run's figures go beside its report, after each iteration (`nemo_srl/tracking.py`)."""
+
+    tensorboard: bool = True
+    """Event files in `<run_dir>/tensorboard`."""
+    wandb_project: str = ""
+    """Weights & Biases; needs its package and key (or WANDB_MODE=offline). Empty string: off."""
+
+
+@dataclass
 class Config:
     run_dir: str = MISSING
     """Where every artifact, log and the report go. Running again with the same one goes on."""
@@ -527,6 +537,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_srl import report
-from nemo_srl.alarms import alarms
+from nemo_srl.alarms import Alarm, alarms
 from nemo_srl.artifacts import Table, write_atomic
 from nemo_srl.config import Config
 from nemo_srl.errors import NemoSrlError
@@ -39,6 +39,7 @@ from nemo_srl.stages import (
     refresh,
     sft,
 )
+from nemo_srl.tracking import track
 
 log = logging.getLogger(__name__)
 
@@ -73,29 +74,30 @@ def iterate(cfg: Config, exp: Experiment) -> dict[str, list[Metric]]:
         d = exp.run(pairs.STAGE, t, candidates=y, judgements=r)
         if cfg.anchor.num_prompts:
             exp.run(anchor.STAGE, t, policy=m1, candidates=y, judgements=r, pairs=d)
-            warn(exp, t)
+            for alarm in found_alarms(exp):
+                if alarm.iteration == t:
+                    log.warning("ALARM, %s", alarm.text)
         m = exp.run(policy.STAGE, t, policy=m, pairs=d)
         if rankings:
             refreshed[f"eft_{t}"] = exp.run(eft.STAGE, t, policy=m, rankings=rankings)
             own = exp.run(candidates.STAGE, t, policy=m, prompts=x, directory="own_answers")
             m = exp.run(refresh.STAGE, t, policy=m, own_answers=own, **seed_eft, **refreshed)
         evaluations[f"M{t + 1}"] = exp.run(evaluation.STAGE, t, policy=m, eft_eval=held_out)
+        track(open_run(exp.run_dir), cfg.tracking)
     return {name: artifact.read() for name, artifact in evaluations.items()}
 
 
-def warn(exp: Experiment, iteration: int) -> None:
-    """Say what looks like reward hacking in this iteration."""
+def found_alarms(exp: Experiment) -> list[Alarm]:
+    """What looks like reward hacking in the iterations that are published."""
     run = open_run(exp.run_dir)
-    history = {t: run.table(t, "anchor", Metric) for t in run.iterations if t <= iteration}
-    for alarm in alarms(history):
-        if alarm.iteration == iteration:
-            log.warning("WARNING, %s", alarm.text)
+    return alarms({t: run.table(t, "anchor", Metric) for t in run.iterations})
 
 
 def run(cfg: Config) -> None:
     started = time.monotonic()
     with Experiment(cfg) as exp:
         table = report.table(iterate(cfg, exp))
+        table += "".join(f"\n\nALARM, {alarm.text}" for alarm in found_alarms(exp))
         write_atomic(exp.run_dir / "report.md", f"# {exp.run_dir.name}\n\n{table}\n")
         report.write_report(open_run(exp.run_dir))
     print(f"\n{table}\n\nDone in {time.monotonic() - started:.0f} s. Everything lies in {exp.run_dir}:")

@@ -75,7 +75,7 @@ def test_a_worker_dies_with_a_killed_orchestrator(tmp_path: Path) -> None:
 
 def test_an_interrupt_stops_the_whole_process_group(tmp_path: Path) -> None:
     child = (
-        "import os, subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
+        "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
         f"open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); time.sleep(60)"
     )
     orchestrator = (

@@ -66,9 +66,7 @@ def job_of(cfg: Config, stage: str) -> Job:
     }
 
     def step(name: str, distributed: bool = False) -> JobStep:
-        return JobStep(
-            name=name, command=["-m", "nemo_srl.worker", str(directory), name], distributed=distributed
-        )
+        return JobStep(name=name, command=["-m", "nemo_srl.worker", str(directory), name], distributed=distributed)
 
     if stage in ("sft", "policy"):
         return Job(
@@ -79,10 +77,13 @@ def job_of(cfg: Config, stage: str) -> Job:
     if stage == "pairs":
         return Job(**common, role="cpu", steps=[step("run")])
     size = cfg.engine.trtllm.tensor_parallel_size * cfg.engine.trtllm.pipeline_parallel_size
+    model, options = Path("/models/M0"), directory / "trtllm_options.yaml"
     servers = [
         Service(
             name=f"trtllm-{i}",
-            command=trtllm_options.serve_command(cfg.engine, Path("/models/M0"), directory / "o.yaml", max_seq_len=4096),
+            command=trtllm_options.serve_command(
+                cfg.engine, Path("/models/M0"), directory / "o.yaml", max_seq_len=4096
+            ),
             health_paths=("/health",),
             start_timeout_seconds=1800,
             num_gpus=size,
@@ -99,9 +100,7 @@ def test_the_whole_training_configuration_of_each_recipe(recipe: str, section: s
     cfg = composed(recipe)
     rows = DataStatistics(num_rows={"sft": 4830, "dpo": 4000}[section], **STATISTICS)
     none = DataStatistics(num_rows=0, **STATISTICS)
-    plan = make_plan(
-        getattr(cfg, section), cfg.trainer, seed=cfg.seed, spec=shape_of(cfg), train=rows, validation=none
-    )
+    plan = make_plan(getattr(cfg, section), cfg.trainer, seed=cfg.seed, spec=shape_of(cfg), train=rows, validation=none)
     assert_golden(f"{recipe}/{section}.yaml", OmegaConf.to_yaml(OmegaConf.create(plan)))
 
 
@@ -140,9 +139,7 @@ def small_job(tmp_path: Path, **changes: Any) -> Job:
 
 def test_a_time_limit_that_leaves_no_time_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="signal_seconds=600"):
-        script.render(
-            small_job(tmp_path), launcher=LauncherConfig(), cluster=ClusterConfig(time="00:10:00"), token="t"
-        )
+        script.render(small_job(tmp_path), launcher=LauncherConfig(), cluster=ClusterConfig(time="00:10:00"), token="t")
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def _write_tokenizer(reader: GGUFReader, directory: Path) -> None:
     The class is PreTrainedTokenizerFast, for which transformers has no slow twin: GPT2Tokenizer's does
     not split digits, and callers that ask for slow tokenizers (NeMo's default) would get other tokens.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors  # type: ignore[import-untyped]
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     assert _field(reader, "tokenizer.ggml.pre") == "smollm"
     tokens: list[str] = _field(reader, "tokenizer.ggml.tokens")

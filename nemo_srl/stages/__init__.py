@@ -5,7 +5,10 @@ prompts      M_t, IFT seed                   -> new instructions
 candidates   M_t, prompts                    -> N responses each
 judgements   M_t, candidates                 -> K verdicts each
 pairs        candidates, judgements          -> best against worst
+anchor       M1, candidates, judgements, pairs -> figures for the alarms
 policy       M_t, pairs                      -> M_{t+1}
+eft          M_{t+1}, ranked answers         -> verdicts that agree with people        optional
+refresh      M_{t+1}, verdicts, own answers  -> M_{t+1} with its judging refreshed     optional
 evaluation   M_t, held-out EFT               -> metrics
 """
 

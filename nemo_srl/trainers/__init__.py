@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nemo_srl.config import Config
 from nemo_srl.errors import ConfigError
+from nemo_srl.models.hf import ModelSpec
 from nemo_srl.protocols import Trainer
 
 
@@ -30,12 +31,17 @@ def check_plan(cfg: Config, model_dir: Path) -> None:
 
     What depends on the data (rows against batch size, lengths) is checked when a training is prepared.
     """
-    open_trainer(cfg)
     from nemo_srl.models.hf import read_spec
+
+    check_shape(cfg, read_spec(model_dir))
+
+
+def check_shape(cfg: Config, spec: ModelSpec) -> None:
+    """As `check_plan`, for a model that need not be there yet."""
+    open_trainer(cfg)
     from nemo_srl.trainers.nemo_aligner.data import DataStatistics
     from nemo_srl.trainers.nemo_aligner.plan import make_plan
 
-    spec = read_spec(model_dir)
     for optim in (cfg.sft, cfg.dpo):
         enough = DataStatistics(
             num_rows=optim.global_batch_size, num_rows_too_long=0, num_boundary_merges=0, num_tokens=0, max_length=0

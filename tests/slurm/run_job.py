@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from nemo_srl.protocols import Job, JobStep, Service
 
 
 def main(spec_path: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where pytest runs in the background
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     spec = json.loads(spec_path.read_text())
     job = spec["job"]

@@ -14,7 +14,7 @@ import pytest
 from tests.slurm.conftest import PROJECT, Cluster, kill, wait_for
 
 IMAGE = "nvcr.io#nvidia/nemo:25.02"
-WHO = "import os, socket; print('I am', os.environ['RANK'], socket.gethostname(), flush=True); "
+WHO = "import os, socket; os.write(1, f'I am {os.environ[\"RANK\"]} {socket.gethostname()}\\n'.encode()); "
 # Ends only after it was told to save, and on the second start at once.
 TRAINS = """
 import pathlib, signal, sys, time

@@ -1,0 +1,100 @@
+"""A run's figures for TensorBoard and Weights & Biases, taken from what its stages published.
+
+The run directory is the source; trackers get copies. So a tracker that fails loses nothing, a run can be sent again at any
+time, and nothing in training or generation knows of them. TensorBoard's files are in `run_dir/tensorboard`, made anew each
+time; W&B gets a run whose id is the run directory's name and path, so that sending again continues it.
+
+    M2/loss, M2/rewards_margin, ...    step: the training's
+    evaluation/pairwise_accuracy, ...  step: the model's number (0 is M0)
+    stages/pairs/num_pairs, ...        step: the iteration
+
+Not covered: figures of a stage while it runs; its log shows those.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_srl.artifacts import digest_of
+from nemo_srl.config import TrackingConfig
+from nemo_srl.errors import ConfigError
+from nemo_srl.runs import Run
+from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, read_metrics
+
+
+def track(run: Run, cfg: TrackingConfig) -> None:
+    """Send the run's figures to the trackers that `cfg` names."""
+    if cfg.tensorboard:
+        write_tensorboard(run)
+    if cfg.wandb_project:
+        send_to_wandb(run, project=cfg.wandb_project)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scalar:
+    tag: str
+    step: int
+    value: float
+
+
+def scalars(run: Run) -> Iterator[Scalar]:
+    """Every figure of the run, each tag's in the order of its steps."""
+    for model, stage in run.models().items():
+        path = stage.path / "training" / METRICS_FILE
+        for line in read_metrics(path) if path.exists() else []:
+            for name, value in line.items():
+                if name != "step":
+                    yield Scalar(tag=f"{model}/{name}", step=int(line["step"]), value=float(value))
+    for model, metrics in run.evaluations().items():
+        for m in metrics:
+            if m.value is not None:
+                yield Scalar(tag=f"evaluation/{m.name}", step=int(model.removeprefix("M")), value=m.value)
+    for s in run.stages:
+        for name, value in {**s.manifest.metrics, "seconds": s.manifest.seconds}.items():
+            yield Scalar(tag=f"stages/{s.name}/{name}", step=s.iteration, value=float(value))
+
+
+def write_tensorboard(run: Run) -> Path:
+    """Write event files and return their directory: `tensorboard --logdir <run_dir>`."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    directory = run.run_dir / "tensorboard"
+    if directory.exists():
+        shutil.rmtree(directory)
+    writer = EventFileWriter(str(directory))
+    for s in scalars(run):
+        value = Summary.Value(tag=s.tag, simple_value=s.value)
+        writer.add_event(Event(step=s.step, wall_time=0.0, summary=Summary(value=[value])))
+    writer.close()
+    return directory
+
+
+def send_to_wandb(run: Run, *, project: str) -> None:
+    """Send everything to a W&B project. W&B's own environment variables hold its key, mode and server.
+
+    Each tag gets a step of its own kind, since W&B's global step cannot go back.
+    """
+    try:
+        import wandb
+    except ImportError as e:
+        raise ConfigError(
+            f"tracking.wandb_project={project!r}: the package wandb is not installed; pip install wandb"
+        ) from e
+    name = run.run_dir.resolve().name
+    identity = digest_of(str(run.run_dir.resolve()))
+    session = wandb.init(
+        project=project, name=name, id=f"{name}-{identity}", resume="allow", dir=str(run.run_dir), config=run.config()
+    )
+    try:
+        for prefix in {s.tag.split("/")[0] for s in scalars(run)}:
+            session.define_metric(f"{prefix}/step")
+            session.define_metric(f"{prefix}/*", step_metric=f"{prefix}/step")
+        for s in scalars(run):
+            session.log({s.tag: s.value, f"{s.tag.split('/')[0]}/step": s.step})
+    finally:
+        session.finish()

@@ -1,0 +1,132 @@
+"""What a recipe will need, before a GPU hour is spent: does it fit, how long, how much disk.
+
+    python recipes/plan.py recipe=srl-llama2-70b-8n8g-tp8pp4
+    python recipes/plan.py recipe=srl-llama3.1-8b-1n8g-tp8 prompts.num_prompts=20000 +assume.training_mfu=0.3
+
+Everything in conf/ can be set, and under `+assume.` the assumptions that it prints. The model need not be there: for
+some, recipes/shapes/ holds a config.json. Exit status 1 when a setting cannot work or the memory does not suffice.
+Formulas and their sources: nemo_srl/estimates.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import OmegaConf, open_dict
+
+from nemo_srl import estimates, models
+from nemo_srl.config import Config, OptimConfig
+from nemo_srl.errors import ModelError, NemoSrlError
+from nemo_srl.estimates import Assumptions
+from nemo_srl.models.hf import ModelSpec, read_shape
+from nemo_srl.trainers import check_shape
+
+ROOT = Path(__file__).resolve().parent.parent
+SHAPES = ROOT / "recipes" / "shapes"
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def compose_config(overrides: list[str]) -> tuple[Config, Assumptions]:
+    """Raises `ConfigError` and Hydra's errors."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        composed = compose("iterate", ["run_dir=runs/plan", *overrides])
+    with open_dict(composed):
+        assumed = OmegaConf.merge(OmegaConf.structured(Assumptions), composed.pop("assume", {}))
+    cfg, assumptions = OmegaConf.to_object(composed), OmegaConf.to_object(assumed)
+    assert isinstance(cfg, Config)
+    assert isinstance(assumptions, Assumptions)
+    return cfg, assumptions
+
+
+def shape_of(model_path: str, cache_dir: str) -> ModelSpec:
+    """From the model if it is there, else from recipes/shapes/."""
+    if (known := SHAPES / Path(model_path).name).is_dir() and not Path(model_path).is_dir():
+        return read_shape(known)
+    try:
+        return read_shape(models.resolve(model_path, Path(cache_dir).expanduser()))
+    except ModelError as e:
+        names = ", ".join(sorted(p.name for p in SHAPES.iterdir()))
+        raise ModelError(
+            f"{e}\nTo plan without the model, put its config.json into {SHAPES}/<name>/; there are {names}."
+        ) from None
+
+
+def memory_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> tuple[list[str], bool]:
+    """Lines, and whether everything fits."""
+    lines = [
+        f"{'GB per GPU':14} {'weights+grads':>13} {'optimizer':>10} {'activations':>12} {'logits':>7} {'total':>7}"
+    ]
+    fits = True
+    sections: tuple[tuple[str, OptimConfig], ...] = (("sft", cfg.sft), ("policy (DPO)", cfg.dpo))
+    for name, optim in sections:
+        m = estimates.training_memory(optim, cfg.trainer, spec)
+        fits &= m.total <= a.gpu_memory_gb * 1e9
+        lines.append(
+            f"{name:14} {m.weights_and_gradients / 1e9:13.1f} {m.optimizer / 1e9:10.1f} {m.activations / 1e9:12.1f} "
+            f"{m.logits / 1e9:7.1f} {m.total / 1e9:7.1f}  of {a.gpu_memory_gb:g}"
+            + ("" if m.total <= a.gpu_memory_gb * 1e9 else "  DOES NOT FIT")
+        )
+    if cfg.engine.name == "trtllm":
+        e = estimates.engine_memory(cfg, spec, a)
+        sequences = int(e.num_cached_tokens / (a.mean_rubric_tokens + a.mean_response_tokens))
+        fits &= sequences >= 1
+        lines.append(
+            f"{'engine':14} {e.weights / 1e9:13.1f} weights, {e.kv_cache / 1e9:.1f} for keys and values: "
+            f"{e.num_cached_tokens:,} tokens, or {sequences} sequences at once per replica"
+            + ("" if sequences >= 1 else "  DOES NOT FIT")
+        )
+    return lines, fits
+
+
+def time_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> list[str]:
+    """Stages, and the whole run: SFT once, evaluation of every model, the others once per iteration."""
+    lines = [f"{'stage':14} {'times':>5} {'Mtokens':>9} {'GPUs':>5} {'hours':>7} {'GPU-hours':>10} {'disk, GB':>9}"]
+    total_hours = total_gpu_hours = total_disk = 0.0
+    for s in estimates.stages(cfg, spec, a):
+        times = {"sft": 1, "evaluation": cfg.num_iterations + 2}.get(s.name, cfg.num_iterations)
+        lines.append(
+            f"{s.name:14} {times:5} {s.num_tokens / 1e6:9.1f} {s.num_gpus:5} {s.hours:7.2f} {s.gpu_hours:10.1f} "
+            f"{s.disk_bytes / 1e9:9.1f}"
+        )
+        total_hours += times * s.hours
+        total_gpu_hours += times * s.gpu_hours
+        total_disk += times * s.disk_bytes
+    lines.append(
+        f"{'whole run':14} {'':5} {'':9} {'':5} {total_hours:7.2f} {total_gpu_hours:10.1f} {total_disk / 1e9:9.1f}"
+    )
+    # The one that is being written beside the last one, and the weights that the training starts from.
+    scratch = 2 * estimates.checkpoint_bytes(cfg.trainer, spec) + 4 * estimates.num_parameters(spec)
+    lines.append(f"and {scratch / 1e9:,.0f} GB more while a training runs (two checkpoints, the starting weights)")
+    return lines
+
+
+def main(overrides: list[str]) -> None:
+    try:
+        cfg, a = compose_config(overrides)
+        spec = shape_of(cfg.model.path, cfg.model.cache_dir)
+        check_shape(cfg, spec)
+    except (NemoSrlError, HydraException) as e:
+        sys.exit(f"error: {e}")
+    t = cfg.trainer
+    sizes = f"TP {t.tensor_model_parallel_size} x PP {t.pipeline_model_parallel_size} x DP {t.data_parallel_size}"
+    print(f"model            {cfg.model.path}: {estimates.num_parameters(spec) / 1e9:.2f} billion parameters")
+    print(
+        f"training         {t.world_size} GPUs = {sizes}, {t.precision}; heads, layers, vocabulary and batches divide"
+    )
+    memory, fits = memory_table(cfg, spec, a)
+    print(
+        "\n" + "\n".join(memory) + "\n\n" + "\n".join(time_table(cfg, spec, a)) + "\n\nassumed (set with +assume.KEY=)"
+    )
+    print("\n".join(f"  {key} = {value:g}" for key, value in asdict(a).items()))
+    if not fits:
+        sys.exit("error: the memory does not suffice: raise the parallel sizes, or lower max_seq_length")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,163 @@
+"""The whole loop on a real Slurm: 2 nodes of 2 ranks (TP=2, DP=2) in stand-in containers, with TensorRT-LLM's stand-in.
+
+One run is left alone. Another one meets, in turn, the warning before a time limit in the middle of SFT, a node
+that dies in the middle of generation, a killed orchestrator, and a node that dies in the middle of DPO. Both
+must have published the same bytes, and no model call may have been paid twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nemo_srl.artifacts import JOURNAL
+from tests.slurm.conftest import PROJECT, Cluster, kill, wait_for
+from tests.test_loop import RUBRIC, published
+from tests.tiny import make_model, texts_of, write_seed
+
+IMAGE = "nvcr.io#nvidia/nemo:25.02"
+
+
+@pytest.fixture(scope="module")
+def overrides(cluster: Cluster) -> list[str]:
+    """As in tests/test_loop.py, but that sequences of steps are long enough to be interrupted."""
+    base = cluster.shared / "tiny"
+    data = write_seed(base / "seed")
+    model = make_model(base / "model", texts_of(base / "seed"))
+    path = f"{PROJECT / 'tests' / 'stubs'}:{Path(sys.executable).parent}:/usr/bin:/bin"
+    settings = {
+        **data,
+        "model.path": str(model),
+        "judge.rubric": f"'{RUBRIC}'",
+        "judge.max_tokens": 12,
+        "judge.temperature": 1.0,
+        "num_iterations": 1,
+        "engine": "trtllm",
+        "engine.dtype": "float32",
+        "engine.max_concurrency": 1,
+        "trainer.precision": "32",
+        "trainer.num_nodes": 2,
+        "trainer.devices": 2,
+        "trainer.tensor_model_parallel_size": 2,
+        "sft.learning_rate": 3e-3,
+        "sft.min_learning_rate": 1e-3,
+        "sft.max_epochs": 20,
+        "sft.global_batch_size": 8,
+        "sft.max_seq_length": 128,
+        "sft.save_interval": 1000,
+        "prompts.num_prompts": 6,
+        "prompts.min_words": 1,
+        "prompts.max_rouge_l": 1.0,
+        "prompts.temperature": 1.0,
+        "prompts.top_p": 1.0,
+        "prompts.max_tokens": 24,
+        "prompts.max_rounds": 50,
+        "candidates.temperature": 1.0,
+        "candidates.max_tokens": 24,
+        "dpo.global_batch_size": 2,
+        "dpo.max_epochs": 4,
+        "dpo.max_seq_length": 128,
+        "dpo.save_interval": 1,
+        "evaluation.num_prompts": 1,
+        "evaluation.num_bootstrap": 50,
+        "launcher": "slurm",
+        "launcher.poll_seconds": 0.5,
+        "launcher.signal_seconds": 30,
+        "cluster.exclusive": "false",
+        "cluster.time": "'30'",
+        "cluster.gpus_per_node": 8,
+        "cluster.mounts": f"['{sys.prefix}:{sys.prefix}']",
+        "+cluster.env.PATH": f"'{path}'",
+        "+cluster.env.OMP_NUM_THREADS": "'1'",
+    }
+    for role in ("trainer", "engine", "cpu"):
+        settings |= {f"cluster.{role}.container": f"'{IMAGE}'", f"cluster.{role}.python": sys.executable}
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+class Run:
+    """An orchestrator on the login node and its run directory."""
+
+    def __init__(self, cluster: Cluster, name: str, overrides: list[str]) -> None:
+        self.cluster, self.run_dir, self.log = cluster, cluster.shared / name, cluster.shared / f"{name}.log"
+        self._command = [sys.executable, "recipes/iterate.py", f"run_dir={self.run_dir}", *overrides]
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return self.cluster.start(*self._command, log=self.log)
+
+    def restart(self) -> None:
+        kill(self.process)
+        self.process = self._start()
+
+    def wait_for_lines(self, path: str, number: int) -> None:
+        """Until the stage has journalled so many calls, or trained so many steps."""
+        file = self.run_dir / path
+        wait_for(lambda: self._going() and file.exists() and file.read_bytes().count(b"\n") >= number, 240)
+
+    def _going(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()[-4000:]
+        return True
+
+    def job_id(self, job: str) -> str:
+        return str(json.loads((self.run_dir / "logs" / f"{job}.slurm.json").read_text())["job_id"])
+
+    def node_of(self, job: str) -> str:
+        """The last node that the job has."""
+        nodes = self.cluster.job(self.job_id(job))["NodeList"]
+        return self.cluster.run("scontrol", "show", "hostnames", nodes).split()[-1]
+
+    def finish(self) -> None:
+        assert self.process.wait(400) == 0, self.log.read_text()[-4000:]
+
+
+def test_all_faults_in_one_run_leave_what_an_undisturbed_run_leaves(
+    cluster: Cluster, overrides: list[str], record_property: pytest.RecordProperty
+) -> None:
+    began = time.monotonic()
+    calm = Run(cluster, "calm", overrides)
+    calm.finish()
+    record_property("seconds_undisturbed", time.monotonic() - began)
+
+    began = time.monotonic()
+    run = Run(cluster, "disturbed", overrides)
+
+    run.wait_for_lines("iter_00/sft/training/metrics.jsonl", 5)
+    # What Slurm sends before the time limit; that it does is tested in test_jobs.py.
+    cluster.run("scancel", "--batch", "--signal=USR1", run.job_id("iter_00-sft"))
+
+    run.wait_for_lines(f"iter_01/candidates/{JOURNAL}", 1)
+    first = run.node_of("iter_01-candidates")
+    cluster.node_dies(first)
+    wait_for(lambda: cluster.job(run.job_id("iter_01-candidates"))["Restarts"] == "1")
+    cluster.node_returns(first)
+
+    run.wait_for_lines(f"iter_01/judgements/{JOURNAL}", 1)
+    run.restart()
+
+    run.wait_for_lines("iter_01/policy/training/metrics.jsonl", 2)
+    second = run.node_of("iter_01-policy")
+    cluster.node_dies(second)
+    try:
+        run.finish()
+    finally:
+        cluster.node_returns(second)
+    record_property("seconds_disturbed", time.monotonic() - began)
+
+    assert published(run.run_dir) == published(calm.run_dir)
+    for job in ("iter_00-sft", "iter_01-candidates", "iter_01-policy"):
+        assert cluster.job(run.job_id(job))["Restarts"] == "1", job
+    assert "is under way, following it" in run.log.read_text()
+    for journal in run.run_dir.glob(f"iter_*/*/{JOURNAL}"):
+        keys = [(row["request_key"], row["index"]) for row in map(json.loads, journal.open())]
+        assert len(keys) == len(set(keys)), "a completed model call was repeated"
+    listed = subprocess.run(["ps", "-ef"], text=True, capture_output=True, check=True).stdout
+    assert str(run.run_dir) not in listed
+    assert {c["image"] for c in cluster.containers()} == {IMAGE}
+    assert os.path.exists(run.run_dir / "report.md")

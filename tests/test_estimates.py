@@ -1,0 +1,123 @@
+"""Estimates against what was published about Megatron, exact parameter counts, and a measured checkpoint."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nemo_srl import estimates
+from nemo_srl.config import DPOConfig, SFTConfig, TrainerConfig
+from nemo_srl.models.hf import ModelSpec, read_shape
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def shape(name: str) -> ModelSpec:
+    return read_shape(ROOT / "recipes" / "shapes" / name)
+
+
+def gpt(*, num_layers: int, hidden_size: int, vocab_size: int = 51200) -> ModelSpec:
+    """A GPT in a Llama's words: three matrices of 8/3 h count as two of 4 h, and every head has keys of its own."""
+    return replace(
+        shape("Llama-2-70b-hf"), num_layers=num_layers, hidden_size=hidden_size, ffn_hidden_size=8 * hidden_size // 3,
+        num_attention_heads=hidden_size // 128, num_query_groups=hidden_size // 128, head_dim=128,
+        vocab_size=vocab_size, tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("Llama-2-70b-hf", 68_976_648_192),
+        ("Llama-3.1-8B-Instruct", 8_030_261_248),
+        ("Llama-3.1-70B-Instruct", 70_553_706_496),
+    ],
+)
+def test_parameters_are_counted_exactly(name: str, number: int) -> None:
+    assert estimates.num_parameters(shape(name)) == number
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "hidden_size", "billions"),
+    [(40, 6144, 18.4), (48, 8192, 39.1), (60, 10240, 76.1), (80, 12288, 145.6), (105, 20480, 529.6), (128, 25600, 1008.0)],
+)  # fmt: skip
+def test_megatrons_published_parameter_counts(num_layers: int, hidden_size: int, billions: float) -> None:
+    # Narayanan et al. 2021, table 1.
+    spec = gpt(num_layers=num_layers, hidden_size=hidden_size)
+    assert estimates.num_parameters(spec) / 1e9 == pytest.approx(billions, rel=0.003)
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "hidden_size", "num_tokens", "num_gpus", "tflops", "days"),
+    [(96, 12288, 300e9, 1024, 140, 34), (128, 25600, 450e9, 3072, 163, 84)],
+)
+def test_megatrons_published_training_times(
+    num_layers: int, hidden_size: int, num_tokens: float, num_gpus: int, tflops: float, days: float
+) -> None:
+    # Narayanan et al. 2021, section 5.1: GPT-3 and a trillion parameters, with recomputed activations.
+    spec = gpt(num_layers=num_layers, hidden_size=hidden_size)
+    flops = num_tokens * estimates.flops_per_token(spec, sequence_length=2048, forward_passes=4)
+    assert estimates.training_hours(flops, num_gpus=num_gpus, tflops_per_gpu=tflops) / 24 == pytest.approx(days, rel=0.04)
+
+
+@pytest.mark.parametrize(("sequence_parallel", "bytes_per_sbh"), [(False, 10 + 24 / 8), (True, 34 / 8)])
+def test_activations_of_a_gpt_layer_are_those_of_the_paper(sequence_parallel: bool, bytes_per_sbh: float) -> None:
+    # Korthikanti et al. 2022, table 2, without the attention scores that FlashAttention does not keep.
+    trainer = TrainerConfig(tensor_model_parallel_size=8, sequence_parallel=sequence_parallel)
+    spec = gpt(num_layers=48, hidden_size=6144)
+    found = estimates.activation_bytes_per_layer(spec, trainer, num_tokens=2048, dropout=True)
+    assert found == pytest.approx(2048 * 6144 * bytes_per_sbh)
+
+
+def test_bytes_per_parameter_are_those_of_megatrons_guide() -> None:
+    for precision, replicas, total in (("bf16-O2", 1, 18), ("32", 1, 16), ("bf16-O2", 4, 6 + 3), ("32", 4, 8 + 2)):
+        assert sum(estimates.bytes_per_parameter(TrainerConfig(precision=precision, devices=replicas))) == total
+
+
+def test_a_checkpoint_is_as_large_as_a_measured_one() -> None:
+    smollm2 = replace(
+        shape("Llama-3.1-8B-Instruct"), num_layers=30, hidden_size=576, ffn_hidden_size=1536, num_attention_heads=9,
+        num_query_groups=3, head_dim=64, vocab_size=49152, tie_word_embeddings=True,
+    )  # fmt: skip
+    assert estimates.num_parameters(smollm2) == 134_515_008
+    assert estimates.checkpoint_bytes(TrainerConfig(precision="32"), smollm2) == pytest.approx(2.1e9, rel=0.05)
+
+
+def test_a_pair_needs_the_activations_of_two_sequences_and_a_pipeline_those_of_its_stages() -> None:
+    spec = shape("Llama-2-70b-hf")
+    eight = TrainerConfig(precision="bf16-O2", num_nodes=8, devices=8, tensor_model_parallel_size=8,
+                          pipeline_model_parallel_size=4, sequence_parallel=True)  # fmt: skip
+    sft = estimates.training_memory(SFTConfig(max_seq_length=2048), eight, spec)
+    dpo = estimates.training_memory(DPOConfig(max_seq_length=2048), eight, spec)
+    assert dpo.activations == pytest.approx(2 * sft.activations)
+    no_pipeline = replace(eight, pipeline_model_parallel_size=1)
+    assert estimates.training_memory(SFTConfig(max_seq_length=2048), no_pipeline, spec).activations == sft.activations
+    assert estimates.pipeline_efficiency(SFTConfig(global_batch_size=16), eight) == pytest.approx(8 / 11)
+
+
+@pytest.mark.parametrize("recipe", sorted(p.stem for p in (ROOT / "conf" / "recipe").glob("srl-llama*.yaml")))
+def test_every_recipe_for_a_cluster_fits_its_gpus(recipe: str) -> None:
+    done = plan(f"recipe={recipe}")
+    assert done.returncode == 0, done.stderr
+    assert "whole run" in done.stdout
+
+
+def test_what_does_not_fit_or_divide_is_said_before_anything_runs() -> None:
+    small = plan("recipe=srl-llama2-70b-8n8g-tp8pp4", "trainer.num_nodes=1", "trainer.pipeline_model_parallel_size=1")
+    assert small.returncode == 1
+    assert "DOES NOT FIT" in small.stdout
+    odd = plan("recipe=srl-llama2-70b-8n8g-tp8pp4", "trainer.pipeline_model_parallel_size=8", "sft.global_batch_size=17",
+               "trainer.devices=8")  # fmt: skip
+    assert odd.returncode == 0 or "error:" in odd.stderr
+    heads = plan("recipe=srl-llama3.1-8b-1n8g-tp8", "trainer.tensor_model_parallel_size=16", "trainer.devices=16")
+    assert heads.returncode == 1
+    assert "query groups" in heads.stderr
+
+
+def plan(*overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "recipes" / "plan.py"), *overrides]
+    return subprocess.run(command, text=True, capture_output=True, cwd=ROOT, check=False)

@@ -1,0 +1,67 @@
+"""Figures for trackers: everything that is published, under tags and steps that mean something."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nemo_srl.errors import ConfigError
+from nemo_srl.runs import Run, open_run
+from nemo_srl.tracking import scalars, send_to_wandb, write_tensorboard
+from tests.run_directory import make_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return open_run(make_run(tmp_path_factory.mktemp("tracking") / "run"))
+
+
+def test_trainings_evaluations_and_stages_have_steps_of_their_own(run: Run) -> None:
+    found: dict[str, list[tuple[int, float]]] = {}
+    for s in scalars(run):
+        found.setdefault(s.tag, []).append((s.step, s.value))
+    assert [step for step, _ in found["M1/loss"]] == list(range(1, 31))
+    assert len(found["M3/rewards_margin"]) == 20
+    assert [step for step, _ in found["evaluation/pairwise_accuracy"]] == [0, 1, 2, 3]
+    assert found["stages/policy/seconds"] == [(1, 300.0), (2, 300.0)]
+
+
+def test_tensorboard_reads_back_what_was_written_also_the_second_time(run: Run) -> None:
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    for _ in range(2):
+        (path,) = write_tensorboard(run).iterdir()
+    read = [(v.tag, e.step) for e in EventFileLoader(str(path)).Load() for v in e.summary.value]
+    assert read == [(s.tag, s.step) for s in scalars(run)]
+
+
+def test_wandb_gets_a_run_that_can_be_sent_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[dict[str, float]] = []
+    calls: list[dict[str, Any]] = []
+    finished: list[bool] = []
+    session = SimpleNamespace(
+        log=logged.append, define_metric=lambda *a, **k: None, finish=lambda: finished.append(True)
+    )
+
+    def init(**arguments: Any) -> Any:
+        calls.append(arguments)
+        return session
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    for _ in range(2):
+        send_to_wandb(run, project="p")
+    assert calls[0] == calls[1]
+    assert calls[0]["resume"] == "allow"
+    assert calls[0]["config"]["dpo"]["beta"] == 0.1
+    assert logged[: len(logged) // 2] == [{s.tag: s.value, f"{s.tag.split('/')[0]}/step": s.step} for s in scalars(run)]
+    assert finished == [True, True]
+
+
+def test_a_missing_wandb_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"tracking\.wandb_project='p': .*pip install wandb"):
+        send_to_wandb(run, project="p")
