@@ -1,8 +1,8 @@
 """A run's figures for TensorBoard and Weights & Biases, taken from what its stages published.
 
-The run directory is the source; trackers get copies. So a tracker that fails loses nothing, a run can be sent again at any
-time, and nothing in training or generation knows of them. TensorBoard's files are in `run_dir/tensorboard`, made anew each
-time; W&B gets a run whose id is the run directory's name and path, so that sending again continues it.
+The run directory is the source; trackers get copies. So a tracker that fails loses nothing, a run can be sent again
+at any time, and nothing in training or generation knows of them. TensorBoard's files are in `run_dir/tensorboard`,
+made anew each time; W&B gets a run whose id is the run directory's name and path, so that sending again continues it.
 
     M2/loss, M2/rewards_margin, ...    step: the training's
     evaluation/pairwise_accuracy, ...  step: the model's number (0 is M0)

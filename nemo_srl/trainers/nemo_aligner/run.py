@@ -17,10 +17,12 @@ import warnings
 from pathlib import Path
 
 from nemo_srl.errors import ConfigError
+from nemo_srl.trainers.nemo_aligner.versions import check_versions
 
 
 def train(work_dir: Path) -> None:
     """Train what `prepare` wrote into `work_dir`. Called on every rank."""
+    check_versions()
     adopt_rank_environment(os.environ)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # checkpoints are written by forked processes
     if not sys.warnoptions:

