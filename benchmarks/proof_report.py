@@ -127,6 +127,19 @@ def differences(runs: Runs) -> list[str]:
     return lines
 
 
+def alarm_lines(runs: Runs) -> list[str]:
+    """When each run's true score was highest, and when which alarm first spoke."""
+    lines = ["| arm | seed | true score, M1 first | highest at | alarms, by iteration |", "|---|---|---|---|---|"]
+    for arm, seeds in ((a, runs[a]) for a in ARMS if a in runs):
+        for seed, rows in sorted(seeds.items()):
+            true = {model: row["oracle_score"] for model, row in sorted(rows.items())}
+            best = max(true, key=lambda model: true[model])
+            spoke = [f"{model}: {', '.join(row['alarms'])}" for model, row in sorted(rows.items()) if row.get("alarms")]
+            scores = " ".join(f"{score:.2f}" for score in true.values())
+            lines.append(f"| {arm} | {seed} | {scores} | M{best} | {'; '.join(spoke) or 'none'} |")
+    return lines
+
+
 def plot(runs: Runs, path: Path) -> None:
     import matplotlib
 
@@ -182,6 +195,7 @@ def main(results: Path, output: Path) -> None:
     runs = read(results)
     output.mkdir(parents=True, exist_ok=True)
     text = ["## Means over seeds", "", *main_table(runs), "", "## Differences within seeds", "", *differences(runs)]
+    text += ["", "## Alarms", "", *alarm_lines(runs)]
     (output / "table.md").write_text("\n".join(text) + "\n")
     plot(runs, output / "proof.png")
 

@@ -46,7 +46,7 @@ def alarms(history: Mapping[int, Sequence[Metric]]) -> list[Alarm]:
         if margin is None or margin.value is None:
             continue
         margins.append(margin.value)
-        if margin.value < MIN_MARGIN_SHARE * margins[0]:
+        if len(margins) > 1 and margin.value < MIN_MARGIN_SHARE * margins[0]:
             text = (
                 f"M1 sees a margin of {margin.value:.2f} points in the new pairs, and saw {margins[0]:.2f} in the "
                 "first iteration: there is ever less to learn from them. Stop here, or refresh the judge "

@@ -32,6 +32,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_srl import proof
+from nemo_srl.alarms import alarms
 from nemo_srl.artifacts import JOURNAL, Model, SourceFile, Table, read_jsonl, to_line, write_atomic
 from nemo_srl.config import Config
 from nemo_srl.errors import ConfigError, NemoSrlError
@@ -186,14 +187,18 @@ def given(exp: Experiment, name: str, records: list[Any], record: type) -> Any:
 
 def measure(exp: Experiment, m1_exp: Experiment) -> Iterator[dict[str, Any]]:
     """One row per model: `model` t stands for M_t, with what was made of M_t's candidates in iteration t."""
+    history: dict[int, list[Metric]] = {}
     for t in range(1, exp.cfg.num_iterations + 2):
         directory = m1_exp.run_dir / "iter_00" if t == 1 else exp.run_dir / f"iter_{t - 1:02d}"
         if not (directory / "evaluation" / "manifest.json").exists():
             return
         row = {"model": t, **measure_model(directory / "evaluation", exp.cfg)}
         iteration = exp.run_dir / f"iter_{t:02d}"
-        if (iteration / "pairs" / "manifest.json").exists():
+        if (iteration / "anchor" / "manifest.json").exists():
+            history[t] = read_jsonl(iteration / "anchor" / "data.jsonl", Metric)
             row |= measure_iteration(iteration)
+            row |= {f"alarm_{m.name}": m.value for m in history[t]}
+            row["alarms"] = sorted(alarm.name for alarm in alarms(history) if alarm.iteration == t)
         yield row
 
 
@@ -212,19 +217,17 @@ def measure_model(directory: Path, cfg: Config) -> dict[str, float | None]:
     return row
 
 
-def measure_iteration(directory: Path) -> dict[str, float | None]:
-    """How good the iteration's pairs are in truth, and what the anchor saw."""
+def measure_iteration(directory: Path) -> dict[str, float]:
+    """How good the iteration's pairs are in truth."""
     found = read_jsonl(directory / "pairs" / "data.jsonl", PreferencePair)
     margins = [proof.oracle_score(p.prompt, p.chosen) - proof.oracle_score(p.prompt, p.rejected) for p in found]
     manifest = json.loads((directory / "pairs" / "manifest.json").read_text())
-    anchored = read_jsonl(directory / "anchor" / "data.jsonl", Metric)
     signs = [(m > 0) - (m < 0) for m in margins]
     return {
         "num_pairs": len(found),
         "num_tied": manifest["metrics"]["num_tied"],
         "true_margin": fmean(margins),
         "true_pair_sign": fmean(signs),
-        **{f"alarm_{m.name}": m.value for m in anchored},
     }
 
 

@@ -55,6 +55,8 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "prompts.max_rounds": 50,
         "candidates.temperature": 1.0,
         "candidates.max_tokens": 24,
+        "trainer.micro_batch_size": 1,
+        "prompts.language": "any",
         "dpo.global_batch_size": 2,
         "dpo.max_epochs": 1,
         "dpo.max_seq_length": 128,

@@ -1,8 +1,9 @@
-"""A real Slurm of three nodes on this machine, for the tests of this directory; installed first where that is allowed.
+"""A real Slurm of three nodes on this machine, for the tests of this directory.
 
 Each node is a set of namespaces (network, processes, mounts, host name) with a slurmd of its own, so that
 MASTER_ADDR=127.0.0.1 or a file in /tmp fails as on a cluster. Containers are stood in for by `simpyxis.c`, which
-takes pyxis' options. Needs root, Debian's packages and the right to make namespaces; skipped elsewhere.
+takes pyxis' options. Needs root, the right to make namespaces, and Debian's packages, which are installed only where
+the environment allows it (`NEMO_SRL_INSTALL_SLURM=1`); skipped elsewhere.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
 SIM = HERE / "slurmsim.sh"
 NUM_NODES = 3
+INSTALL = "NEMO_SRL_INSTALL_SLURM"
+"""Environment variable that allows to install system packages; CI sets it."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,9 @@ class Cluster:
 def cluster() -> Iterator[Cluster]:
     if reason := _why_not():
         pytest.skip(reason)
-    root = Path(os.environ.get("SLURMSIM_ROOT", "/tmp/nemo-srl-slurm"))
+    root = Path(tempfile.mkdtemp(prefix="nemo-srl-slurm-", dir="/tmp"))  # short: it holds sockets
     # A node's /tmp is its own; what this test run has there must be seen from it all the same.
-    needed = {str(Path(p).resolve()) for p in (sys.prefix, str(PROJECT))}
+    needed = {str(Path(p).resolve()) for p in (sys.prefix, sys.base_prefix, PROJECT)}
     os.environ |= {
         "SLURMSIM_ROOT": str(root),
         "SLURMSIM_NODES": str(NUM_NODES),
@@ -86,21 +90,23 @@ def cluster() -> Iterator[Cluster]:
     }
     started = subprocess.run([str(SIM), "start"], text=True, capture_output=True, check=False)
     if started.returncode:
+        shutil.rmtree(root, ignore_errors=True)
         pytest.skip(f"no Slurm on this machine: {started.stderr.strip().splitlines()[-1:]}")
-    shared = root / "shared"
-    shutil.rmtree(shared, ignore_errors=True)
-    shared.mkdir()
     try:
-        yield Cluster(shared)
+        yield Cluster(root / "shared")
     finally:
         subprocess.run([str(SIM), "stop"], check=False, capture_output=True)
+        shutil.rmtree(root, ignore_errors=True)
 
 
 def _why_not() -> str:
     if os.getuid() != 0:
         return "a Slurm of one's own needs root"
-    if shutil.which("apt-get") is None and shutil.which("slurmctld") is None:
-        return "there is no Slurm, and no apt-get to install it with"
+    if shutil.which("slurmctld") is None:
+        if shutil.which("apt-get") is None:
+            return "there is no Slurm, and no apt-get to install it with"
+        if not os.environ.get(INSTALL):
+            return f"there is no Slurm; {INSTALL}=1 allows these tests to install Debian's packages"
     if subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True).returncode:
         return "this machine does not let its root make namespaces"
     return ""

@@ -45,6 +45,7 @@ def overrides(cluster: Cluster) -> list[str]:
         "trainer.num_nodes": 2,
         "trainer.devices": 2,
         "trainer.tensor_model_parallel_size": 2,
+        "trainer.micro_batch_size": 1,
         "sft.learning_rate": 3e-3,
         "sft.min_learning_rate": 1e-3,
         "sft.max_epochs": 20,

@@ -90,10 +90,11 @@ class SlurmLauncher:
             end = self._follow(job, submission)
             if end.name == "COMPLETED":
                 return
-            stopped = end.name in (client.PASSING | {"TIMEOUT"}) or end.exit_status == EXIT_STOPPED
-            if not stopped or submission.num_submissions > self._launcher.max_requeues:
+            if not _was_stopped(end) or submission.num_submissions > self._launcher.max_requeues:
                 raise JobFailedError(_explain(job, submission, end))
             log.info("%s: job %s ended as %s and was not requeued", job.name, submission.job_id, end.name)
+            if submission.job_id is not None:
+                client.cancel(submission.job_id)  # should Slurm requeue it after all, there would be two
             submission = self._submit(job, num_submissions=submission.num_submissions + 1)
 
     def _submit(self, job: Job, *, num_submissions: int) -> Submission:
@@ -207,6 +208,11 @@ class _Follower:
                 self._position = f.tell()
         except FileNotFoundError:
             return
+
+
+def _was_stopped(end: JobState) -> bool:
+    """By Slurm, and not by an error or a user: the same job may go on."""
+    return end.name in client.PASSING | {"TIMEOUT"} or (end.name == "FAILED" and end.exit_status == EXIT_STOPPED)
 
 
 def _explain(job: Job, submission: Submission, end: JobState) -> str:

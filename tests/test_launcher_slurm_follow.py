@@ -1,0 +1,165 @@
+"""The Slurm launcher against a scripted controller: every end that a job can come to, and what follows from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nemo_srl.config import ClusterConfig, LauncherConfig
+from nemo_srl.errors import JobFailedError
+from nemo_srl.launchers import slurm
+from nemo_srl.launchers.slurm import SlurmLauncher, client
+from nemo_srl.launchers.slurm.client import JobState, SlurmUnavailableError
+from nemo_srl.protocols import Job, JobStep
+
+Answers = list[JobState | Exception]
+
+
+@pytest.fixture
+def controller(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """`controller(answers, known=...)` scripts what Slurm says in turn; returns the calls that it got."""
+
+    def install(answers: Answers, *, known: str | None = None) -> list[str]:
+        calls: list[str] = []
+
+        def submit(script: Path) -> str:
+            calls.append("submit")
+            return str(calls.count("submit"))
+
+        def state(job_id: str, *, exit_file: Path) -> JobState:
+            answer = answers.pop(0) if len(answers) > 1 else answers[0]
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        def find(comment: str) -> str | None:
+            calls.append(f"find {comment}")
+            return known
+
+        def cancel(job_id: str) -> None:
+            calls.append(f"cancel {job_id}")
+
+        for function in (submit, state, find, cancel):
+            monkeypatch.setattr(client, function.__name__, function)
+        monkeypatch.setattr(slurm, "SETTLE_SECONDS", 5.0)
+        return calls
+
+    return install
+
+
+def job(tmp_path: Path) -> Job:
+    return Job(name="job", log_dir=tmp_path / "logs", steps=[JobStep(name="s", command=["-c", "pass"])])
+
+
+def launcher(max_requeues: int = 2) -> SlurmLauncher:
+    return SlurmLauncher(LauncherConfig(name="slurm", poll_seconds=0.01, max_requeues=max_requeues), ClusterConfig())
+
+
+RUNNING, COMPLETED = JobState("RUNNING"), JobState("COMPLETED", 0)
+
+
+@pytest.mark.parametrize(
+    "end", [JobState("TIMEOUT", 0), JobState("NODE_FAIL", 1), JobState("PREEMPTED", 0), JobState("FAILED", 75)]
+)
+def test_what_slurm_stopped_and_did_not_requeue_is_submitted_anew(
+    tmp_path: Path, controller: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, end: JobState
+) -> None:
+    calls = controller([JobState("PENDING", reason="Priority"), RUNNING, end, RUNNING, COMPLETED])
+    monkeypatch.setattr(slurm, "SETTLE_SECONDS", 0.0)
+    launcher().run(job(tmp_path))
+    # The first is cancelled, in case that Slurm requeues it after all.
+    assert calls == ["submit", "cancel 1", "submit"]
+
+
+def test_new_submissions_are_capped(tmp_path: Path, controller: Callable[..., list[str]]) -> None:
+    calls = controller([JobState("TIMEOUT", 0)])
+    with pytest.raises(JobFailedError, match=r"cluster\.cpu\.time"):
+        launcher(max_requeues=2).run(job(tmp_path))
+    assert calls == ["submit", "cancel 1", "submit", "cancel 2", "submit"]
+
+
+def test_a_job_that_passes_through_a_dead_node_is_followed_on(
+    tmp_path: Path, controller: Callable[..., list[str]]
+) -> None:
+    node_fail, requeued = JobState("NODE_FAIL", 1), replace(RUNNING, restarts=1)
+    calls = controller([RUNNING, node_fail, JobState("PENDING", reason="BeginTime", restarts=1), requeued, COMPLETED])
+    launcher().run(job(tmp_path))
+    assert calls == ["submit"]
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (JobState("FAILED", 2), "exit status 2"),
+        (JobState("FAILED", 137), "SIGKILL"),
+        (JobState("OUT_OF_MEMORY", 137), "more memory"),
+        (JobState("CANCELLED", 75), "cancelled from outside"),
+        (JobState("GONE"), "does not know it any more"),
+    ],
+)
+def test_an_end_that_is_nobodys_time_limit_is_an_error_with_the_log(
+    tmp_path: Path, controller: Callable[..., list[str]], end: JobState, said: str
+) -> None:
+    calls = controller([RUNNING, end])
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "job.log").write_text("the last words\n")
+    with pytest.raises(JobFailedError, match=said) as e:
+        launcher().run(job(tmp_path))
+    assert "the last words" in str(e.value)
+    assert calls == ["submit"]
+
+
+def test_a_controller_that_does_not_answer_ends_nothing(tmp_path: Path, controller: Callable[..., list[str]]) -> None:
+    away = SlurmUnavailableError("scontrol: Unable to contact slurm controller")
+    calls = controller([RUNNING, away, away, RUNNING, COMPLETED])
+    launcher().run(job(tmp_path))
+    assert calls == ["submit"]
+
+
+def test_a_submission_without_an_id_is_looked_for_before_another_is_made(
+    tmp_path: Path, controller: Callable[..., list[str]]
+) -> None:
+    record = tmp_path / "logs" / "job.slurm.json"
+    record.parent.mkdir()
+    record.write_text(json.dumps({"token": "abc", "job_id": None, "num_submissions": 1}))
+    assert controller([RUNNING, COMPLETED], known="17") == []
+    launcher().run(job(tmp_path))
+    assert json.loads(record.read_text())["job_id"] == "17"
+
+    record.write_text(json.dumps({"token": "abc", "job_id": None, "num_submissions": 1}))
+    calls = controller([RUNNING, COMPLETED])
+    launcher().run(job(tmp_path))
+    assert calls == ["find nemo_srl:abc", "submit"]
+
+
+def test_a_finished_job_of_an_earlier_start_is_not_followed(
+    tmp_path: Path, controller: Callable[..., list[str]]
+) -> None:
+    record = tmp_path / "logs" / "job.slurm.json"
+    record.parent.mkdir()
+    record.write_text(json.dumps({"token": "abc", "job_id": "5", "num_submissions": 1}))
+    calls = controller([JobState("FAILED", 1), RUNNING, COMPLETED])
+    launcher().run(job(tmp_path))
+    assert calls == ["submit"]
+
+
+def test_progress_bars_of_the_log_reach_the_console(
+    tmp_path: Path, controller: Callable[..., list[str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "logs" / "job.log"
+
+    class Writes(Answers):
+        def pop(self, index: int = -1) -> JobState | Exception:  # type: ignore[override]
+            with log.open("a") as f:
+                f.write("chatter\n\r 50% done\r")
+            return super().pop(index)
+
+    controller(Writes([RUNNING, RUNNING, COMPLETED]))
+    launcher().run(job(tmp_path))
+    shown = capfd.readouterr().err
+    assert "50% done" in shown
+    assert "chatter" not in shown
