@@ -212,6 +212,9 @@ def stages(cfg: Config, spec: ModelSpec, assumptions: Assumptions) -> list[Stage
         "candidates": num_candidates * answer,
         "judgements": num_candidates * cfg.judge.num_judgements * verdict,
     }
+    if cfg.anchor.num_prompts:
+        judged = min(cfg.anchor.num_prompts, cfg.prompts.num_prompts) * cfg.candidates.num_samples
+        generated["anchor"] = judged * cfg.judge.num_judgements * verdict
     made = [_training("sft", cfg.sft, cfg, spec, a, num_rows=a.num_sft_rows, row_tokens=sft_row)]
     made += [_generation(name, number, cfg, spec, a) for name, number in generated.items()]
     row = 2 * (a.mean_prompt_tokens + answer)

@@ -6,17 +6,16 @@ wherever it happens to be, and started again until it ends: both must have publi
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nemo_srl.artifacts import JOURNAL, MANIFEST
@@ -72,19 +71,18 @@ def start(run_dir: Path, overrides: list[str], log: Path) -> subprocess.Popen[by
         return subprocess.Popen(command, stdout=f, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True)
 
 
-def descendants(pid: int) -> Iterator[int]:
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        yield from descendants(int(child))
-        yield int(child)
-
-
 def kill_everything(process: subprocess.Popen[bytes]) -> None:
-    for pid in [process.pid, *descendants(process.pid)]:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    """SIGKILL to the orchestrator and whatever it has started, all at once."""
+    orchestrator = psutil.Process(process.pid)
+    try:
+        family = [orchestrator, *orchestrator.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        family = []
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
     process.wait()
+    psutil.wait_procs(family, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +108,7 @@ def test_the_loop_ends_with_a_table_and_everything_it_made(undisturbed: Path) ->
         "iter_00/sft",
         "iter_00/evaluation_m0",
         "iter_00/evaluation",
-        *(f"iter_01/{s}" for s in ("prompts", "candidates", "judgements", "pairs", "policy", "evaluation")),
+        *(f"iter_01/{s}" for s in ("prompts", "candidates", "judgements", "pairs", "anchor", "policy", "evaluation")),
     }
     log = (undisturbed / "log").read_text()
     assert "| M0" in log

@@ -65,6 +65,7 @@ def overrides(cluster: Cluster) -> list[str]:
         "dpo.max_epochs": 4,
         "dpo.max_seq_length": 128,
         "dpo.save_interval": 1,
+        "anchor.num_prompts": 0,
         "evaluation.num_prompts": 1,
         "evaluation.num_bootstrap": 50,
         "launcher": "slurm",
