@@ -543,12 +543,6 @@ class Config:
     def __post_init__(self) -> None:
         _check(self.seed >= 1, "seed", self.seed, "must be 1 or above (NeMo takes no other)")
         _check(self.num_iterations >= 0, "num_iterations", self.num_iterations, "must be 0 (SFT only) or above")
-        _check(
-            self.judge.mode != "expected" or self.engine_for("judge").name != "embedded",
-            "judge.mode",
-            self.judge.mode,
-            "the embedded engine gives no log-probabilities; use judge.mode=sampled, or another engine for the judge",
-        )
 
     def engine_for(self, role: Role) -> EngineConfig:
         """The engine that generates prompts, candidates or verdicts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +218,32 @@ def test_open_engine(model_dir: Path) -> None:
         open_engine(EngineConfig(name="embedded", dtype="int8"), model_dir)
     with pytest.raises(ConfigError, match=r"engine\.max_batch_size=0"):
         EmbeddedEngine(model_dir, max_batch_size=0)
+
+
+def test_log_probabilities_of_numbers_are_those_of_transformers_at_their_place(
+    engine: EmbeddedEngine, model_dir: Path
+) -> None:
+    model = LlamaForCausalLM.from_pretrained(model_dir)
+    digits = {text: engine._tokenizer.convert_tokens_to_ids(text) for text in "0123456789"}
+    request = make_requests()[0]
+    # Hot enough, and enough samples, for digits to come up among 300 tokens, mostly bytes that are no text.
+    params = SamplingParams(temperature=3.0, top_p=1.0, max_tokens=4, num_logprobs=20)
+    found = collect(engine.generate([replace(request, n=300)], params))
+    plain = collect(engine.generate([replace(request, n=300)], replace(params, num_logprobs=0)))
+    num_checked = 0
+    for key, completion in found.items():
+        assert completion.text == plain[key].text
+        assert plain[key].number_logprobs is None
+        for offset, logprobs in completion.number_logprobs or []:
+            assert completion.text[offset].isdigit()
+            before = engine._tokenizer(completion.text[:offset], add_special_tokens=False)["input_ids"]
+            if engine._decode(before) != completion.text[:offset] or "\ufffd" in completion.text[:offset]:
+                continue  # the text does not tell which tokens it came from
+            ids = torch.tensor([[*request.prompt_token_ids, *before]])
+            with torch.no_grad():
+                expected = torch.log_softmax(model(ids).logits[0, -1], -1)
+            assert logprobs.keys() >= digits.keys()
+            for text, token in digits.items():
+                assert logprobs[text] == pytest.approx(float(expected[token]), abs=1e-3)
+            num_checked += 1
+    assert num_checked > 0

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from nemo_srl.config import Config, EngineConfig, JudgeConfig
+from nemo_srl.config import JudgeConfig
 from nemo_srl.errors import ConfigError
 from nemo_srl.records import Completion, FinishReason, NumberLogprobs, from_row, to_row
 from nemo_srl.stages.scores import Score, expected_score, score_of
@@ -65,12 +65,8 @@ def test_probabilities_survive_the_journal() -> None:
     assert score_of(read, expected) == score_of(c, expected)
 
 
-def test_expected_scores_need_an_engine_with_probabilities_and_one_digit() -> None:
-    with pytest.raises(ConfigError, match=r"judge\.mode='expected'.*embedded"):
-        Config(judge=JudgeConfig(rubric=RUBRIC, mode="expected"))
-    Config(judge=JudgeConfig(rubric=RUBRIC, mode="expected"), engine=EngineConfig(name="trtllm"))
-    hosted = EngineConfig(name="openai", base_url="http://host/v1")
-    Config(judge=JudgeConfig(rubric=RUBRIC, mode="expected", engine=hosted))
+def test_expected_scores_need_points_of_one_digit() -> None:
+    JudgeConfig(rubric=RUBRIC, mode="expected", max_score=9)
     with pytest.raises(ConfigError, match=r"judge\.max_score=10"):
         JudgeConfig(rubric=RUBRIC, mode="expected", max_score=10)
     with pytest.raises(ConfigError, match=r"judge\.mode='mean'"):

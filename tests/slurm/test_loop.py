@@ -140,7 +140,8 @@ def test_all_faults_in_one_run_leave_what_an_undisturbed_run_leaves(
     wait_for(lambda: cluster.job(run.job_id("iter_01-candidates"))["Restarts"] == "1")
     cluster.node_returns(first)
 
-    run.wait_for_lines(f"iter_01/judgements/{JOURNAL}", 1)
+    # Early, so that the job still runs when the new orchestrator looks for it.
+    wait_for(lambda: (run.run_dir / "logs" / "iter_01-judgements.log").exists(), 240)
     run.restart()
 
     run.wait_for_lines("iter_01/policy/training/metrics.jsonl", 2)

@@ -8,7 +8,8 @@ A sample does not depend on its batch either, as far as the machine's matrix pro
 whatever rows surround it. oneDNN's do (AVX-512, bfloat16 and float32); elsewhere it is true up to rounding.
 
 Raises `DataError` before any work for requests that cannot be served, `EngineError` if the model
-gives no numbers. Not covered: stop strings, log-probabilities.
+gives no numbers. Log-probabilities are those of the model at temperature 1, over every token that is a
+number, so nothing is missing from a list of the most probable ones. Not covered: stop strings.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from nemo_srl.engines.embedded.llama import LlamaModel
 from nemo_srl.engines.embedded.sampling import choose, sample_uniforms
 from nemo_srl.errors import ConfigError, DataError, EngineError
 from nemo_srl.protocols import GenerationRequest, SamplingParams
-from nemo_srl.records import Completion
+from nemo_srl.records import Completion, NumberLogprobs
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -47,6 +48,7 @@ class EmbeddedEngine:
         self._model = LlamaModel(model_dir, dtype=DTYPES[dtype])
         self._tokenizer = AutoTokenizer.from_pretrained(model_dir)
         self._max_batch_size = max_batch_size
+        self._numbers: dict[int, str] | None = None
 
     def generate(
         self,
@@ -56,11 +58,6 @@ class EmbeddedEngine:
         completed: Collection[str] = (),
     ) -> Iterator[tuple[Completion, ...]]:
         """See `protocols.GenerationEngine`. Requests are checked in this call, not at the first `next`."""
-        if params.num_logprobs:
-            raise ConfigError(
-                f"num_logprobs={params.num_logprobs}: the embedded engine gives no log-probabilities; use "
-                "judge.mode=sampled, or another engine for the judge"
-            )
         _check(requests, params, self._model.spec.max_position_embeddings)
         return self._generate(plan_batches(requests, self._max_batch_size), params, set(completed))
 
@@ -82,35 +79,69 @@ class EmbeddedEngine:
                     break
 
     def _run_batch(self, slots: list[SampleSlot], params: SamplingParams) -> Iterator[list[Completion]]:
-        batch = _Batch(self._model, slots, params)
+        batch = _Batch(self._model, slots, params, self._number_tokens() if params.num_logprobs else {})
         end_tokens = frozenset(self._model.spec.eos_token_ids)
         while batch.slots:
             if finished := batch.step(end_tokens):
-                yield [self._completion(slot, tokens, end_tokens) for slot, tokens in finished]
+                yield [self._completion(*sample, end_tokens, params) for sample in finished]
 
-    def _completion(self, slot: SampleSlot, tokens: list[int], end_tokens: frozenset[int]) -> Completion:
+    def _number_tokens(self) -> dict[int, str]:
+        """The tokens that are whole numbers, with the blanks they may begin with: {id: text}."""
+        if self._numbers is None:
+            texts = enumerate(self._decode([i]) for i in range(self._model.spec.vocab_size))
+            self._numbers = {i: text for i, text in texts if text.isascii() and text.strip().isdigit()}
+        return self._numbers
+
+    def _decode(self, tokens: list[int]) -> str:
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    def _completion(
+        self,
+        slot: SampleSlot,
+        tokens: list[int],
+        logprobs: dict[int, list[float]],
+        end_tokens: frozenset[int],
+        params: SamplingParams,
+    ) -> Completion:
         stopped = tokens[-1] in end_tokens
+        text = self._decode(tokens[:-1] if stopped else tokens)
         return Completion(
             request_key=slot.request.key,
             index=slot.index,
-            text=self._tokenizer.decode(
-                tokens[:-1] if stopped else tokens,
-                skip_special_tokens=True,
-                clean_up_tokenization_spaces=False,
-            ),
+            text=text,
             num_tokens=len(tokens),
             finish_reason="stop" if stopped else "length",
+            number_logprobs=self._number_logprobs(text, tokens, logprobs) if params.num_logprobs else None,
         )
+
+    def _number_logprobs(self, text: str, tokens: list[int], logprobs: dict[int, list[float]]) -> NumberLogprobs:
+        numbers = self._number_tokens()
+        found: NumberLogprobs = []
+        for position, values in logprobs.items():
+            number, before = numbers[tokens[position]], self._decode(tokens[:position])
+            if not text.startswith(before):  # half a character stands before the number: its place is unknown
+                continue
+            begin = len(before) + len(number) - len(number.lstrip())
+            found.append((begin, dict(zip(numbers.values(), values, strict=True))))
+        return found
 
 
 class _Batch:
     """Sequences that are decoded together, one token each per `step`; those that end leave."""
 
-    def __init__(self, model: LlamaModel, slots: Sequence[SampleSlot], params: SamplingParams) -> None:
+    def __init__(
+        self, model: LlamaModel, slots: Sequence[SampleSlot], params: SamplingParams, numbers: Collection[int]
+    ) -> None:
+        """Log-probabilities of `numbers` are kept wherever one of them is chosen."""
         self.model = model
         self.params = params
         self.slots = list(slots)
         self.tokens: list[list[int]] = [[] for _ in slots]
+        self.logprobs: list[dict[int, list[float]]] = [{} for _ in slots]
+        self._numbers = torch.tensor(list(numbers), dtype=torch.long)
+        self._is_number = frozenset(numbers)
         self._uniforms = torch.stack(
             [sample_uniforms(s.request.seed, s.request.key, s.index, params.max_tokens) for s in slots]
         )
@@ -135,7 +166,7 @@ class _Batch:
         self._logits = self.model.logits(torch.stack(hidden))[source]
 
     @torch.inference_mode()
-    def step(self, end_tokens: frozenset[int]) -> list[tuple[SampleSlot, list[int]]]:
+    def step(self, end_tokens: frozenset[int]) -> list[tuple[SampleSlot, list[int], dict[int, list[float]]]]:
         """Choose one token for every sequence; returns those that ended with it, after they have left."""
         num_done, params = len(self.tokens[0]), self.params
         if num_done:
@@ -145,8 +176,11 @@ class _Batch:
         chosen = choose(
             self._logits, self._uniforms[:, num_done], temperature=params.temperature, top_p=params.top_p
         ).tolist()
-        for tokens, token in zip(self.tokens, chosen, strict=True):
-            tokens.append(token)
+        for row, token in enumerate(chosen):
+            self.tokens[row].append(token)
+            if token in self._is_number:
+                of_row = torch.log_softmax(self._logits[row].float(), -1)
+                self.logprobs[row][num_done] = of_row[self._numbers].tolist()
         if -1 in chosen:
             raise EngineError(
                 f"request {self.slots[chosen.index(-1)].request.key!r}: the model's output is not a number. "
@@ -154,7 +188,7 @@ class _Batch:
             )
         full = num_done + 1 == params.max_tokens
         ended = [i for i, token in enumerate(chosen) if full or token in end_tokens]
-        finished = [(self.slots[i], self.tokens[i]) for i in ended]
+        finished = [(self.slots[i], self.tokens[i], self.logprobs[i]) for i in ended]
         if ended:
             self._keep(rows_without(len(chosen), ended))
         return finished
@@ -163,6 +197,7 @@ class _Batch:
         self._cache.keep(rows)
         self.slots = [self.slots[i] for i in rows]
         self.tokens = [self.tokens[i] for i in rows]
+        self.logprobs = [self.logprobs[i] for i in rows]
         self._uniforms, self._positions = self._uniforms[rows], self._positions[rows]
 
 

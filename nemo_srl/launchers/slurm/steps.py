@@ -4,6 +4,7 @@ What is special here, each for a reason that was met:
 - `--ntasks` is always given with `--ntasks-per-node`, or a step keeps the task count of its job;
 - one `--container-mounts` only, since Slurm keeps the last of several;
 - variables are named in `--container-env`, or those that an image sets itself win over ours;
+- `--overlap`, or a step waits until Slurm has put away the one before it;
 - `--cpu-bind=none`, or each of eight ranks on a node may be confined to one core;
 - `--unbuffered`, or progress bars wait for the end of a line;
 - every task first looks for the canary, a file with a random token, since a run directory that a node does
@@ -87,7 +88,7 @@ def step_command(
     tasks_per_node = job.num_ranks_per_node if kind == "rank" else 1
     srun = [
         f"--nodes={num_nodes}", f"--ntasks={num_nodes * tasks_per_node}", f"--ntasks-per-node={tasks_per_node}",
-        "--relative=0", "--kill-on-bad-exit=1", "--wait=60", "--unbuffered", "--cpu-bind=none",
+        "--relative=0", "--overlap", "--kill-on-bad-exit=1", "--wait=60", "--unbuffered", "--cpu-bind=none",
     ]  # fmt: skip
     if asked.cpus_per_task is not None:
         srun.append(f"--cpus-per-task={asked.cpus_per_task * (job.num_ranks_per_node if kind == 'torchrun' else 1)}")
