@@ -43,18 +43,19 @@ COLUMNS: Sequence[tuple[str, str, str]] = (
     ("tie_rate", "tied pairs", "{:.1%}"),
     ("valid_verdict_rate", "valid verdicts", "{:.1%}"),
     ("true_margin", "true margin of the pairs", "{:+.2f}"),
-    ("alarm_anchor_margin", "anchor's margin", "{:+.2f}"),
-    ("alarm_anchor_agreement", "anchor's agreement", "{:.2f}"),
-    ("alarm_self_minus_anchor", "self minus anchor", "{:+.2f}"),
-    ("alarm_score_entropy", "score entropy", "{:.2f}"),
+    ("anchor.anchor_agreement", "M1 agrees with the pairs", "{:.2f}"),
+    ("anchor.self_minus_anchor", "self minus M1's score", "{:+.2f}"),
+    ("anchor.score_entropy", "score entropy", "{:.2f}"),
+    ("second_anchor.anchor_agreement", "second judge agrees", "{:.2f}"),
+    ("second_anchor.self_minus_anchor", "self minus second judge", "{:+.2f}"),
 )
 PANELS: Sequence[tuple[str, str]] = (
     ("oracle_score", "True score of held-out answers (0 to 5)"),
     ("self_minus_true", "Self-score minus true score"),
     ("pairwise_accuracy_ties_half", "Judge: pairs ordered as the oracle does"),
     ("true_margin", "True margin of the new pairs"),
-    ("alarm_anchor_margin", "Seen without an oracle: M1's margin"),
-    ("alarm_self_minus_anchor", "Seen without an oracle: self minus M1's score"),
+    ("anchor.anchor_agreement", "No oracle: share of pairs in which M1 agrees"),
+    ("second_anchor.anchor_agreement", "No oracle: share in which a second judge agrees"),
 )
 
 
@@ -129,15 +130,22 @@ def differences(runs: Runs) -> list[str]:
 
 def alarm_lines(runs: Runs) -> list[str]:
     """When each run's true score was highest, and when which alarm first spoke."""
-    lines = ["| arm | seed | true score, M1 first | highest at | alarms, by iteration |", "|---|---|---|---|---|"]
+    lines = ["| arm | seed | true score, M1 first | highest at | M1's alarms, by iteration | a second judge's |"]
+    lines.append("|---|---|---|---|---|---|")
     for arm, seeds in ((a, runs[a]) for a in ARMS if a in runs):
         for seed, rows in sorted(seeds.items()):
             true = {model: row["oracle_score"] for model, row in sorted(rows.items())}
             best = max(true, key=lambda model: true[model])
-            spoke = [f"{model}: {', '.join(row['alarms'])}" for model, row in sorted(rows.items()) if row.get("alarms")]
             scores = " ".join(f"{score:.2f}" for score in true.values())
-            lines.append(f"| {arm} | {seed} | {scores} | M{best} | {'; '.join(spoke) or 'none'} |")
+            spoke = [_spoken(rows, f"{name}.alarms") for name in ("anchor", "second_anchor")]
+            lines.append(f"| {arm} | {seed} | {scores} | M{best} | {' | '.join(spoke)} |")
     return lines
+
+
+def _spoken(rows: Mapping[int, Row], key: str) -> str:
+    if not any(key in row for row in rows.values()):
+        return "-"
+    return "; ".join(f"{model}: {', '.join(row[key])}" for model, row in sorted(rows.items()) if row.get(key)) or "none"
 
 
 def plot(runs: Runs, path: Path) -> None:

@@ -372,10 +372,13 @@ class RefreshConfig(OptimConfig):
 
 @dataclass
 class AnchorConfig:
-    """M1, which never changes, looks at every iteration: what the alarms for reward hacking compare with."""
+    """A judge that the loop never changes looks at every iteration: what the alarms for reward hacking compare with."""
 
     num_prompts: int = 100
-    """Prompts of the iteration whose candidates M1 judges, too; 0 turns the stage and its alarms off."""
+    """Prompts of the iteration whose candidates the anchor judges, too; 0 turns the stage and its alarms off."""
+    model: str = ""
+    """Another judge as the anchor, like `model.path`: M1 of a run with another seed and other EFT data, or a larger
+    model. Empty string: M1, which costs nothing and sees drift and noise, but is fooled by whatever fools M_t."""
 
     def __post_init__(self) -> None:
         _check(self.num_prompts >= 0, "anchor.num_prompts", self.num_prompts, "must be 0 (off) or above")

@@ -62,6 +62,7 @@ def iterate(cfg: Config, exp: Experiment) -> dict[str, list[Metric]]:
         "M1": exp.run(evaluation.STAGE, 0, policy=m, eft_eval=held_out),
     }
     generator = exp.base_model(cfg.prompts.model) if cfg.prompts.model else None
+    other_judge = exp.base_model(cfg.anchor.model) if cfg.anchor.model else None
     earlier: dict[str, Table[Prompt]] = {}
     for t in range(1, cfg.num_iterations + 1):
         if cfg.prompts.path:
@@ -73,7 +74,7 @@ def iterate(cfg: Config, exp: Experiment) -> dict[str, list[Metric]]:
         r = exp.run(judgements.STAGE, t, policy=m, candidates=y)
         d = exp.run(pairs.STAGE, t, candidates=y, judgements=r)
         if cfg.anchor.num_prompts:
-            exp.run(anchor.STAGE, t, policy=m1, candidates=y, judgements=r, pairs=d)
+            exp.run(anchor.STAGE, t, policy=other_judge or m1, candidates=y, judgements=r, pairs=d)
             for alarm in found_alarms(exp):
                 if alarm.iteration == t:
                     log.warning("ALARM, %s", alarm.text)

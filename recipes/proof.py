@@ -187,18 +187,19 @@ def given(exp: Experiment, name: str, records: list[Any], record: type) -> Any:
 
 def measure(exp: Experiment, m1_exp: Experiment) -> Iterator[dict[str, Any]]:
     """One row per model: `model` t stands for M_t, with what was made of M_t's candidates in iteration t."""
-    history: dict[int, list[Metric]] = {}
     for t in range(1, exp.cfg.num_iterations + 2):
         directory = m1_exp.run_dir / "iter_00" if t == 1 else exp.run_dir / f"iter_{t - 1:02d}"
         if not (directory / "evaluation" / "manifest.json").exists():
             return
         row = {"model": t, **measure_model(directory / "evaluation", exp.cfg)}
         iteration = exp.run_dir / f"iter_{t:02d}"
-        if (iteration / "anchor" / "manifest.json").exists():
-            history[t] = read_jsonl(iteration / "anchor" / "data.jsonl", Metric)
+        if (iteration / "pairs" / "manifest.json").exists():
             row |= measure_iteration(iteration)
-            row |= {f"alarm_{m.name}": m.value for m in history[t]}
-            row["alarms"] = sorted(alarm.name for alarm in alarms(history) if alarm.iteration == t)
+        for name in ("anchor", "second_anchor"):
+            if (iteration / name / "manifest.json").exists():
+                seen = read_jsonl(iteration / name / "data.jsonl", Metric)
+                row |= {f"{name}.{m.name}": m.value for m in seen}
+                row[f"{name}.alarms"] = sorted(alarm.name for alarm in alarms({t: seen}))
         yield row
 
 
@@ -274,7 +275,7 @@ def first_model(cfg: Config, eft_kind: str) -> Iterator[tuple[Experiment, Model]
 
 
 class Runs:
-    """All runs of a configuration, `num_parallel` at a time; those of one M1 wait for it."""
+    """All runs of a configuration, `num_parallel` at a time; those of one M1 wait for it, once."""
 
     def __init__(self, cfg: ProofConfig) -> None:
         self.cfg = cfg
@@ -292,11 +293,34 @@ class Runs:
         for seed in {seed for seed, _ in todo}:
             self.files[seed] = write_inputs(self.cfg, seed, self.root / f"seed_{seed}")
         self._m1_locks = {(seed, arms[name].eft): threading.Lock() for seed, name in todo}
+        seeds = sorted(self.files)
         with ThreadPoolExecutor(self.cfg.proof.num_parallel) as pool:
             futures = [pool.submit(self.one, seed, name) for seed, name in todo]
-        return [row for future in futures for row in future.result()]
+        runs = [future.result() for future in futures]
+        for run_exp, m1_exp in runs:  # when every M1 is there
+            self.second_anchor(run_exp, m1_exp, other=seeds[(seeds.index(run_exp.cfg.seed) + 1) % len(seeds)])
+        return [
+            {"seed": exp.cfg.seed, "arm": exp.run_dir.name, **row}
+            for exp, m1_exp in runs
+            for row in measure(exp, m1_exp)
+        ]
 
-    def one(self, seed: int, name: str) -> list[dict[str, Any]]:
+    def second_anchor(self, exp: Experiment, m1_exp: Experiment, *, other: int) -> None:
+        """A second judge of the same make, M1 of another seed with other EFT data, looks at the finished run."""
+        judge_dir = self.root / f"seed_{other}" / m1_exp.run_dir.name / "iter_00" / "sft"
+        if other == exp.cfg.seed or not (judge_dir / "manifest.json").exists():
+            return
+        with exp:
+            for t in range(1, exp.cfg.num_iterations + 1):
+                found = [exp.run_dir / f"iter_{t:02d}" / name for name in ("candidates", "judgements", "pairs")]
+                if exp.run_dir.name in ("self", "weak_judge") and all((d / "manifest.json").exists() for d in found):
+                    y, r, d = (
+                        Table(p, {}, k) for p, k in zip(found, (Candidate, Judgement, PreferencePair), strict=True)
+                    )
+                    inputs = {"candidates": y, "judgements": r, "pairs": d}
+                    exp.run(anchor.STAGE, t, policy=Model(judge_dir, {}), directory="second_anchor", **inputs)
+
+    def one(self, seed: int, name: str) -> tuple[Experiment, Experiment]:
         threading.current_thread().name = f"seed {seed} {name}"
         arm = self.cfg.proof.arms[name]
         cfg = arm_config(self.cfg, seed, name, self.files[seed], self.root / f"seed_{seed}")
@@ -305,7 +329,7 @@ class Runs:
             pass
         with Experiment(cfg) as exp:
             iterate(arm, exp, m1)
-            return [{"seed": seed, "arm": name, **row} for row in measure(exp, m1_exp)]
+            return exp, m1_exp
 
 
 def write_inputs(cfg: ProofConfig, seed: int, directory: Path) -> proof.SeedFiles:

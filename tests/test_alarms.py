@@ -5,7 +5,13 @@ from __future__ import annotations
 from nemo_srl.alarms import alarms
 from nemo_srl.records import Metric
 
-HEALTHY = {"anchor_agreement": 0.95, "anchor_margin": 2.0, "self_minus_anchor": 0.02, "score_entropy": 0.9}
+HEALTHY = {
+    "anchor_agreement": 0.95,
+    "own_margin": 2.2,
+    "anchor_margin": 2.0,
+    "self_minus_anchor": 0.02,
+    "score_entropy": 0.9,
+}
 
 
 def metrics(**changes: float | None) -> list[Metric]:

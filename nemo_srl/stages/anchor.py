@@ -1,11 +1,11 @@
-"""Anchor: M1, which never changes, judges a sample of the iteration's candidates beside M_t.
+"""Anchor: a judge that never changes judges a sample of the iteration's candidates beside M_t.
 
 From the two judges' scores come the figures that `nemo_srl.alarms` watches for reward hacking, where nobody knows
-the truth. M1's verdicts are sampled anew also in the first iteration, when it is the judge itself: a pair
-is chosen by noisy scores, so the margin by the *same* scores is too large, and only fresh ones compare fairly.
+the truth. The input `policy` is the anchor: M1, or another judge (`anchor.model`). Verdicts are sampled anew also in
+the first iteration, when M1 is the judge itself: a pair is chosen by noisy scores, so the margin by the *same*
+scores is too large, and only fresh ones compare fairly.
 
-Not covered: what M1 itself cannot see. An answer that fools M1 fools the anchor, too; only people, or
-another judge (`evaluation` on held-out examples), can tell.
+Not covered: what the anchor itself cannot see. An answer that fools M1 fools M1 as an anchor, too.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _request(c: Candidate, chat: ChatTemplate, ctx: Context) -> GenerationReques
 STAGE = Stage(
     name="anchor",
     output=lambda path, identity: Table(path, identity, Metric),
-    settings=("anchor", *settings_of("judge"), "model.chat_template", *ENGINE, "seed"),
+    settings=("anchor.num_prompts", *settings_of("judge"), "model.chat_template", *ENGINE, "seed"),
     steps=(Step("run", run),),
     engines=("judge",),
 )

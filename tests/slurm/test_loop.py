@@ -158,7 +158,7 @@ def test_all_faults_in_one_run_leave_what_an_undisturbed_run_leaves(
         assert cluster.job(run.job_id(job))["Restarts"] == "1", job
     assert "is under way, following it" in run.log.read_text()
     for journal in run.run_dir.glob(f"iter_*/*/{JOURNAL}"):
-        keys = [(row["request_key"], row["index"]) for row in map(json.loads, journal.open())]
+        keys = [(row["request_key"], row["index"]) for row in map(json.loads, journal.read_text().split("\n")[:-1])]
         assert len(keys) == len(set(keys)), "a completed model call was repeated"
     listed = subprocess.run(["ps", "-ef"], text=True, capture_output=True, check=True).stdout
     assert str(run.run_dir) not in listed
