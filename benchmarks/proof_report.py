@@ -111,8 +111,8 @@ def differences(runs: Runs) -> list[str]:
         values = [a - b for a, b in pairs if a is not None and b is not None]
         if values:
             low, high = interval(values)
-            each = ", ".join(f"{v:+.3f}" for v in values)
-            lines.append(f"| {label} | {fmean(values):+.3f} | [{low:+.3f}, {high:+.3f}] | {each} |")
+            between = f"[{low:+.3f}, {high:+.3f}]" if len(values) > 1 else "-"
+            lines.append(f"| {label} | {fmean(values):+.3f} | {between} | {', '.join(f'{v:+.3f}' for v in values)} |")
 
     def at(arm: str, key: str, model: Callable[[Mapping[int, Row]], int]) -> dict[int, float | None]:
         return {s: rows[model(rows)].get(key) for s, rows in sorted(runs.get(arm, {}).items())}
@@ -158,7 +158,7 @@ def plot(runs: Runs, path: Path) -> None:
     figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), layout="constrained")
     for axis, (key, title) in zip(axes.flat, PANELS, strict=True):
         ends: list[tuple[float, float, str]] = []
-        for arm in (a for a in ARMS if a in runs):
+        for arm in (a for a in ARMS if a in runs and a != "no_eft"):
             means: list[tuple[int, float]] = []
             for model in models_of(runs[arm]):
                 values = [r[model][key] for r in runs[arm].values() if model in r and r[model].get(key) is not None]
@@ -169,27 +169,39 @@ def plot(runs: Runs, path: Path) -> None:
                 if points:
                     axis.plot(*zip(*points, strict=True), color=COLOURS[arm], alpha=0.25, linewidth=0.8)
             if means:
-                axis.plot(*zip(*means, strict=True), color=COLOURS[arm], linewidth=2, marker="o", markersize=3)
+                axis.plot(
+                    *zip(*means, strict=True),
+                    color=COLOURS[arm],
+                    linewidth=2,
+                    marker="o",
+                    markersize=3,
+                    linestyle=_style(runs[arm]),
+                )
+                axis.margins(y=0.12)
                 ends.append((means[-1][0], means[-1][1], arm))
         axis.set_title(title, loc="left", fontsize=10)
         last = max((x for x, _, _ in ends), default=1)
         axis.set_xticks(range(1, int(last) + 1), [f"M{m}" for m in range(1, int(last) + 1)])
-        axis.set_xlim(0.9, last + 0.25 * last)
+        axis.set_xlim(0.9, last + 0.3 * last)
         axis.grid(axis="y", alpha=0.3)
-        _label(axis, ends)
-    title = "Thick: mean over seeds; thin: each seed. No arm but `oracle` trains on true scores."
+        _label(axis, ends, {arm: len(seeds) for arm, seeds in runs.items()})
+    title = "Thick: mean of 3 seeds (dashed: one seed); thin: each seed. No arm but `oracle` trains on true scores."
     figure.suptitle(title, x=0.01, ha="left")
     figure.savefig(path, dpi=130)
 
 
-def _label(axis: Any, ends: list[tuple[float, float, str]]) -> None:
-    """Names at the lines' ends, moved apart where they would overlap."""
+def _style(seeds: Mapping[int, Any]) -> str:
+    return "--" if len(seeds) == 1 else "-"
+
+
+def _label(axis: Any, ends: list[tuple[float, float, str]], num_seeds: Mapping[str, int]) -> None:
+    """Names at the lines' ends, moved apart where they would overlap; the number of seeds where it is one."""
     low, high = axis.get_ylim()
     gap, floor = (high - low) * 0.05, -np.inf
     for x, y, arm in sorted(ends, key=lambda end: end[1]):
         floor = max(y, floor + gap)
         axis.annotate(
-            arm.replace("_", " "),
+            arm.replace("_", " ") + (" (1 seed)" if num_seeds[arm] == 1 else ""),
             (x, y),
             xytext=(x + 0.12, floor),
             color=COLOURS[arm],

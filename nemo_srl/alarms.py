@@ -3,9 +3,9 @@
 The policy learns what its judge likes, and there is no oracle to say whether that is still what people like. What
 can be seen is another judge, the anchor, that agrees less with the pairs, sees less of their margin, or gives the
 answers lower scores; and a judge that stops telling answers apart. The limits are set by runs whose true scores
-are known (`benchmarks/results/proof-2026-11-24/`). In these, an anchor of its own (`anchor.model`) spoke in the
-first iteration of every run that later collapsed, and in none that did not; M1 as the anchor saw noise
-at once, and was silent in the runs that collapsed, since what fooled the judge fooled M1, too.
+are known (`benchmarks/results/proof-2026-11-24/`), and tested on no others. In these, an anchor of its own
+(`anchor.model`) spoke in the first iteration of the three runs that later fell, and in none of the three healthy ones;
+M1 as the anchor noticed noise at once, and was silent in the runs that fell: what fooled the judge fooled M1, too.
 """
 
 from __future__ import annotations
