@@ -109,7 +109,7 @@ def test_alarms_are_said_at_the_top_where_the_anchor_looked(tmp_path: Path) -> N
     assert "No alarm" in page
     add_anchor(run_dir, 2, agreement=0.55)
     page = render(open_run(run_dir))
-    assert "iteration 2: M1 prefers the chosen response in 55% of the new pairs" in page
+    assert "iteration 2: the anchor prefers the chosen response in 55% of the new pairs" in page
     assert page.index("What looks wrong") < page.index("How well each model judges")
     assert "<th>anchor agreement</th>" in page
 
