@@ -160,12 +160,12 @@ def no_compaction() -> Iterator[None]:
 
     def wait(batch: Any, end_tokens: frozenset[int]) -> Any:
         finished = step(batch, frozenset())
-        rows = list(zip(batch.slots, batch.tokens, strict=True)) or finished
-        if not finished and any(end_tokens.isdisjoint(tokens) for _, tokens in rows):
+        rows = list(zip(batch.slots, batch.tokens, batch.logprobs, strict=True)) or finished
+        if not finished and any(end_tokens.isdisjoint(tokens) for _, tokens, _ in rows):
             return []
         batch.slots = []
-        ends = [next((i for i, t in enumerate(tokens) if t in end_tokens), len(tokens)) for _, tokens in rows]
-        return [(slot, tokens[: end + 1]) for (slot, tokens), end in zip(rows, ends, strict=True)]
+        ends = [next((i for i, t in enumerate(tokens) if t in end_tokens), len(tokens)) for _, tokens, _ in rows]
+        return [(slot, tokens[: end + 1], kept) for (slot, tokens, kept), end in zip(rows, ends, strict=True)]
 
     with mock.patch.object(engine._Batch, "step", wait):
         yield
