@@ -122,7 +122,7 @@ def _where_to_run(asked: ResourcesConfig, cluster: ClusterConfig, job: Job, env:
     """The project's directory, in a container if there is one: `-m nemo_srl...` is found from there."""
     if asked.container is None:
         return [f"--chdir={PROJECT_ROOT}"]
-    paths = sorted({str(p) for p in (PROJECT_ROOT, *job.paths)})
+    paths = dict.fromkeys(str(p) for p in (PROJECT_ROOT, *job.paths))  # each once, in an order that no name decides
     mounts = [*(f"{p}:{p}" for p in paths), *cluster.mounts]
     for mount in mounts:
         if "," in mount:
