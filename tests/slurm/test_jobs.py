@@ -14,6 +14,7 @@ import pytest
 from tests.slurm.conftest import PROJECT, Cluster, kill, wait_for
 
 IMAGE = "nvcr.io#nvidia/nemo:25.02"
+# One write a line: an unbuffered `print` makes two of each, and the ranks' lines mix in the log.
 WHO = "import os, socket; os.write(1, f'I am {os.environ[\"RANK\"]} {socket.gethostname()}\\n'.encode()); "
 # Ends only after it was told to save, and on the second start at once.
 TRAINS = """
@@ -79,7 +80,8 @@ def test_ranks_over_two_nodes_in_containers(cluster: Cluster, idiom: str) -> Non
         "gpus_per_node": 8, "mpi": "pmix", "env": {"PATH_OF_IMAGE": "ours, with a comma"},
         "trainer": {"container": IMAGE, "python": sys.executable}, "mounts": [f"{sys.prefix}:{sys.prefix}"],
     }  # fmt: skip
-    code = WHO + "print(os.environ['PATH_OF_IMAGE'], os.environ['CUDA_VISIBLE_DEVICES'], os.environ['MASTER_ADDR'])"
+    names = ("PATH_OF_IMAGE", "CUDA_VISIBLE_DEVICES", "MASTER_ADDR")
+    code = WHO + f"os.write(1, (' '.join(os.environ[n] for n in {names}) + '\\n').encode())"
     spec = write_spec(
         cluster, f"ranks_{idiom}", code, distributed=True, launcher={"rank_idiom": idiom}, settings=settings,
         num_gpus_per_node=2,
