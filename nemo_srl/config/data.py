@@ -1,0 +1,28 @@
+"""What a run starts from: M0 and the seed data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class ModelConfig:
+    path: str = "smollm2-135m-instruct"
+    """M0: a Hugging Face Llama directory, or the name of a model that this package can fetch."""
+    cache_dir: str = "~/.cache/nemo_srl"
+    """Where fetched models are kept between runs. Placement: not part of any identity."""
+    chat_template: str | None = None
+    """Jinja2 chat template; null takes the tokenizer's own. A base model without one needs this."""
+
+
+@dataclass
+class DataConfig:
+    ift_path: str = "data/seed/ift.jsonl"
+    """Instruction fine-tuning seed (JSONL of IFTExample); relative paths start at the project root."""
+    eft_path: str = "data/seed/eft.jsonl"
+    """Evaluation fine-tuning seed (JSONL of EFTExample). Empty string: train without (an ablation)."""
+    eft_eval_path: str = "data/seed/eft_eval.jsonl"
+    """Held-out EFT examples, several answers to one instruction, for the reward-model metrics."""
+    rankings_path: str = ""
+    """Answers that people ranked (JSONL of RankedAnswers). When given, the judge is refreshed after each
+    iteration's DPO: see `refresh`. Empty string: no refresh, as in the paper."""

@@ -1,0 +1,141 @@
+"""What the models write: new prompts, candidates and verdicts, and the pairs that are made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from nemo_srl.config.check import check
+from nemo_srl.config.engine import EngineConfig
+
+
+@dataclass
+class SamplingConfig:
+    temperature: float = 0.7
+    """0 is greedy."""
+    top_p: float = 0.9
+    max_tokens: int = 512
+    """Tokens generated at most."""
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__.removesuffix("Config").lower()
+        check(self.temperature >= 0, f"{name}.temperature", self.temperature, "must be 0 (greedy) or above")
+        check(0 < self.top_p <= 1, f"{name}.top_p", self.top_p, "must be in (0, 1]")
+        check(self.max_tokens >= 1, f"{name}.max_tokens", self.max_tokens, "must be at least 1")
+
+
+@dataclass
+class PromptsConfig(SamplingConfig):
+    """New prompts by 8-shot self-instruct (paper section 3.1.1: T 0.6, p 0.9, ROUGE-L filter)."""
+
+    path: str = ""
+    """Take the prompts from this file (JSONL of Prompt) and generate none; `{iteration}` in it stands for the
+    iteration's number. Empty string: self-instruct."""
+    temperature: float = 0.6
+    max_tokens: int = 128
+    num_prompts: int = 1000
+    """Prompts that survive the filters, per iteration."""
+    num_seed_shots: int = 6
+    """Few-shot examples taken from the IFT seed."""
+    num_generated_shots: int = 2
+    """Few-shot examples taken from prompts kept so far."""
+    max_rouge_l: float = 0.7
+    """A new prompt this similar (ROUGE-L F1) to the seed or to a kept prompt is dropped."""
+    min_words: int = 3
+    max_words: int = 150
+    blocked_words: list[str] = field(
+        default_factory=lambda: ["image", "images", "graph", "graphs", "picture", "pictures", "file", "files",
+                                 "map", "maps", "draw", "plot", "video", "audio", "music", "flowchart", "diagram"]
+    )  # fmt: skip
+    """Prompts that ask for what a text model cannot give (the list of Self-Instruct, section A)."""
+    max_rounds: int = 20
+    """Rounds of generation before a shortfall is an error."""
+    language: str = "en"
+    """en: prompts that cannot be English are dropped (a heuristic); any: no such check."""
+    model: str = ""
+    """A fixed model for new prompts, as in the paper: like `model.path`. Empty string: M_t itself."""
+    engine: EngineConfig | None = None
+    """Another engine for new prompts alone, such as a server with a fixed chat model; null: `engine`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("num_prompts", "min_words", "max_rounds"):
+            check(getattr(self, key) >= 1, f"prompts.{key}", getattr(self, key), "must be at least 1")
+        check(self.language in ("en", "any"), "prompts.language", self.language, "must be 'en' or 'any'")
+        check(0 < self.max_rouge_l <= 1, "prompts.max_rouge_l", self.max_rouge_l, "must be in (0, 1]")
+        check(
+            self.max_words >= self.min_words,
+            "prompts.max_words",
+            self.max_words,
+            "must not be below min_words",
+        )
+
+
+@dataclass
+class CandidatesConfig(SamplingConfig):
+    num_samples: int = 4
+    """Responses per prompt (N in the paper)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.num_samples >= 2,
+            "candidates.num_samples",
+            self.num_samples,
+            "a pair needs at least 2 responses",
+        )
+
+
+@dataclass
+class JudgeConfig(SamplingConfig):
+    rubric: str = MISSING
+    """The judge's prompt, with `{instruction}` and `{response}`; from `conf/judge/`. Asks for a
+    justification first and `Score: <points>` last."""
+    num_judgements: int = 3
+    """Verdicts per response; their mean is its score."""
+    max_score: int = 5
+    mode: str = "sampled"
+    """sampled: a verdict's score is the one it states (the paper). expected: it is the mean over the points
+    that the judge could have stated there, by their probabilities; needs an engine with log-probabilities.
+    pairwise: an iteration's answers are compared two at a time, in both orders, and score by their wins."""
+    pairwise_rubric: str = ""
+    """The prompt of a comparison, with `{instruction}`, `{response_a}` and `{response_b}`; asks for a line
+    `Winner: <A, B or tie>` last. `+judge_mode=pairwise` sets one."""
+    engine: EngineConfig | None = None
+    """Another engine for judging alone, e.g. a hosted judge; null: `engine`, on M_t (self-rewarding)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = ("sampled", "expected", "pairwise")
+        check(self.mode in known, "judge.mode", self.mode, f"must be one of {known}")
+        if self.mode == "pairwise":
+            for part in ("{instruction}", "{response_a}", "{response_b}", "Winner:"):
+                once = self.pairwise_rubric.count(part) == 1
+                check(once, "judge.pairwise_rubric", self.pairwise_rubric[:60] + "...", f"must hold {part} once")
+        check(
+            self.mode != "expected" or self.max_score <= 9,
+            "judge.max_score",
+            self.max_score,
+            "judge.mode='expected' reads one digit, so points go up to 9 at most",
+        )
+        check(self.num_judgements >= 1, "judge.num_judgements", self.num_judgements, "must be at least 1")
+        if self.rubric != MISSING:
+            for slot in ("{instruction}", "{response}"):
+                check(
+                    self.rubric.count(slot) == 1,
+                    "judge.rubric",
+                    self.rubric[:60] + "...",
+                    f"must hold {slot} once",
+                )
+            asks = "Score:" in self.rubric
+            check(asks, "judge.rubric", self.rubric[:60] + "...", "must ask for a line `Score: <points>`")
+
+
+@dataclass
+class PairsConfig:
+    min_margin: float = 0.0
+    """The best mean score must exceed the worst by more than this; 0 drops ties only, as the paper does."""
+
+    def __post_init__(self) -> None:
+        check(self.min_margin >= 0, "pairs.min_margin", self.min_margin, "must be 0 or above")
