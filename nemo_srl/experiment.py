@@ -103,6 +103,10 @@ class Experiment:
             for key, value in settings.items()
             if any(key == s or key.startswith(f"{s}.") for s in stage.settings)
         }
+        for role in stage.engines:
+            engine = self.cfg.engine_for(role)
+            section = "engine" if engine is self.cfg.engine else f"{role}.engine"
+            chosen |= _flatten(engine.decisive(), f"{section}.")
         digests = {f"input {name}": x.digest() for name, x in inputs.items()}
         return {"stage": stage.name, "iteration": iteration, **chosen, **digests}
 

@@ -98,6 +98,11 @@ def verdict_text(justification: str, score: int) -> str:
     return f"{justification.strip()}\nScore: {score}".lstrip()
 
 
+def score_lines(max_score: int) -> tuple[str, ...]:
+    """The ends of verdicts in the asked format, as stop strings: what comes after the score is not read."""
+    return tuple(f"Score: {k}\n" for k in range(max_score + 1))
+
+
 def _opening_quote(verdict: str, position: int) -> Literal["none", "inline", "whole line"]:
     """Whether a quotation opens right before `position`, and whether it opens its line, too."""
     start = max(0, position - _WINDOW)

@@ -39,6 +39,9 @@ class GenerationRequest:
     the batch that a request shares, nor the order of requests. (Servers keep this as far as they can:
     what TensorRT-LLM samples depends on its batches.) `text` is the prompt before its chat template;
     engines that talk to a server with a tokenizer and template of its own send it as the user's turn.
+
+    A sample also ends where its text has one of the strings of `stop`, which stays in it. That only saves
+    tokens: an engine that cannot do it, or not everywhere, lets the model end by itself.
     """
 
     key: str
@@ -46,6 +49,7 @@ class GenerationRequest:
     n: int
     seed: int
     text: str = ""
+    stop: tuple[str, ...] = ()
 
 
 class GenerationEngine(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
+from nemo_srl import judge
 from nemo_srl.config import EngineConfig
 from nemo_srl.engines import open_engine
 from nemo_srl.engines.embedded import EmbeddedEngine
 from nemo_srl.engines.embedded.batching import prefix_tree
 from nemo_srl.engines.embedded.llama import LlamaModel
+from nemo_srl.engines.embedded.stop import StopStrings, cut
 from nemo_srl.errors import ConfigError, DataError, EngineError, ModelError
 from nemo_srl.protocols import GenerationRequest, SamplingParams
 from nemo_srl.records import Completion
@@ -125,6 +128,38 @@ def test_finish_reasons(engine: EmbeddedEngine) -> None:
     assert {c.finish_reason for c in found} == {"stop", "length"}
     assert all(c.num_tokens == 24 for c in found if c.finish_reason == "length")
     assert any(c.num_tokens < 24 for c in found if c.finish_reason == "stop")
+
+
+def test_a_stop_string_ends_its_sample_and_changes_no_other(engine: EmbeddedEngine) -> None:
+    whole = collect(engine.generate(make_requests(), SAMPLED))
+    letters = Counter(x for c in whole.values() for x in set(c.text[2:-2]) if x.isascii())
+    stop = tuple(x for x, _ in letters.most_common(2))
+    found = collect(engine.generate([replace(r, stop=stop) for r in make_requests()], SAMPLED))
+    num_cut = 0
+    for key, c in whole.items():
+        ends = [c.text.index(s) + len(s) for s in stop if s in c.text]
+        if not ends:
+            assert found[key] == c
+            continue
+        assert (found[key].text, found[key].finish_reason) == (c.text[: min(ends)], "stop")
+        assert found[key].num_tokens <= c.num_tokens
+        num_cut += found[key].num_tokens < c.num_tokens
+    assert num_cut >= 2
+
+
+def test_what_a_token_brings_after_a_stop_string_is_cut_off() -> None:
+    pieces = {1: "It is right.", 2: "\nScore", 3: ": 4", 4: "\n\nAnd", 5: "\n"}
+
+    def decode(ids: list[int]) -> str:
+        return "".join(pieces[i] for i in ids)
+
+    stop = judge.score_lines(5)
+    reached = [StopStrings(decode).reached([1, 2, 3, 4, 5][:n], stop) for n in range(1, 6)]
+    assert reached == [False, False, False, True, True]
+    assert cut(decode([1, 2, 3, 4, 5]), stop) == "It is right.\nScore: 4\n"
+    assert judge.parse_score(cut(decode([1, 2, 3, 4]), stop), max_score=5) == 4
+    assert not StopStrings(decode).reached([1, 2, 3, 4], ())
+    assert cut("Score: 3.5\n", stop) == "Score: 3.5\n", "points that are not whole end where the model ends"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

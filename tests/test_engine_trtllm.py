@@ -74,7 +74,10 @@ def test_every_field_of_a_request_is_in_the_contract(num_logprobs: int, temperat
     params = replace(PARAMS, num_logprobs=num_logprobs, temperature=temperature)
     dialect = TrtllmDialect(CompletionsDialect(CharTokenizer(), (0, 7)))
     body = dialect.body(request(), params, model="m", n=2, seed=3)
+    assert "stop" not in body
+    body = dialect.body(replace(request(), stop=("Score: 4\n",)), params, model="m", n=2, seed=3)
     assert not unknown_names("completion_request", body)
+    assert (body["stop"], body["include_stop_str_in_output"]) == (["Score: 4\n"], True)
     assert body["stop_token_ids"] == [0, 7]
     assert body["temperature"] > 0
     assert (body["top_k"] == 1) == (temperature == 0)

@@ -8,17 +8,18 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
 from nemo_srl import worker
 from nemo_srl.artifacts import MANIFEST, SPEC, Table
-from nemo_srl.config import Config
+from nemo_srl.config import Config, EngineConfig, TrtllmConfig
 from nemo_srl.errors import DataError, JobFailedError, RunDirBusyError, StaleArtifactError
 from nemo_srl.experiment import Experiment
 from nemo_srl.records import Candidate, IFTExample, Judgement
-from nemo_srl.stages import pairs
+from nemo_srl.stages import judgements, pairs
 
 RUBRIC = "Grade {response} to {instruction}. Score: <points>"
 
@@ -72,6 +73,27 @@ def test_changed_settings_or_inputs_are_refused_by_name_and_placement_is_not(tmp
         exp.run(pairs.STAGE, 1, **given)
     with Experiment(cfg) as exp, pytest.raises(StaleArtifactError, match="input judgements"):
         exp.run(pairs.STAGE, 1, **inputs(tmp_path / "other", (5.0, 0.0)))
+
+
+def test_the_identity_names_what_decides_the_text_of_the_engines_in_use(tmp_path: Path) -> None:
+    cfg = config(tmp_path / "run")
+
+    def identity(**engine: Any) -> dict[str, Any]:
+        changed = replace(cfg, engine=replace(cfg.engine, **engine))
+        return Experiment(changed)._identity(judgements.STAGE, 1, {})
+
+    first = identity()
+    assert first["engine.dtype"] == "bfloat16"
+    assert not [key for key in first if "trtllm" in key or "base_url" in key]
+    assert identity(max_batch_size=3, trtllm=TrtllmConfig(backend="tensorrt")) == first
+    assert identity(dtype="float32")["engine.dtype"] == "float32"
+    served = identity(name="trtllm", trtllm=TrtllmConfig(num_replicas=4, extra_options={"a": {"b": 1}}))
+    assert (served["engine.trtllm.backend"], served["engine.trtllm.extra_options.a.b"]) == ("pytorch", 1)
+    assert served == identity(name="trtllm", trtllm=TrtllmConfig(extra_options={"a": {"b": 1}}))
+    hosted = EngineConfig(name="openai", base_url="http://judge/v1")
+    judged = Experiment(replace(cfg, judge=replace(cfg.judge, engine=hosted)))._identity(judgements.STAGE, 1, {})
+    assert judged["judge.engine.base_url"] == "http://judge/v1"
+    assert not [key for key in judged if key.startswith("engine.")], "the judge alone decides"
 
 
 def test_no_pairs_stop_before_training_and_say_what_to_change(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """The typed schema of `conf/`: every setting, its default and its meaning, each in this one place.
 
-Sections either decide results (`model data sft prompts candidates judge pairs dpo evaluation seed`, and
-the fields of `engine` and `trainer` that are listed in the stages' `settings`) and are then part of an
-artifact's identity, or they only place work (`launcher`, `cluster`, parallel sizes, batch limits) and may change
+Sections either decide results (`model data sft prompts candidates judge pairs dpo evaluation seed`, the
+fields of `trainer` that are listed in the stages' `settings`, and `EngineConfig.decisive`) and are then part of
+an artifact's identity, or they only place work (`launcher`, `cluster`, parallel sizes, batch limits) and may change
 between runs of one run directory. Bad values raise `ConfigError` when the configuration is composed.
 """
 
@@ -15,14 +15,13 @@ from omegaconf import MISSING
 
 from nemo_srl.config.check import check
 from nemo_srl.config.data import DataConfig, ModelConfig
-from nemo_srl.config.engine import ENGINE_SETTINGS, EngineConfig, TrtllmConfig
+from nemo_srl.config.engine import EngineConfig, TrtllmConfig
 from nemo_srl.config.evidence import AnchorConfig, EvaluationConfig, TrackingConfig
 from nemo_srl.config.generation import CandidatesConfig, JudgeConfig, PairsConfig, PromptsConfig, SamplingConfig
 from nemo_srl.config.placement import ClusterConfig, LauncherConfig, ResourcesConfig
 from nemo_srl.config.training import DPOConfig, OptimConfig, RefreshConfig, SFTConfig, TrainerConfig
 
 __all__ = [
-    "ENGINE_SETTINGS",
     "AnchorConfig",
     "CandidatesConfig",
     "ClusterConfig",

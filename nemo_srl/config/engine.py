@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,15 +49,26 @@ class TrtllmConfig:
         )
 
 
+DECISIVE_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "embedded": ("dtype",),
+    "trtllm": ("dtype", "trtllm.backend", "trtllm.extra_options"),
+    "openai": ("base_url", "model", "api", "extra_body"),
+}
+"""By the kind of engine; every other field of `EngineConfig` only places the work."""
+
+
 @dataclass
 class EngineConfig:
+    """Fields that decide what is generated are part of a stage's identity, if the stage uses the engine
+    (`decisive`); the others only place the work."""
+
     name: str = "embedded"
     """embedded: in process, on the CPU. trtllm: TensorRT-LLM servers that each stage starts on its
     model. openai: a server that is there already (hosted, NIM, vLLM, trtllm-serve), at `base_url`."""
     dtype: str = "bfloat16"
     """Of weights and matrix products: bfloat16 or float32."""
     max_batch_size: int = 32
-    """Sequences decoded together. Placement, like the fields after `api_key_env`."""
+    """Sequences decoded together."""
     base_url: str = ""
     """openai: where the server's API is, up to and including `/v1`."""
     model: str = ""
@@ -77,6 +89,8 @@ class EngineConfig:
     trtllm: TrtllmConfig = field(default_factory=TrtllmConfig)
 
     def __post_init__(self) -> None:
+        known = tuple(DECISIVE_FIELDS)
+        check(self.name in known, "engine.name", self.name, f"there is no such engine; choose one of {known}")
         check(
             self.name != "openai" or self.base_url.startswith(("http://", "https://")),
             "engine.base_url",
@@ -88,8 +102,11 @@ class EngineConfig:
         check(self.timeout_seconds > 0, "engine.timeout_seconds", self.timeout_seconds, "must be above 0")
         check(self.max_retries >= 0, "engine.max_retries", self.max_retries, "must be 0 or above")
 
+    def decisive(self) -> dict[str, Any]:
+        """The settings of this kind of engine that decide what it generates, by their dotted names."""
 
-ENGINE_SETTINGS = (
-    "name", "dtype", "base_url", "model", "api", "extra_body", "trtllm.backend", "trtllm.extra_options",
-)  # fmt: skip
-"""The fields of `EngineConfig` that decide what is generated; the others only place the work."""
+        def value(name: str) -> Any:
+            section, _, field_name = name.rpartition(".")
+            return getattr(self.trtllm if section else self, field_name)
+
+        return {name: value(name) for name in ("name", *DECISIVE_FIELDS[self.name])}

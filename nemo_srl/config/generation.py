@@ -95,6 +95,9 @@ class JudgeConfig(SamplingConfig):
     num_judgements: int = 3
     """Verdicts per response; their mean is its score."""
     max_score: int = 5
+    stop_at_score: bool = True
+    """End a verdict after its first line that states a score in the asked format, on engines that can (embedded,
+    trtllm). false: where the model ends it, and then the last such line counts."""
     mode: str = "sampled"
     """sampled: a verdict's score is the one it states (the paper). expected: it is the mean over the points
     that the judge could have stated there, by their probabilities; needs an engine with log-probabilities.

@@ -8,18 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from nemo_srl.config import EngineConfig
-from nemo_srl.errors import ConfigError
 from nemo_srl.models.hf import read_spec
 from nemo_srl.protocols import GenerationEngine, Service
-
-ENGINES = ("embedded", "trtllm", "openai")
 
 
 def open_engine(cfg: EngineConfig, model_dir: Path) -> GenerationEngine:
     """The engine that `cfg.name` names, ready to serve `model_dir`.
 
-    Raises `ConfigError` for an unknown name or a setting the engine cannot work with, `ModelError` for
-    a model directory it cannot serve.
+    Raises `ConfigError` for a setting the engine cannot work with, `ModelError` for a model directory it
+    cannot serve.
     """
     if cfg.name == "embedded":
         from nemo_srl.engines.embedded import EmbeddedEngine
@@ -29,20 +26,16 @@ def open_engine(cfg: EngineConfig, model_dir: Path) -> GenerationEngine:
         from nemo_srl.engines.trtllm import open_trtllm
 
         return open_trtllm(cfg, model_dir)
-    if cfg.name == "openai":
-        from nemo_srl.engines.openai import open_openai
+    from nemo_srl.engines.openai import open_openai
 
-        return open_openai(cfg, model_dir)
-    raise ConfigError(f"engine.name={cfg.name!r}: there is no such engine; choose one of {ENGINES}")
+    return open_openai(cfg, model_dir)
 
 
 def check(cfg: EngineConfig, model_dir: Path) -> None:
     """What can be known of an engine before anything is started on `model_dir`, or on models like it.
 
-    Raises `ConfigError` for an unknown name, a length that the model does not have, or a missing key.
+    Raises `ConfigError` for a length that the model does not have, or a missing key.
     """
-    if cfg.name not in ENGINES:
-        raise ConfigError(f"engine.name={cfg.name!r}: there is no such engine; choose one of {ENGINES}")
     if cfg.name == "trtllm":
         from nemo_srl.engines.trtllm.requests import max_seq_len
 

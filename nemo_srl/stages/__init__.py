@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_srl.artifacts import Artifact, Identity
-from nemo_srl.config import ENGINE_SETTINGS, Config, Role
+from nemo_srl.config import Config, Role
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Stage:
 
     Placement (launcher, parallel sizes, batch limits) is never among them. The last step returns the
     `Result` with which the artifact is published. `engines` names the roles in which the stage calls
-    models; the servers of those engines run beside its steps, on its input `policy`.
+    models: what decides the text of those engines counts as a setting, too, and their servers run beside
+    the stage's steps, on its input `policy`.
     """
 
     name: str
@@ -66,11 +67,6 @@ class Stage:
     engines: tuple[Role, ...] = ()
 
 
-ENGINE = tuple(f"engine.{name}" for name in ENGINE_SETTINGS)
-"""What decides a stage's result in `engine`."""
-
-
 def settings_of(section: str) -> tuple[str, ...]:
-    """What decides a stage's result in `section`: all of it, but not where its own engine runs."""
-    names = [f.name for f in fields(getattr(Config(), section)) if f.name != "engine"]
-    return tuple(f"{section}.{name}" for name in (*names, *ENGINE))
+    """What decides a stage's result in `section`: all of it but its engine, which belongs to the stage's roles."""
+    return tuple(f"{section}.{f.name}" for f in fields(getattr(Config(), section)) if f.name != "engine")

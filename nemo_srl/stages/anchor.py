@@ -19,7 +19,7 @@ from nemo_srl.chat import ChatTemplate
 from nemo_srl.judge import mean_score
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Judgement, Metric, PreferencePair
-from nemo_srl.stages import ENGINE, Context, Result, Stage, Step, settings_of
+from nemo_srl.stages import Context, Result, Stage, Step, settings_of
 from nemo_srl.stages.calls import open_caller
 from nemo_srl.stages.judgements import judge_request, judgements_of
 
@@ -108,7 +108,7 @@ def _request(c: Candidate, chat: ChatTemplate, ctx: Context) -> GenerationReques
 STAGE = Stage(
     name="anchor",
     output=lambda path, identity: Table(path, identity, Metric),
-    settings=("anchor.num_prompts", *settings_of("judge"), "model.chat_template", *ENGINE, "seed"),
+    settings=("anchor.num_prompts", *settings_of("judge"), "model.chat_template", "seed"),
     steps=(Step("run", run),),
     engines=("judge",),
 )

@@ -12,7 +12,7 @@ from nemo_srl.chat import ChatTemplate
 from nemo_srl.errors import ConfigError
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Question
-from nemo_srl.stages import ENGINE, Context, Result, Stage, Step
+from nemo_srl.stages import Context, Result, Stage, Step
 from nemo_srl.stages.calls import open_caller
 
 
@@ -68,7 +68,7 @@ STAGE = Stage(
     name="answers",
     output=lambda path, identity: Table(path, identity, Candidate),
     settings=(
-        "candidates.temperature", "candidates.top_p", "candidates.max_tokens", "model.chat_template", *ENGINE, "seed",
+        "candidates.temperature", "candidates.top_p", "candidates.max_tokens", "model.chat_template", "seed",
     ),
     steps=(Step("run", run),),
     engines=("candidates",),

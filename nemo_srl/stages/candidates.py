@@ -9,7 +9,7 @@ from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Completion, Prompt
-from nemo_srl.stages import ENGINE, Context, Result, Stage, Step
+from nemo_srl.stages import Context, Result, Stage, Step
 from nemo_srl.stages.calls import open_caller
 
 
@@ -62,7 +62,7 @@ def run(ctx: Context) -> Result:
 STAGE = Stage(
     name="candidates",
     output=lambda path, identity: Table(path, identity, Candidate),
-    settings=("candidates", "model.chat_template", *ENGINE, "seed"),
+    settings=("candidates", "model.chat_template", "seed"),
     steps=(Step("run", run),),
     engines=("candidates",),
 )

@@ -30,6 +30,7 @@ _WINNER = re.compile(
     r"(?<![^\W_])(?ai:winner)[*_]{0,3}[ \t]{0,4}:[*_ \t]{0,8}"
     r"(?P<winner>A|B|(?ai:tie))[*_]{0,3}(?=[ \t]{0,4}(?:[.!]|[\r\n]|\Z))"
 )
+WINNER_LINES = ("Winner: A\n", "Winner: B\n", "Winner: tie\n")
 _SHARE_OF_A: Mapping[str, float] = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 
@@ -44,19 +45,26 @@ def pairings(candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Candi
 
 def comparison_requests(candidates: Sequence[Candidate], chat: ChatTemplate, cfg: Config) -> list[GenerationRequest]:
     """One request for all verdicts on one pairing."""
-    requests = []
-    for a, b in pairings(candidates):
-        prompt = render(cfg.judge.pairwise_rubric, instruction=a.prompt, response_a=a.response, response_b=b.response)
-        requests.append(
-            GenerationRequest(
-                key=_key(a, b),
-                prompt_token_ids=chat.encode(chat.render(prompt)),
-                text=prompt,
-                n=cfg.judge.num_judgements,
-                seed=cfg.seed,
-            )
-        )
-    return requests
+    return [
+        comparison_request(_key(a, b), instruction=a.prompt, responses=(a.response, b.response), chat=chat, cfg=cfg)
+        for a, b in pairings(candidates)
+    ]
+
+
+def comparison_request(
+    key: str, *, instruction: str, responses: tuple[str, str], chat: ChatTemplate, cfg: Config
+) -> GenerationRequest:
+    """One request for all verdicts on A and B, which are `responses` in this order."""
+    a, b = responses
+    prompt = render(cfg.judge.pairwise_rubric, instruction=instruction, response_a=a, response_b=b)
+    return GenerationRequest(
+        key=key,
+        prompt_token_ids=chat.encode(chat.render(prompt)),
+        text=prompt,
+        n=cfg.judge.num_judgements,
+        seed=cfg.seed,
+        stop=WINNER_LINES if cfg.judge.stop_at_score else (),
+    )
 
 
 def judgements_of_comparisons(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 
 from nemo_srl import judge
@@ -18,9 +19,9 @@ from nemo_srl.chat import ChatTemplate
 from nemo_srl.errors import DataError
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import EFTExample, Judgement, RankedAnswers
-from nemo_srl.stages import ENGINE, Context, Result, Stage, Step, settings_of
+from nemo_srl.stages import Context, Result, Stage, Step, settings_of
 from nemo_srl.stages.calls import open_caller
-from nemo_srl.stages.judgements import judgements_of
+from nemo_srl.stages.judgements import judge_request, judgements_of
 
 
 def agreeing_verdicts(
@@ -115,20 +116,14 @@ def _key(x: RankedAnswers, i: int) -> str:
 
 
 def _request(x: RankedAnswers, i: int, chat: ChatTemplate, ctx: Context) -> GenerationRequest:
-    prompt = judge.render(ctx.cfg.judge.rubric, instruction=x.instruction, response=x.responses[i])
-    return GenerationRequest(
-        key=_key(x, i),
-        prompt_token_ids=chat.encode(chat.render(prompt)),
-        text=prompt,
-        n=ctx.cfg.refresh.num_judgements,
-        seed=ctx.cfg.seed + ctx.iteration,
-    )
+    request = judge_request(_key(x, i), instruction=x.instruction, response=x.responses[i], chat=chat, cfg=ctx.cfg)
+    return replace(request, n=ctx.cfg.refresh.num_judgements, seed=ctx.cfg.seed + ctx.iteration)
 
 
 STAGE = Stage(
     name="eft",
     output=lambda path, identity: Table(path, identity, EFTExample),
-    settings=("refresh.num_judgements", *settings_of("judge"), "model.chat_template", *ENGINE, "seed"),
+    settings=("refresh.num_judgements", *settings_of("judge"), "model.chat_template", "seed"),
     steps=(Step("run", run),),
     engines=("judge",),
 )

@@ -16,7 +16,7 @@ from nemo_srl.artifacts import Table
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.judge import mean_score
 from nemo_srl.records import Candidate, EFTExample, Judgement, Metric, Prompt
-from nemo_srl.stages import ENGINE, Context, Result, Stage, Step, settings_of
+from nemo_srl.stages import Context, Result, Stage, Step, settings_of
 from nemo_srl.stages.calls import Caller, open_caller
 from nemo_srl.stages.candidates import answer_requests, candidates_of
 from nemo_srl.stages.judgements import judge_request, judgements_of
@@ -145,7 +145,7 @@ STAGE = Stage(
     name="evaluation",
     output=lambda path, identity: Table(path, identity, Metric),
     settings=(
-        "evaluation", "candidates", *settings_of("judge"), "pairs", "model.chat_template", *ENGINE, "seed",
+        "evaluation", "candidates", *settings_of("judge"), "pairs", "model.chat_template", "seed",
     ),
     steps=(Step("run", run),),
     engines=("candidates", "judge"),

@@ -23,11 +23,10 @@ from nemo_srl import stats
 from nemo_srl.artifacts import Table
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.errors import ConfigError, DataError
-from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Completion, Metric
-from nemo_srl.stages import ENGINE, Context, Result, Stage, Step, settings_of
+from nemo_srl.stages import Context, Result, Stage, Step, settings_of
 from nemo_srl.stages.calls import open_caller
-from nemo_srl.stages.comparisons import render, share_of_a
+from nemo_srl.stages.comparisons import comparison_request, share_of_a
 
 _MIN_FOR_LENGTH_CONTROL = 10
 
@@ -141,13 +140,8 @@ def run(ctx: Context) -> Result:
     requests = []
     for key, answer in a.items():
         for order, texts in (("ab", (answer.response, b[key].response)), ("ba", (b[key].response, answer.response))):
-            prompt = render(
-                cfg.judge.pairwise_rubric, instruction=answer.prompt, response_a=texts[0], response_b=texts[1]
-            )
-            ids = chat.encode(chat.render(prompt))
-            n = cfg.judge.num_judgements
             requests.append(
-                GenerationRequest(key=f"{key}/{order}", prompt_token_ids=ids, text=prompt, n=n, seed=cfg.seed)
+                comparison_request(f"{key}/{order}", instruction=answer.prompt, responses=texts, chat=chat, cfg=cfg)
             )
     with open_caller(ctx) as caller:
         completions = caller.complete(requests, "judge", title="head to head")
@@ -158,7 +152,7 @@ def run(ctx: Context) -> Result:
 STAGE = Stage(
     name="head_to_head",
     output=lambda path, identity: Table(path, identity, Metric),
-    settings=(*settings_of("judge"), "model.chat_template", *ENGINE, "seed"),
+    settings=(*settings_of("judge"), "model.chat_template", "seed"),
     steps=(Step("run", run),),
     engines=("judge",),
 )

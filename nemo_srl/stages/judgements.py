@@ -14,7 +14,7 @@ from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config, JudgeConfig
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Completion, Judgement
-from nemo_srl.stages import ENGINE, Context, Result, Stage, Step, settings_of
+from nemo_srl.stages import Context, Result, Stage, Step, settings_of
 from nemo_srl.stages.calls import open_caller
 from nemo_srl.stages.comparisons import comparison_requests, judgements_of_comparisons
 from nemo_srl.stages.scores import score_of
@@ -29,6 +29,7 @@ def judge_request(key: str, *, instruction: str, response: str, chat: ChatTempla
         text=prompt,
         n=cfg.judge.num_judgements,
         seed=cfg.seed,
+        stop=judge.score_lines(cfg.judge.max_score) if cfg.judge.stop_at_score else (),
     )
 
 
@@ -82,7 +83,7 @@ def run(ctx: Context) -> Result:
 STAGE = Stage(
     name="judgements",
     output=lambda path, identity: Table(path, identity, Judgement),
-    settings=(*settings_of("judge"), "model.chat_template", *ENGINE, "seed"),
+    settings=(*settings_of("judge"), "model.chat_template", "seed"),
     steps=(Step("run", run),),
     engines=("judge",),
 )

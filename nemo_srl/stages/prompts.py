@@ -20,7 +20,7 @@ from nemo_srl.diversity import distinct_n, novelty
 from nemo_srl.errors import DataError
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Completion, IFTExample, Prompt
-from nemo_srl.stages import ENGINE, Context, Result, Stage, Step, settings_of
+from nemo_srl.stages import Context, Result, Stage, Step, settings_of
 from nemo_srl.stages.calls import open_caller
 from nemo_srl.stages.prompt_filter import PromptFilter, Reason
 
@@ -111,7 +111,7 @@ def run(ctx: Context) -> Result:
 STAGE = Stage(
     name="prompts",
     output=lambda path, identity: Table(path, identity, Prompt),
-    settings=(*settings_of("prompts"), *ENGINE, "seed"),
+    settings=(*settings_of("prompts"), "seed"),
     steps=(Step("run", run),),
     engines=("prompts",),
 )

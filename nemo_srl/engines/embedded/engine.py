@@ -9,13 +9,12 @@ whatever rows surround it. oneDNN's do (AVX-512, bfloat16 and float32); elsewher
 
 Raises `DataError` before any work for requests that cannot be served, `EngineError` if the model
 gives no numbers. Log-probabilities are those of the model at temperature 1, over every token that is a
-number, so nothing is missing from a list of the most probable ones. Not covered: stop strings.
+number, so nothing is missing from a list of the most probable ones.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -23,11 +22,13 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from nemo_srl.engines.checks import check_keys, check_lengths
 from nemo_srl.engines.embedded.batching import SampleSlot, plan_batches, prefix_tree
 from nemo_srl.engines.embedded.kv_cache import rows_without
 from nemo_srl.engines.embedded.llama import LlamaModel
 from nemo_srl.engines.embedded.sampling import choose, sample_uniforms
-from nemo_srl.errors import ConfigError, DataError, EngineError
+from nemo_srl.engines.embedded.stop import StopStrings, cut
+from nemo_srl.errors import ConfigError, EngineError
 from nemo_srl.protocols import GenerationRequest, SamplingParams
 from nemo_srl.records import Completion, NumberLogprobs
 
@@ -48,6 +49,7 @@ class EmbeddedEngine:
         self._model = LlamaModel(model_dir, dtype=DTYPES[dtype])
         self._tokenizer = AutoTokenizer.from_pretrained(model_dir)
         self._max_batch_size = max_batch_size
+        self._stop = StopStrings(self._decode)
         self._numbers: dict[int, str] | None = None
 
     def generate(
@@ -58,7 +60,8 @@ class EmbeddedEngine:
         completed: Collection[str] = (),
     ) -> Iterator[tuple[Completion, ...]]:
         """See `protocols.GenerationEngine`. Requests are checked in this call, not at the first `next`."""
-        _check(requests, params, self._model.spec.max_position_embeddings)
+        check_keys(requests)
+        check_lengths(requests, params, limit=self._model.spec.max_position_embeddings)
         return self._generate(plan_batches(requests, self._max_batch_size), params, set(completed))
 
     def close(self) -> None:
@@ -81,8 +84,12 @@ class EmbeddedEngine:
     def _run_batch(self, slots: list[SampleSlot], params: SamplingParams) -> Iterator[list[Completion]]:
         batch = _Batch(self._model, slots, params, self._number_tokens() if params.num_logprobs else {})
         end_tokens = frozenset(self._model.spec.eos_token_ids)
+
+        def ends(slot: SampleSlot, tokens: list[int]) -> bool:
+            return tokens[-1] in end_tokens or self._stop.reached(tokens, slot.request.stop)
+
         while batch.slots:
-            if finished := batch.step(end_tokens):
+            if finished := batch.step(ends):
                 yield [self._completion(*sample, end_tokens, params) for sample in finished]
 
     def _number_tokens(self) -> dict[int, str]:
@@ -105,8 +112,9 @@ class EmbeddedEngine:
         end_tokens: frozenset[int],
         params: SamplingParams,
     ) -> Completion:
-        stopped = tokens[-1] in end_tokens
-        text = self._decode(tokens[:-1] if stopped else tokens)
+        ended = tokens[-1] in end_tokens
+        text = cut(self._decode(tokens[:-1] if ended else tokens), slot.request.stop)
+        stopped = ended or self._stop.reached(tokens, slot.request.stop)
         return Completion(
             request_key=slot.request.key,
             index=slot.index,
@@ -166,7 +174,9 @@ class _Batch:
         self._logits = self.model.logits(torch.stack(hidden))[source]
 
     @torch.inference_mode()
-    def step(self, end_tokens: frozenset[int]) -> list[tuple[SampleSlot, list[int], dict[int, list[float]]]]:
+    def step(
+        self, ends: Callable[[SampleSlot, list[int]], bool]
+    ) -> list[tuple[SampleSlot, list[int], dict[int, list[float]]]]:
         """Choose one token for every sequence; returns those that ended with it, after they have left."""
         num_done, params = len(self.tokens[0]), self.params
         if num_done:
@@ -187,7 +197,7 @@ class _Batch:
                 "Its weights are damaged or its training diverged (look at the training's loss)."
             )
         full = num_done + 1 == params.max_tokens
-        ended = [i for i, token in enumerate(chosen) if full or token in end_tokens]
+        ended = [i for i, slot in enumerate(self.slots) if full or ends(slot, self.tokens[i])]
         finished = [(self.slots[i], self.tokens[i], self.logprobs[i]) for i in ended]
         if ended:
             self._keep(rows_without(len(chosen), ended))
@@ -199,17 +209,3 @@ class _Batch:
         self.tokens = [self.tokens[i] for i in rows]
         self.logprobs = [self.logprobs[i] for i in rows]
         self._uniforms, self._positions = self._uniforms[rows], self._positions[rows]
-
-
-def _check(requests: Sequence[GenerationRequest], params: SamplingParams, limit: int) -> None:
-    if repeated := [key for key, count in Counter(r.key for r in requests).items() if count > 1]:
-        raise DataError(f"request key {repeated[0]!r} occurs more than once; keys tell completions apart")
-    for request in requests:
-        length = len(request.prompt_token_ids)
-        if not length:
-            raise DataError(f"request {request.key!r}: its prompt has no tokens")
-        if length + params.max_tokens > limit:
-            raise DataError(
-                f"request {request.key!r}: prompt of {length} tokens + max_tokens={params.max_tokens} exceed "
-                f"the model's context of {limit} tokens. Shorten the prompt or lower max_tokens."
-            )

@@ -17,15 +17,15 @@ import hashlib
 import queue
 import threading
 import zlib
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import httpx
 
+from nemo_srl.engines.checks import check_keys
 from nemo_srl.engines.openai.dialects import BadChoiceError, Dialect, Sample
 from nemo_srl.engines.openai.transport import Transport
-from nemo_srl.errors import DataError, EngineError
+from nemo_srl.errors import EngineError
 from nemo_srl.protocols import GenerationRequest, SamplingParams
 from nemo_srl.records import Completion
 
@@ -257,12 +257,6 @@ _NO_LOGPROBS = (
     "judge.mode='expected' needs log-probabilities, and the server gives none for /v1/completions (TensorRT-LLM up to "
     "1.2 does not): use judge.mode=sampled, a newer server, or engine.trtllm.in_process=true."
 )
-
-
-def check_keys(requests: Sequence[GenerationRequest]) -> None:
-    """Raise `DataError` for a key that two requests share."""
-    if repeated := [key for key, count in Counter(r.key for r in requests).items() if count > 1]:
-        raise DataError(f"request key {repeated[0]!r} occurs more than once; keys tell completions apart")
 
 
 def seed_of(request: GenerationRequest, salt: int) -> int:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from nemo_srl.config import EngineConfig
+from nemo_srl.engines.checks import check_keys
 from nemo_srl.engines.openai.dialects import FINISH_REASONS, TokenLogprob, load_tokenizer, number_logprobs
-from nemo_srl.engines.openai.engine import check_keys, seed_of
+from nemo_srl.engines.openai.engine import seed_of
 from nemo_srl.engines.trtllm.options import llm_options, llm_sizes
 from nemo_srl.engines.trtllm.requests import length_check, max_seq_len
 from nemo_srl.errors import ConfigError, EngineError
@@ -94,6 +95,8 @@ class InProcessEngine:
             seed=seed_of(request, 0),
             max_tokens=params.max_tokens,
             stop_token_ids=list(self._end_token_ids),
+            stop=list(request.stop) or None,
+            include_stop_str_in_output=bool(request.stop),
             logprobs=params.num_logprobs or None,
             detokenize=False,
             add_special_tokens=False,

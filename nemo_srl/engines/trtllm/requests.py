@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nemo_srl.config import EngineConfig
+from nemo_srl.engines.checks import check_lengths
 from nemo_srl.engines.openai.dialects import CompletionsDialect, Sample
-from nemo_srl.errors import ConfigError, DataError
+from nemo_srl.errors import ConfigError
 from nemo_srl.models.hf import ModelSpec
 from nemo_srl.protocols import GenerationRequest, SamplingParams
 
@@ -36,6 +38,8 @@ class TrtllmDialect:
             "top_k": 1 if params.temperature == 0 else 0,
             "temperature": params.temperature or 1.0,
             "stop_token_ids": list(self.completions.end_token_ids),
+            # Compared with token ids there: a string that the model wrote in other tokens does not stop it.
+            **({"stop": list(request.stop), "include_stop_str_in_output": True} if request.stop else {}),
         }
 
     def sample(self, choice: Mapping[str, Any], params: SamplingParams) -> Sample:
@@ -52,17 +56,4 @@ def max_seq_len(cfg: EngineConfig, spec: ModelSpec) -> int:
 
 def length_check(limit: int) -> Callable[[Sequence[GenerationRequest], SamplingParams], None]:
     """Refuses prompts that leave no room for `max_tokens` more."""
-
-    def check(requests: Sequence[GenerationRequest], params: SamplingParams) -> None:
-        for request in requests:
-            length = len(request.prompt_token_ids)
-            if not length:
-                raise DataError(f"request {request.key!r}: its prompt has no tokens")
-            if length + params.max_tokens > limit:
-                raise DataError(
-                    f"request {request.key!r}: prompt of {length} tokens + max_tokens={params.max_tokens} exceed the "
-                    f"limit of {limit} tokens (the model's context, or engine.trtllm.max_seq_len). Shorten the prompt "
-                    "or lower max_tokens."
-                )
-
-    return check
+    return partial(check_lengths, limit=limit, limited_by="the model's context, or engine.trtllm.max_seq_len")
