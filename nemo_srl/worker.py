@@ -138,6 +138,8 @@ def die_with_parent() -> None:
 
 def main(stage_dir: Path, step_names: Sequence[str]) -> int:
     die_with_parent()
+    # torch reads it at its first large tensor. Without huge pages page faults take a quarter of a CPU training.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         with FileLock(stage_dir / f".lock-{rank()}", timeout=0):
             for name in step_names:

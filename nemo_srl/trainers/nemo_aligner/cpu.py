@@ -237,6 +237,8 @@ def _replace_nemo_guards() -> None:
     from megatron.core.tensor_parallel.layers import set_defaults_if_not_set_tensor_model_parallel_attributes
     from nemo.core.optim.mcore_optim import McoreDistributedOptimizer
 
+    from nemo_srl.trainers.nemo_aligner import cpu_modules
+
     overrides.HAVE_APEX = True
     overrides.McoreDistributedOptimizer = McoreDistributedOptimizer
     overrides.MegatronDistributedFusedAdam = type("MegatronDistributedFusedAdam", (), {})
@@ -253,3 +255,5 @@ def _replace_nemo_guards() -> None:
     gpt_model: Any = importlib.import_module("nemo.collections.nlp.models.language_modeling.megatron_gpt_model")
     # Builds a layer of real Transformer Engine for a spec that is never asked for.
     gpt_model.get_gpt_full_te_layer_autocast_spec = _nothing
+    aligner: Any = importlib.import_module("nemo_aligner.utils.distributed")
+    aligner.DistributedLogprob = cpu_modules.DistributedLogprob

@@ -2,7 +2,8 @@
 
 Every class has the constructor arguments that megatron-core 0.11.0's layer specs pass to the real ones, the
 same parameter names, and the same sharding in checkpoints. Numerically they are what the layers are defined
-to be: RMSNorm or LayerNorm, a linear map, causal softmax attention. Used by `cpu.py` only.
+to be: RMSNorm or LayerNorm, a linear map, causal softmax attention. Used by `cpu.py` only. One more,
+`DistributedLogprob`, is in the place of NeMo-Aligner's own, which is written for a GPU's memory bandwidth.
 
 Attention is causal and takes no mask: rows are padded on the right, so no real token sees padding.
 """
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.enums import AttnMaskType
@@ -168,6 +170,55 @@ def _causal_mask(query: torch.Tensor) -> torch.Tensor:
     """[1, 1, sequence, sequence], True where megatron-core shall not look."""
     length = query.shape[0]
     return torch.ones(length, length, dtype=torch.bool).triu(1)[None, None]
+
+
+class DistributedLogprob(torch.autograd.Function):
+    """Log-probabilities of targets, split over tensor-parallel ranks, in as few passes over the vocabulary as it takes.
+
+    The same arguments and results as NeMo-Aligner's class of this name (nemo_aligner/utils/distributed.py), which
+    makes five copies of all logits. Here only rows with a target are looked at: elsewhere, at prompts and padding
+    (-100), the result is 0 and no gradient flows, there as here.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        vocab_parallel_logits: torch.Tensor,
+        target: torch.Tensor,
+        inference_only: bool = False,
+        higher_stability: bool = False,
+    ) -> torch.Tensor:
+        """`vocab_parallel_logits` [batch, sequence, vocabulary / ranks], `target` [batch, sequence] -> as `target`."""
+        group = parallel_state.get_tensor_model_parallel_group()
+        num_columns = vocab_parallel_logits.shape[-1]
+        first = num_columns * parallel_state.get_tensor_model_parallel_rank()
+        rows = (target.flatten() >= 0).nonzero().squeeze(1)
+        logits = vocab_parallel_logits.reshape(-1, num_columns)[rows].float()
+        largest = logits.amax(-1, keepdim=True)
+        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX, group=group)
+        logits.sub_(largest)
+        column = target.flatten()[rows, None] - first
+        is_mine = (column >= 0) & (column < num_columns)
+        column = column.clamp(0, num_columns - 1)
+        chosen = logits.gather(1, column).mul_(is_mine)
+        exponentials = logits.exp_()
+        sums = torch.cat([chosen, exponentials.sum(-1, keepdim=True)], dim=1)
+        torch.distributed.all_reduce(sums, group=group)
+        if not inference_only:
+            ctx.save_for_backward(exponentials.div_(sums[:, 1:]), rows, column, is_mine)
+            ctx.shape, ctx.dtype = vocab_parallel_logits.shape, vocab_parallel_logits.dtype
+        found = torch.zeros(target.numel(), dtype=torch.float32)
+        found[rows] = sums[:, 0] - sums[:, 1].log()
+        return found.view_as(target)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:
+        softmax, rows, column, is_mine = ctx.saved_tensors
+        gradient = grad_output.flatten()[rows, None]
+        of_rows = softmax.mul_(-gradient).scatter_add_(1, column, gradient * is_mine)
+        of_logits = torch.zeros(ctx.shape, dtype=ctx.dtype)
+        of_logits.view(-1, ctx.shape[-1])[rows] = of_rows.to(ctx.dtype)
+        return of_logits, None, None, None
 
 
 class FusedAdam(torch.optim.Optimizer):
