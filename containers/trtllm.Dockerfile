@@ -3,15 +3,20 @@
 FROM nvcr.io/nvidia/tensorrt-llm/release:1.2.1
 
 COPY containers/engine.requirements.txt /opt/nemo_srl/containers/
-RUN pip install --no-cache-dir --no-deps --requirement /opt/nemo_srl/containers/engine.requirements.txt
+# NGC's PyTorch images pin packages in a file that PIP_CONSTRAINT names, and pip refuses any other version.
+RUN PIP_CONSTRAINT='' python -m pip install --no-cache-dir --no-deps \
+    --requirement /opt/nemo_srl/containers/engine.requirements.txt
 
+# Under Slurm the checkout is mounted and comes first; this copy is for `docker run`.
 COPY pyproject.toml LICENSE README.md /opt/nemo_srl/
 COPY nemo_srl /opt/nemo_srl/nemo_srl
 COPY recipes /opt/nemo_srl/recipes
 COPY conf /opt/nemo_srl/conf
 COPY data /opt/nemo_srl/data
-ENV PYTHONPATH=/opt/nemo_srl
+# Before what the base itself has there, if anything: nothing of the base's may get lost.
+ENV PYTHONPATH=/opt/nemo_srl${PYTHONPATH:+:$PYTHONPATH}
 WORKDIR /opt/nemo_srl
 
+# Fails the build where another base brings another program. No import here may need a GPU.
 RUN command -v trtllm-serve \
- && python -c "import nemo_srl.worker, nemo_srl.launchers.services, nemo_srl.stages.candidates, nemo_srl.stages.judgements"
+ && python -c "import nemo_srl.engines.trtllm, nemo_srl.launchers.services, nemo_srl.stages.judgements, nemo_srl.worker"

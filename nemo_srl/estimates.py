@@ -165,6 +165,12 @@ def engine_memory(cfg: Config, spec: ModelSpec, assumptions: Assumptions) -> Eng
     return EngineMemory(weights=weights, kv_cache=cache, num_cached_tokens=int(cache / per_token))
 
 
+def num_engine_gpus(cfg: Config) -> int:
+    """Of all replicas, on all of the engine's nodes."""
+    sizes = cfg.engine.trtllm
+    return sizes.num_replicas * sizes.tensor_parallel_size * sizes.pipeline_parallel_size
+
+
 def flops_per_token(spec: ModelSpec, *, sequence_length: float, forward_passes: float) -> float:
     """Model FLOPs: 2 a parameter and token in each matrix product of a forward pass, and attention [N, eq. 3].
 
@@ -242,8 +248,7 @@ def _training(
 
 
 def _generation(name: str, num_tokens: float, cfg: Config, spec: ModelSpec, a: Assumptions) -> StageEstimate:
-    sizes = cfg.engine.trtllm
-    num_gpus = sizes.num_replicas * sizes.tensor_parallel_size * sizes.pipeline_parallel_size
+    num_gpus = num_engine_gpus(cfg)
     rate = a.generation_tokens_per_second * 70e9 / num_parameters(spec) * num_gpus
     # Text and its record, some six bytes a token.
     hours = num_tokens / rate / 3600 + a.start_minutes / 60

@@ -6,20 +6,22 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from filelock import FileLock, Timeout
 
 from nemo_srl import models, worker
 from nemo_srl.artifacts import Artifact, BaseModel, Model, SourceFile
-from nemo_srl.config import Config
+from nemo_srl.config import Config, Role
 from nemo_srl.engines import services
 from nemo_srl.errors import ConfigError, DataError, JobFailedError, RunDirBusyError
 from nemo_srl.launchers import open_launcher
+from nemo_srl.launchers.local import several_nodes
 from nemo_srl.models import hf
 from nemo_srl.protocols import Job, JobStep, Service
 from nemo_srl.records import R
@@ -39,6 +41,8 @@ class Experiment:
     def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
         self.run_dir = Path(cfg.run_dir).absolute()
+        if cfg.launcher.name == "local":
+            _check_one_node(cfg)
         self._launcher = open_launcher(cfg.launcher, cfg.cluster)
         self._lock = FileLock(self.run_dir / ".lock", timeout=0)
 
@@ -126,7 +130,7 @@ class Experiment:
         distributed = any(s.distributed for s in stage.steps)
         trainer = self.cfg.trainer
         servers = self._services(stage, output, inputs)
-        num_gpus = trainer.num_ranks_per_node if distributed else sum(s.num_gpus for s in servers)
+        num_gpus = trainer.num_ranks_per_node if distributed else _num_gpus_per_node(servers)
         return Job(
             name=name,
             steps=self._job_steps(stage, output),
@@ -134,7 +138,7 @@ class Experiment:
             stage=stage.name,
             role="trainer" if distributed else "engine" if stage.engines else "cpu",
             paths=[self.run_dir, *self._paths(inputs)],
-            num_nodes=trainer.num_nodes if distributed else 1,
+            num_nodes=trainer.num_nodes if distributed else 1 + max((s.node for s in servers), default=0),
             num_ranks_per_node=trainer.num_ranks_per_node if distributed else 1,
             num_gpus_per_node=num_gpus or self._num_gpus_in_process(stage),
             services=servers,
@@ -159,6 +163,23 @@ class Experiment:
         found = {x.model_dir.absolute() for x in inputs.values() if isinstance(x, BaseModel)}
         found |= {x.path.absolute().parent for x in inputs.values() if isinstance(x, SourceFile)}
         return sorted(found)
+
+
+def _check_one_node(cfg: Config) -> None:
+    """At set-up, and not when the first stage comes that would need several."""
+    engines = [cfg.engine_for(role) for role in get_args(Role)]
+    nodes = [("engine.trtllm.num_nodes", e.trtllm.num_nodes) for e in engines if e.name == "trtllm"]
+    for key, value in [("trainer.num_nodes", cfg.trainer.num_nodes), *nodes]:
+        if value > 1:
+            raise several_nodes(key, value)
+
+
+def _num_gpus_per_node(servers: Sequence[Service]) -> int:
+    """Of the node that needs most."""
+    needed: Counter[int] = Counter()
+    for s in servers:
+        needed[s.node] += s.num_gpus
+    return max(needed.values(), default=0)
 
 
 def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -38,7 +38,8 @@ class GenerationRequest:
     `seed` decides the samples together with `key` and the sample's index, and nothing else does: not
     the batch that a request shares, nor the order of requests. (Servers keep this as far as they can:
     what TensorRT-LLM samples depends on its batches.) `text` is the prompt before its chat template;
-    engines that talk to a server with a tokenizer and template of its own send it as the user's turn.
+    engines that talk to a server with a tokenizer and template of its own send it as the user's turn,
+    after `earlier_turns`: pairs of what the user and the assistant said before.
 
     A sample also ends where its text has one of the strings of `stop`, which stays in it. That only saves
     tokens: an engine that cannot do it, or not everywhere, lets the model end by itself.
@@ -49,6 +50,7 @@ class GenerationRequest:
     n: int
     seed: int
     text: str = ""
+    earlier_turns: tuple[tuple[str, str], ...] = ()
     stop: tuple[str, ...] = ()
 
 
@@ -149,8 +151,9 @@ SERVICES_VARIABLE = "NEMO_SRL_SERVICES"
 class Service:
     """A server that must be healthy before a job's steps start, and is stopped after them.
 
-    `{port}` in `command` is replaced by a free port of 127.0.0.1, chosen by the launcher. It is healthy
-    when every one of `health_paths` answers 200. It gets `num_gpus` of the GPUs that the job may use.
+    `{host}` and `{port}` in `command` are replaced by what the launcher chose: 127.0.0.1, or an address of the node
+    that other nodes reach, and a free port of it. It is healthy when every one of `health_paths` answers 200. It gets
+    `num_gpus` of the GPUs that the job may use on its node.
     """
 
     name: str
@@ -158,6 +161,8 @@ class Service:
     health_paths: tuple[str, ...]
     start_timeout_seconds: float
     num_gpus: int = 0
+    node: int = 0
+    """Number of the job's node that it runs on; the steps that are not distributed run on node 0."""
     env: Mapping[str, str] = field(default_factory=dict)
 
 

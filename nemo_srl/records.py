@@ -117,6 +117,21 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VerifiablePrompt:
+    """A prompt with instructions that code can check (IFEval): `arguments[i]` are those of `instruction_ids[i]`, e.g.
+    `{"num_words": 300, "relation": "at least"}` of `length_constraints:number_words`."""
+
+    prompt_id: str
+    text: str
+    instruction_ids: list[str]
+    arguments: list[dict[str, Any]]
+
+    @property
+    def key(self) -> str:
+        return self.prompt_id
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One sampled response to one prompt."""
 
@@ -219,6 +234,7 @@ def _fits(value: object, annotation: str) -> bool:
         return isinstance(value, list) and all(_fits(x, element) for x in value)
     names = {
         "str": (str,), "int": (int,), "float": (int, float), "None": (type(None),), "NumberLogprobs": (list,),
+        "dict[str, Any]": (dict,),
     }  # fmt: skip
     kinds = tuple(kind for part in annotation.split(" | ") for kind in names[part])
     return isinstance(value, kinds) and not isinstance(value, bool)

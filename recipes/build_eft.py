@@ -5,7 +5,8 @@
 M0 is trained on the IFT seed alone; that model judges the ranked answers, `refresh.num_judgements` times each, and its
 verdicts are kept where their scores order the answers as people did (`stages/eft.py`). The result,
 `<run_dir>/eft.jsonl`, is what `data.eft_path` of `iterate.py` reads. It can be killed and started again like any run,
-and takes the same engines, launchers and recipes; `judge.engine` lets another judge do it.
+and takes the same engines, launchers and recipes; `judge.engine` lets another judge do it, as it must where the trained
+model is too small to judge: then this ends with an error that counts the verdicts, and keeps them.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ def build(cfg: Config, exp: Experiment) -> Path:
     verdicts = exp.run(eft.STAGE, 0, policy=judge, rankings=rankings)
     figures = verdicts.manifest().metrics
     log.info(
-        "%.0f rankings, agreement in %.1f%%, %.0f examples kept (the paper: 1,630)",
+        "%.0f rankings, scores in %.1f%% of the verdicts, agreement in %.1f%%, %.0f examples kept (the paper: 1,630)",
         figures["num_rankings"],
+        100 * figures["valid_rate"],
         100 * figures["agreement_rate"],
         figures["num_examples"],
     )

@@ -1,15 +1,17 @@
-"""Compare models: their answers side by side, how well each judges, and files for AlpacaEval and MT-Bench.
+"""Compare models: answers side by side, IFEval, how well each judges, and files for AlpacaEval and MT-Bench.
 
     python recipes/evaluate.py '++evaluate.models={m1: runs/x/iter_00/sft/hf, m2: runs/x/iter_01/policy/hf}' \\
         evaluate.judge_model=runs/x/iter_00/sft/hf
     python recipes/evaluate.py '++evaluate.models={m2: runs/x/iter_01/policy/hf, gpt4: gpt4_outputs.json}' \\
         evaluate.questions=alpaca_eval.json \\
         +engine@judge.engine=openai judge.engine.base_url=https://host/v1 judge.engine.model=big
+    python recipes/evaluate.py '++evaluate.models={m2: runs/x/iter_01/policy/hf}' evaluate.questions= \\
+        evaluate.ifeval=ifeval.jsonl candidates.temperature=0 candidates.max_tokens=1280
     python recipes/evaluate.py '++evaluate.models={x: <its tokenizer>}' engine=openai engine.base_url=http://host/v1
 
 A model is a Hugging Face directory, a name that can be fetched, or a `.json` file of answers in AlpacaEval's format.
 With `engine=openai` the server answers, and the directory only tells the tokenizer and chat template. Results go to
-`<run_dir>/evaluation.md` and `<run_dir>/exports/<model>/`; a killed run goes on when it is started again.
+`<run_dir>/evaluation.md`, `report.html` and `exports/<model>/`; a killed run goes on when it is started again.
 """
 
 from __future__ import annotations
@@ -28,14 +30,16 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from nemo_srl import ifeval, report
 from nemo_srl import questions as formats
-from nemo_srl import report
-from nemo_srl.artifacts import SourceFile, to_line, write_atomic
+from nemo_srl.artifacts import BaseModel, SourceFile, to_line, write_atomic
 from nemo_srl.config import Config
 from nemo_srl.errors import ConfigError, NemoSrlError
 from nemo_srl.experiment import Experiment
-from nemo_srl.records import Candidate, EFTExample, Metric, Question
+from nemo_srl.records import Candidate, EFTExample, Metric, Question, VerifiablePrompt
+from nemo_srl.runs import open_run
 from nemo_srl.stages import answers, evaluation, head_to_head
+from nemo_srl.stages import ifeval as ifeval_stage
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +49,9 @@ class EvaluateSettings:
     models: dict[str, str] = field(default_factory=dict)
     """Name and directory (or answers' file) of each; the order is that of the tables."""
     questions: str = "data/seed/eft_eval.jsonl"
-    """AlpacaEval's or MT-Bench's questions, our prompts, or anything with an `instruction`."""
+    """AlpacaEval's or MT-Bench's questions, our prompts, or anything with an `instruction`; empty: none."""
+    ifeval: str = ""
+    """IFEval's prompts, as published (JSONL); empty: none. Not asked of files of answers."""
     judge_model: str = ""
     """Who compares answers; empty: the first model. With `judge.engine` set, only its tokenizer counts."""
     judging: bool = True
@@ -68,10 +74,35 @@ def evaluate(settings: EvaluateSettings, exp: Experiment) -> str:
     directories = {name: path for name, path in settings.models.items() if not path.endswith(".json")}
     if not directories and not settings.judge_model:
         raise ConfigError(f"evaluate.models={settings.models}: give one or more Hugging Face directories by name")
-    asked = formats.read_questions(Path(settings.questions))
-    questions = given(exp, "questions", asked, Question)
+    # Before any model is asked, as both of them may be refused.
+    asked = formats.read_questions(Path(settings.questions)) if settings.questions else []
+    verifiable = ifeval.read_prompts(Path(settings.ifeval), ifeval.Verifier()) if settings.ifeval else []
     models = {name: exp.base_model(path) for name, path in directories.items()}
-    judge = exp.base_model(settings.judge_model or next(iter(directories.values())))
+    sections = []
+    if verifiable and models:
+        sections.append("## IFEval\n\n" + report.markdown(report.ifeval_cells(follow(exp, models, verifiable))))
+    if settings.judging and models:
+        held_out = exp.source(exp.cfg.data.eft_eval_path, EFTExample)
+        measured = {
+            name: exp.run(evaluation.STAGE, 0, policy=m, eft_eval=held_out, directory=f"evaluation_{name}").read()
+            for name, m in models.items()
+        }
+        sections.append("## Each model by itself\n\n" + report.table(measured))
+    answered = answer(settings, exp, models, asked) if asked else {}
+    if len(answered) > 1:
+        judge = exp.base_model(settings.judge_model or next(iter(directories.values())))
+        matches = compare(exp, judge, answered)
+        ours, theirs = report.markdown(report.match_cells(matches)), report.markdown(report.paper_cells())
+        sections.append("\n\n".join(["## Head to head", ours, *report.unreadable(matches)]))
+        sections.append(f"In the paper (70B, GPT-4 as judge):\n\n{theirs}")
+    return "\n\n".join(sections)
+
+
+def answer(
+    settings: EvaluateSettings, exp: Experiment, models: Mapping[str, BaseModel], asked: Sequence[Question]
+) -> dict[str, Any]:
+    """Every model's answers to the questions, as artifacts, and as files for other programs."""
+    questions = given(exp, "questions", asked, Question)
     answered: dict[str, Any] = {}
     for name, path in settings.models.items():
         if name in models:
@@ -80,23 +111,31 @@ def evaluate(settings: EvaluateSettings, exp: Experiment) -> str:
             y = given(exp, f"answers_{name}", formats.read_answers(Path(path), asked), Candidate)
         answered[name] = y
         write_exports(exp.run_dir / "exports" / name, asked, y.read(), name)
-    sections = []
-    if settings.judging and models:
-        held_out = exp.source(exp.cfg.data.eft_eval_path, EFTExample)
-        measured = {
-            name: exp.run(evaluation.STAGE, 0, policy=m, eft_eval=held_out, directory=f"evaluation_{name}").read()
-            for name, m in models.items()
-        }
-        sections.append("## Each model by itself\n\n" + report.table(measured))
-    matches = {
+    return answered
+
+
+def follow(
+    exp: Experiment, models: Mapping[str, BaseModel], verifiable: Sequence[VerifiablePrompt]
+) -> dict[str, list[Metric]]:
+    """IFEval of each model."""
+    prompts = given(exp, "ifeval", verifiable, VerifiablePrompt)
+    asked = [Question(question_id=p.key, turns=[p.text], dataset="ifeval") for p in verifiable]
+    questions = given(exp, "ifeval_questions", asked, Question)
+    found = {}
+    for name, policy in models.items():
+        y = exp.run(answers.STAGE, 0, policy=policy, questions=questions, directory=f"ifeval_answers_{name}")
+        found[name] = exp.run(ifeval_stage.STAGE, 0, prompts=prompts, answers=y, directory=f"ifeval_{name}").read()
+    return found
+
+
+def compare(exp: Experiment, judge: BaseModel, answered: Mapping[str, Any]) -> dict[tuple[str, str], Sequence[Metric]]:
+    """Every two models, head to head."""
+    return {
         (a, b): exp.run(
             head_to_head.STAGE, 0, policy=judge, a=answered[a], b=answered[b], directory=f"match_{a}_{b}"
         ).read()
         for a, b in itertools.combinations(answered, 2)
     }
-    if matches:
-        sections.append("## Head to head\n\n" + match_table(matches))
-    return "\n\n".join(sections)
 
 
 def given(exp: Experiment, name: str, records: Sequence[Any], record: type) -> SourceFile[Any]:
@@ -115,28 +154,6 @@ def write_exports(directory: Path, asked: Sequence[Question], found: Sequence[Ca
         write_atomic(directory / "mt_bench.jsonl", "".join(lines))
 
 
-def match_table(matches: Mapping[tuple[str, str], Sequence[Metric]]) -> str:
-    """One line per pair of models."""
-    lines = [
-        "| a v b | a wins | tied | b wins | length-controlled | p | first preferred | questions |",
-        "|" + "---|" * 8,
-    ]
-    for (a, b), metrics in matches.items():
-        m = {x.name: x for x in metrics}
-        shares = [_share(m[name]) for name in ("win_rate", "tie_rate", "loss_rate", "length_controlled_win_rate")]
-        p = m["sign_test_p"].value
-        shares += ["-" if p is None else f"{p:.3g}", _share(m["first_position_rate"]), str(m["win_rate"].n)]
-        lines.append(f"| {a} v {b} | " + " | ".join(shares) + " |")
-    return "\n".join(lines)
-
-
-def _share(m: Metric) -> str:
-    if m.value is None:
-        return "-"
-    interval = "" if m.low is None or m.high is None else f" [{m.low:.0%}, {m.high:.0%}]"
-    return f"{m.value:.1%}{interval}"
-
-
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
@@ -147,7 +164,8 @@ def main(cfg: DictConfig) -> None:
         with Experiment(plain) as exp:
             text = evaluate(config.evaluate, exp)
             write_atomic(exp.run_dir / "evaluation.md", f"# {exp.run_dir.name}\n\n{text}\n")
-        print(text)
+            page = report.write_report(open_run(exp.run_dir))
+        print(f"{text}\n\n{page}")
     except NemoSrlError as e:
         sys.exit(f"error: {e}")
 

@@ -119,6 +119,11 @@ def main(overrides: list[str]) -> None:
     print(
         f"training         {t.world_size} GPUs = {sizes}, {t.precision}; heads, layers, vocabulary and batches divide"
     )
+    if cfg.engine.name == "trtllm":
+        e = cfg.engine.trtllm
+        replicas = f"{e.num_replicas} replicas of TP {e.tensor_parallel_size} x PP {e.pipeline_parallel_size}"
+        num_gpus = estimates.num_engine_gpus(cfg)
+        print(f"generation       {num_gpus} GPUs = {replicas}; nodes: {e.num_nodes}")
     memory, fits = memory_table(cfg, spec, a)
     print(
         "\n" + "\n".join(memory) + "\n\n" + "\n".join(time_table(cfg, spec, a)) + "\n\nassumed (set with +assume.KEY=)"

@@ -35,7 +35,7 @@ def lines(run_dir: Path) -> list[str]:
         job, state = _job(run_dir, str(directory.relative_to(run_dir)).replace("/", "-"))
         if (directory / MANIFEST).exists():
             seconds = json.loads((directory / MANIFEST).read_text())["seconds"]
-            rows.append((str(directory.relative_to(run_dir)), "published", job, f"last step {seconds:.0f} s"))
+            rows.append((str(directory.relative_to(run_dir)), "published", job, f"{seconds:.0f} s"))
         else:
             rows.append((str(directory.relative_to(run_dir)), state or "unfinished", job, _progress(directory)))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]

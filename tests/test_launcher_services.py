@@ -16,7 +16,8 @@ import pytest
 from nemo_srl.errors import ConfigError, JobFailedError
 from nemo_srl.launchers import services, supervisor
 from nemo_srl.launchers.local import LocalLauncher
-from nemo_srl.launchers.services import free_port, running, to_spec
+from nemo_srl.launchers.services import free_port, running
+from nemo_srl.launchers.with_services import to_spec
 from nemo_srl.protocols import SERVICES_VARIABLE, Job, JobStep, Service
 
 SERVER = """
@@ -204,14 +205,14 @@ def test_gpus_are_shared_out_of_those_that_are_visible(tmp_path: Path, monkeypat
 
 def test_around_a_command_in_an_allocation(tmp_path: Path) -> None:
     spec = tmp_path / "spec.json"
-    spec.write_text(json.dumps(to_spec([service(tmp_path, delay=0.2)], job_name="job", log_dir=tmp_path)))
+    spec.write_text(json.dumps(to_spec(job(tmp_path, "", service(tmp_path, delay=0.2)))))
     script = f"import os, sys; print(os.environ['{SERVICES_VARIABLE}']); sys.exit(5)"
-    command = [sys.executable, "-m", "nemo_srl.launchers.services", str(spec), sys.executable, "-c", script]
+    command = [sys.executable, "-m", "nemo_srl.launchers.with_services", str(spec), sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, json.loads(done.stdout).keys()) == (5, {"server"})
     assert not any(map(alive, pids(tmp_path)))
     broken = service(tmp_path, before="raise RuntimeError('out of GPUs')")
-    spec.write_text(json.dumps(to_spec([broken], job_name="job", log_dir=tmp_path)))
+    spec.write_text(json.dumps(to_spec(job(tmp_path, "", broken))))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "out of GPUs" in done.stderr

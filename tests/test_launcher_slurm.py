@@ -77,6 +77,7 @@ def job_of(cfg: Config, stage: str) -> Job:
     if stage == "pairs":
         return Job(**common, role="cpu", steps=[step("run")])
     size = cfg.engine.trtllm.tensor_parallel_size * cfg.engine.trtllm.pipeline_parallel_size
+    num_nodes = cfg.engine.trtllm.num_nodes
     model, options = Path("/models/M0"), directory / "trtllm_options.yaml"
     servers = [
         Service(
@@ -85,11 +86,14 @@ def job_of(cfg: Config, stage: str) -> Job:
             health_paths=("/health",),
             start_timeout_seconds=1800,
             num_gpus=size,
+            node=i * num_nodes // cfg.engine.trtllm.num_replicas,
         )
         for i in range(cfg.engine.trtllm.num_replicas)
     ]
-    num_gpus = size * len(servers)
-    return Job(**common, role="engine", steps=[step("run")], services=servers, num_gpus_per_node=num_gpus)
+    return Job(
+        **common, role="engine", steps=[step("run")], services=servers, num_nodes=num_nodes,
+        num_gpus_per_node=size * len(servers) // num_nodes,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

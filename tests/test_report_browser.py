@@ -15,7 +15,7 @@ import pytest
 from nemo_srl.report import write_report
 from nemo_srl.runs import open_run
 from tests import chromium
-from tests.run_directory import make_run
+from tests.run_directory import make_comparison, make_run
 
 if not os.environ.get("NEMO_SRL_REQUIRE_CHROMIUM") and chromium.find() is None:
     pytest.skip("there is no Chromium on this machine", allow_module_level=True)
@@ -92,17 +92,19 @@ def test_search_finds_what_is_in_prompts_answers_and_verdicts_and_marks_it(page:
     assert page.errors == []
 
 
-def test_candidates_are_filtered_by_what_became_of_them(page: chromium.Page) -> None:
-    def shown(kind: str) -> int:
-        page.evaluate(
-            f"(() => {{ const k = document.getElementById('kind'); k.value = '{kind}'; "
-            "k.dispatchEvent(new Event('change')); })()"
-        )
-        return int(page.evaluate("document.getElementById('count').textContent").split()[0])
+def select(page: chromium.Page, kind: str) -> int:
+    """Filter by `kind`; returns how many are shown."""
+    page.evaluate(
+        f"(() => {{ const k = document.getElementById('kind'); k.value = '{kind}'; "
+        "k.dispatchEvent(new Event('change')); })()"
+    )
+    return int(page.evaluate("document.getElementById('count').textContent").split()[0])
 
+
+def test_candidates_are_filtered_by_what_became_of_them(page: chromium.Page) -> None:
     assert set(rows(page, 5)) - {"", "chosen", "rejected"} == set()
-    assert shown("chosen") == shown("rejected") == shown("paired") / 2
-    assert shown("paired") + shown("unpaired") == shown("all") == 10000
+    assert select(page, "chosen") == select(page, "rejected") == select(page, "paired") / 2
+    assert select(page, "paired") + select(page, "unpaired") == select(page, "all") == 10000
 
 
 def test_the_keyboard_moves_through_the_list(page: chromium.Page) -> None:
@@ -114,3 +116,23 @@ def test_the_keyboard_moves_through_the_list(page: chromium.Page) -> None:
     selected = page.evaluate("document.querySelector('[aria-selected=true]').dataset.candidate")
     assert selected == "30"
     assert page.evaluate("document.getElementById('viewport').scrollTop") > 0
+
+
+def test_a_comparison_is_browsed_by_model_and_result(tmp_path_factory: pytest.TempPathFactory) -> None:
+    base = tmp_path_factory.mktemp("comparison")
+    report = write_report(open_run(make_comparison(base / "run")))
+    with chromium.browser(base / "profile") as tab:
+        tab.open(report)
+        assert tab.errors == []
+        assert tab.evaluate("window.hacked === undefined && document.getElementById('iteration').hidden")
+        click(tab, "model")
+        assert set(rows(tab, 0)) <= {"m_1", "m.2", "big"}
+        won = select(tab, "chosen")
+        assert set(rows(tab, 5)) == {"won"}
+        lost = select(tab, "rejected")
+        assert set(rows(tab, 5)) == {"lost"}
+        assert won + lost + select(tab, "tied") + select(tab, "unscored") == select(tab, "all") == 60
+        tab.evaluate("document.querySelector('.row').click()")
+        assert tab.evaluate("document.querySelectorAll('#detail .candidate').length") == 3
+        assert tab.evaluate("document.querySelector('#detail .verdict').textContent").count("Winner: ") == 1
+        assert tab.errors == []

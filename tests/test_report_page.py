@@ -97,6 +97,7 @@ def test_both_axes_stand_beside_the_paper(page: str) -> None:
     ):
         assert re.search(f"<h2>[^<]*{heading}", page), heading
     assert "DPO: reward margin by step" in page
+    assert "Saturation: verdicts with the highest score. this run:" in page
     assert "15.38" in page
     assert "not finished" not in page
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from nemo_srl.artifacts import BaseModel, SourceFile, Table, to_line
+from nemo_srl.artifacts import JOURNAL, BaseModel, SourceFile, Table, read_jsonl, to_line
 from nemo_srl.config import Config, EngineConfig, JudgeConfig, RefreshConfig
 from nemo_srl.errors import ConfigError, DataError
-from nemo_srl.records import EFTExample, Judgement, RankedAnswers
+from nemo_srl.records import Completion, EFTExample, Judgement, RankedAnswers
 from nemo_srl.stages import Context, eft, sft
 from nemo_srl.stages.eft import agreeing_verdicts, balanced
 from recipes import build_eft
@@ -88,9 +88,27 @@ def test_the_stage_runs_on_any_engine_and_keeps_reasons_with_scores(tmp_path: Pa
         result = eft.run(Context(cfg, 0, inputs, output))
     assert result.metrics["num_rankings"] == 3
     assert result.metrics["agreement_rate"] == pytest.approx(2 / 3)
+    assert result.metrics["valid_rate"] == 1
     found = output.read()
     assert {x.instruction for x in found} == {"Q0", "Q1"}
     assert all((x.justification, x.score) == (f"It is {x.response}.", QUALITY[x.response]) for x in found)
+
+
+def test_a_model_that_cannot_judge_is_told_with_counts_and_its_verdicts_are_kept(tmp_path: Path) -> None:
+    """M0, trained on answers alone, answers the rubric like any instruction; what it said must not be asked again."""
+    policy = BaseModel(tiny.make_model(tmp_path / "model", ["Score: 5"], vocab_size=300), "digest")
+    server = Loopback(lambda body, index: (ids_of("Thank you for asking!"), "stop"))
+    with server.running() as url:
+        judge = JudgeConfig(rubric="{instruction}/{response} Score:", engine=EngineConfig(name="openai", base_url=url))
+        cfg = Config(judge=judge, run_dir=str(tmp_path), refresh=RefreshConfig(num_judgements=2))
+        inputs = {"rankings": rankings(tmp_path / "rankings.jsonl"), "policy": policy}
+        ctx = Context(cfg, 0, inputs, Table(tmp_path / "eft", {}, EFTExample))
+        reason = r"no example came of 3 rankings\. 0 of 14 verdicts have a score, and 0 rankings agree .*journal\.jsonl"
+        for _ in range(2):
+            with pytest.raises(DataError, match=reason):
+                eft.run(ctx)
+            assert len(read_jsonl(tmp_path / "eft" / JOURNAL, Completion)) == 14
+            assert server.num_calls == 7
 
 
 def test_a_ranking_without_a_rank_for_each_answer_is_refused(tmp_path: Path) -> None:
@@ -106,7 +124,7 @@ def test_the_recipe_judges_with_a_model_that_saw_no_verdicts(tmp_path: Path) -> 
     calls: list[tuple[Any, set[str]]] = []
     verdicts = Table(tmp_path / "eft", {}, EFTExample)
     digest = verdicts.write([EFTExample(example_id="a", instruction="Q", response="r", justification="j", score=3)])
-    metrics = {"num_rankings": 1, "agreement_rate": 1.0, "num_examples": 1}
+    metrics = {"num_rankings": 1, "valid_rate": 1.0, "agreement_rate": 1.0, "num_examples": 1}
     verdicts.publish(stage="eft", digest=digest, metrics=metrics, seconds=0)
 
     def run(stage: Any, iteration: int, **inputs: Any) -> Any:

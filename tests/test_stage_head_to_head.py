@@ -16,11 +16,15 @@ from nemo_srl.artifacts import Artifact, BaseModel, SourceFile, Table, to_line
 from nemo_srl.config import Config, EngineConfig, JudgeConfig
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.records import Candidate, EFTExample, Metric, Question
+from nemo_srl.report.page import render
+from nemo_srl.runs import open_run
 from nemo_srl.stages import Context, answers, head_to_head
 from nemo_srl.stages.head_to_head import Match, length_controlled, metrics_of, sign_test
+from nemo_srl.worker import describe
 from recipes import evaluate
 from tests import tiny
 from tests.loopback import Loopback, ids_of
+from tests.punkt import make_punkt_tab
 
 PAIRWISE = "{instruction} [A: {response_a}] [B: {response_b}] Winner:"
 
@@ -98,6 +102,7 @@ class InProcess:
 
     def run(self, stage: Any, iteration: int, *, directory: str = "", **inputs: Any) -> Artifact:
         output: Artifact = stage.output(self.run_dir / "iter_00" / (directory or stage.name), {})
+        describe(stage, self.cfg, iteration, inputs, output)
         result = stage.steps[-1].run(Context(self.cfg, iteration, inputs, output))
         output.publish(stage=stage.name, digest=result.digest, metrics=result.metrics, seconds=0)
         return output
@@ -139,16 +144,47 @@ def test_the_recipe_compares_a_server_with_given_answers_and_writes_every_file(t
         exp: Any = InProcess(cfg, {"dir": model})
         text = evaluate.evaluate(settings, exp)
     # "ok" has two letters: it beats 0 and 1 of them, ties with 2 and loses against 3.
-    assert re.search(r"\| x v other \| 50.0% .* \| 25.0% .* \| 25.0% ", text)
+    assert re.search(r"\| x v other +\| 50.0% .* \| 25.0% .* \| 25.0% ", text)
+    assert re.search(r"\| M2 v SFT +\| 49.2% +\| 36.3% +\| 14.5% ", text), "the paper's stand beside"
     assert "| valid verdicts" in text
     exports = tmp_path / "run" / "exports"
     rows = json.loads((exports / "x" / "alpaca_eval.json").read_text())
     assert rows[3] == {"dataset": "d", "instruction": "Do 3.", "output": "ok", "generator": "x"}
     assert len((exports / "other" / "mt_bench.jsonl").read_text().splitlines()) == 12
+    assert "<th>x v other</th><td>50.0%" in render(open_run(tmp_path / "run"))
     with pytest.raises(ConfigError, match="'a/b' names directories"):
         evaluate.evaluate(replace(settings, models={"a/b": "dir"}), exp)
     with pytest.raises(ConfigError, match="one or more Hugging Face directories"):
         evaluate.evaluate(replace(settings, models={}), exp)
+
+
+def test_the_recipe_measures_ifeval_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that shouts follows the instruction to shout and breaks the one to avoid commas."""
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [make_punkt_tab(tmp_path / "nltk")])
+    model = tiny.make_model(tmp_path / "model", ["YES"], vocab_size=300)
+    wanted = (["change_case:english_capital"], ["change_case:english_capital", "punctuation:no_comma"])
+    rows = [
+        {"key": i, "prompt": f"Do {i}.", "instruction_id_list": names, "kwargs": [{} for _ in names]}
+        for i, names in enumerate(wanted)
+    ]
+    (tmp_path / "ifeval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    server = Loopback(lambda body, index: (ids_of("YES, THIS IS ONLY A SENTENCE IN ENGLISH."), "stop"))
+    with server.running() as url:
+        cfg = Config(run_dir=str(tmp_path / "run"), engine=EngineConfig(name="openai", base_url=url))
+        cfg.evaluation.num_bootstrap = 20
+        settings = evaluate.EvaluateSettings(
+            models={"x": "dir"}, questions="", judging=False, ifeval=str(tmp_path / "ifeval.jsonl")
+        )
+        exp: Any = InProcess(cfg, {"dir": model})
+        text = evaluate.evaluate(settings, exp)
+    assert re.search(r"\| x +\| 50\.0% \[.*\| 66\.7% \[.*\| 2 +\| 3 +\|", text)
+    assert "Head to head" not in text
+    assert "<th>x</th><td>50.0%" in render(open_run(tmp_path / "run"))
+    (tmp_path / "ifeval.jsonl").write_text('{"key": 1}\n')
+    with pytest.raises(DataError, match=r"ifeval\.jsonl:1: expected"):
+        evaluate.evaluate(settings, exp)
 
 
 def test_the_shipped_configuration_composes_with_models_and_another_judge(tmp_path: Path) -> None:
@@ -188,9 +224,21 @@ def test_a_second_turn_sees_the_first(tmp_path: Path) -> None:
     result = answers.run(Context(cfg, 0, inputs, output))
     assert [a.key for a in output.read()] == ["1/00", "1/01", "2/00"]
     assert result.metrics["num_answers"] == 3
-    chatting = replace(cfg, engine=EngineConfig(name="openai", base_url="http://127.0.0.1:9/v1"))
-    with pytest.raises(ConfigError, match="several turns"):
-        answers.run(Context(chatting, 0, inputs, output))
+
+
+def test_a_chat_server_is_sent_the_turns_before(tmp_path: Path) -> None:
+    model = tiny.make_model(tmp_path / "model", ["Say a."], vocab_size=300)
+    questions = Table(tmp_path / "questions", {}, Question)
+    questions.write([Question(question_id="1", turns=["First?", "Then?"])])
+    server = Loopback(lambda body, index: (ids_of(f"{len(body['messages'])} so far"), "stop"))
+    output = Table(tmp_path / "answers", {}, Candidate)
+    with server.running() as url:
+        cfg = Config(run_dir=str(tmp_path), engine=EngineConfig(name="openai", api="chat", base_url=url))
+        inputs = {"questions": questions, "policy": BaseModel(model, "digest")}
+        answers.run(Context(cfg, 0, inputs, output))
+    assert [a.response for a in output.read()] == ["1 so far", "3 so far"]
+    said = [("user", "First?"), ("assistant", "1 so far"), ("user", "Then?")]
+    assert server.requests[-1]["messages"] == [{"role": role, "content": text} for role, text in said]
 
 
 def test_a_match_needs_a_rubric_and_the_same_questions(tmp_path: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +16,8 @@ from nemo_srl.errors import ConfigError
 from nemo_srl.runs import Run, open_run
 from nemo_srl.tracking import scalars, send_to_wandb, write_tensorboard
 from tests.run_directory import make_run
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +64,45 @@ def test_wandb_gets_a_run_that_can_be_sent_again(run: Run, monkeypatch: pytest.M
     assert calls[0]["config"]["dpo"]["beta"] == 0.1
     assert logged[: len(logged) // 2] == [{s.tag: s.value, f"{s.tag.split('/')[0]}/step": s.step} for s in scalars(run)]
     assert finished == [True, True]
+
+
+READ_BACK = """
+import json, sys
+from pathlib import Path
+from nemo_srl.runs import open_run
+from nemo_srl.tracking import send_to_wandb
+from wandb.proto.wandb_internal_pb2 import Record
+from wandb.sdk.internal.datastore import DataStore
+
+run_dir = Path(sys.argv[1])
+send_to_wandb(open_run(run_dir), project="p")
+(path,) = run_dir.rglob("*.wandb")
+store, rows, projects = DataStore(), [], []
+store.open_for_scan(str(path))
+while data := store.scan_data():
+    record = Record.FromString(data)
+    if record.WhichOneof("record_type") == "run":
+        projects.append(record.run.project)
+    if record.WhichOneof("record_type") == "history":
+        rows.append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item})
+print(json.dumps({"projects": projects, "rows": rows}))
+"""
+
+
+def test_the_real_wandb_keeps_everything_offline(tmp_path: Path) -> None:
+    """In a process of its own, without a server: what it would upload is read back from its file."""
+    made = open_run(make_run(tmp_path / "run"))
+    done = subprocess.run(
+        [sys.executable, "-c", READ_BACK, str(made.run_dir)],
+        env={**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true", "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert set(found["projects"]) == {"p"}
+    kept = [{k: v for k, v in row.items() if not k.startswith("_")} for row in found["rows"]]
+    wanted = [{s.tag: s.value, f"{s.tag.split('/')[0]}/step": s.step} for s in scalars(made)]
+    assert kept == [pytest.approx(row) for row in wanted]
 
 
 def test_a_missing_wandb_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

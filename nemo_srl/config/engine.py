@@ -11,7 +11,7 @@ from nemo_srl.config.check import check
 
 @dataclass
 class TrtllmConfig:
-    """How `engine.name=trtllm` starts `trtllm-serve`: R replicas of TP x PP GPUs on one node."""
+    """How `engine.name=trtllm` starts `trtllm-serve`: R replicas of TP x PP GPUs each."""
 
     command: list[str] = field(default_factory=lambda: ["trtllm-serve"])
     """Program and what must precede it. Under Slurm, TensorRT-LLM wants
@@ -20,6 +20,8 @@ class TrtllmConfig:
     """Use TensorRT-LLM's `LLM` class in the stage's own process instead of servers; one replica."""
     num_replicas: int = 1
     """Servers, each with the whole model. Placement, like all sizes here."""
+    num_nodes: int = 1
+    """Nodes that share the replicas evenly; a replica lies on one node. More than one needs a cluster's launcher."""
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     backend: str = "pytorch"
@@ -37,7 +39,7 @@ class TrtllmConfig:
 
     def __post_init__(self) -> None:
         check(bool(self.command), "engine.trtllm.command", self.command, "must name a program")
-        for key in ("num_replicas", "tensor_parallel_size", "pipeline_parallel_size", "max_num_tokens"):
+        for key in ("num_replicas", "num_nodes", "tensor_parallel_size", "pipeline_parallel_size", "max_num_tokens"):
             check(getattr(self, key) >= 1, f"engine.trtllm.{key}", getattr(self, key), "must be at least 1")
         fraction = self.free_gpu_memory_fraction
         check(0 < fraction < 1, "engine.trtllm.free_gpu_memory_fraction", fraction, "must be in (0, 1)")
@@ -46,6 +48,12 @@ class TrtllmConfig:
             "engine.trtllm.num_replicas",
             self.num_replicas,
             "with engine.trtllm.in_process=true there is one replica",
+        )
+        check(
+            self.num_replicas % self.num_nodes == 0,
+            "engine.trtllm.num_nodes",
+            self.num_nodes,
+            f"must divide engine.trtllm.num_replicas={self.num_replicas}, so that every node has as many",
         )
 
 

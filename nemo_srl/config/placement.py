@@ -73,7 +73,7 @@ class ClusterConfig:
     trainer: ResourcesConfig = field(default_factory=ResourcesConfig)
     """Stages that train. Nodes and ranks: `trainer.num_nodes`, `trainer.devices`."""
     engine: ResourcesConfig = field(default_factory=ResourcesConfig)
-    """Stages that call models: one node, with the GPUs of `engine.trtllm`."""
+    """Stages that call models. Nodes and GPUs: `engine.trtllm`."""
     cpu: ResourcesConfig = field(default_factory=ResourcesConfig)
     """Stages that do neither."""
     stages: dict[str, ResourcesConfig] = field(default_factory=dict)

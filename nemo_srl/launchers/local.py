@@ -30,10 +30,7 @@ class LocalLauncher:
     def run(self, job: Job) -> None:
         """Run the steps one after the other. Raises `JobFailedError`, `ConfigError`."""
         if job.num_nodes > 1:
-            raise ConfigError(
-                f"trainer.num_nodes={job.num_nodes}: launcher.name='local' runs on this machine only; "
-                "use trainer.num_nodes=1 or a cluster's launcher"
-            )
+            raise several_nodes(nodes_key(job), job.num_nodes)
         job.log_dir.mkdir(parents=True, exist_ok=True)
         log_path = job.log_dir / f"{job.name}.log"
         with running(job.services, job_name=job.name, log_dir=job.log_dir) as services:
@@ -43,6 +40,19 @@ class LocalLauncher:
                     services.check()  # a dead service explains the failure better than what the step said
                     how = how_it_ended(code)
                     raise JobFailedError(f"{job.name} failed in its step {step.name!r} {how}\n{tail(log_path)}")
+
+
+def nodes_key(job: Job) -> str:
+    """The setting that says on how many nodes the job runs."""
+    return "engine.trtllm.num_nodes" if job.role == "engine" else "trainer.num_nodes"
+
+
+def several_nodes(key: str, value: int) -> ConfigError:
+    """What is wrong with more than one node here."""
+    return ConfigError(
+        f"{key}={value}: launcher.name='local' runs on this machine only; use {key}=1, or a cluster's launcher "
+        "(launcher=slurm cluster=...)"
+    )
 
 
 def _command(step: JobStep, job: Job) -> list[str]:

@@ -8,10 +8,8 @@ Every service runs under `supervisor.py` with a port of its own and a log of its
 raises `JobFailedError` with the end of its log; in mid-step the step is ended first. A port that somebody
 else took in between is replaced by another one.
 
-`python -m nemo_srl.launchers.services SPEC.json COMMAND...` does the same around one command, for launchers
-whose jobs start elsewhere: inside an allocation, in a container. SPEC.json is what `to_spec` returns.
-
-Not covered: services that span nodes.
+Services that belong to several nodes: `with_services.py` does this on each of them. Not covered: one service that
+spans nodes.
 """
 
 from __future__ import annotations
@@ -27,13 +25,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from nemo_srl.errors import ConfigError, JobFailedError, NemoSrlError
+from nemo_srl.errors import ConfigError, JobFailedError
 from nemo_srl.launchers import supervisor
 from nemo_srl.launchers.processes import how_it_ended, tail
 from nemo_srl.protocols import SERVICES_VARIABLE, Service
@@ -45,6 +42,9 @@ PORTS = range(8100, 9000)
 NUM_STARTS = 5
 """Attempts to start a service whose port turns out to be taken."""
 POLL_SECONDS = 0.25
+LOOPBACK = "127.0.0.1"
+SETTLE_SECONDS = 1.0
+"""A signal for all processes of a step reaches a server a moment before it reaches us."""
 
 _ADDRESS_IN_USE = re.compile(rb"address already in use|failed to bind|errno 98|EADDRINUSE", re.IGNORECASE)
 
@@ -53,6 +53,7 @@ _ADDRESS_IN_USE = re.compile(rb"address already in use|failed to bind|errno 98|E
 class _Running:
     service: Service
     log_path: Path
+    host: str = LOOPBACK
     port: int = 0
     log_start: int = 0
     num_starts: int = 0
@@ -61,7 +62,7 @@ class _Running:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def ended(self) -> int | None:
         """The exit status of a service that is no longer there."""
@@ -79,47 +80,73 @@ class RunningServices:
 
     def __init__(self, services: Sequence[_Running]) -> None:
         self._services = services
-        self._interrupted = False
+        self._end_is_expected = False
+        self._interrupted: str | None = None
+
+    @property
+    def ports(self) -> dict[str, int]:
+        return {s.service.name: s.port for s in self._services}
+
+    @property
+    def urls(self) -> dict[str, str]:
+        return {s.service.name: s.url for s in self._services}
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the steps find them by (`protocols.SERVICES_VARIABLE`)."""
-        urls = {s.service.name: s.url for s in self._services}
-        return {SERVICES_VARIABLE: json.dumps(urls)} if urls else {}
+        """What the steps find them by."""
+        return environment_of(self.urls)
+
+    def expect_end(self) -> None:
+        """From now on (a time limit, say) a service that ends is none that failed."""
+        self._end_is_expected = True
+
+    def failure(self) -> str | None:
+        """Which service has ended although it should not, with the end of its log."""
+        ended = ((s, code) for s in self._services if (code := s.ended()) is not None)
+        if self._end_is_expected or (found := next(ended, None)) is None:
+            return None
+        time.sleep(SETTLE_SECONDS)
+        if self._end_is_expected:
+            return None
+        s, code = found
+        return (
+            f"the service {s.service.name} ended {how_it_ended(code)} while the job needed it; what was "
+            f"completed is kept, run again to go on\n{tail(s.log_path)}"
+        )
 
     def check(self) -> None:
-        """Raise `JobFailedError` if one has ended."""
-        for s in self._services:
-            if (code := s.ended()) is not None:
-                raise JobFailedError(
-                    f"the service {s.service.name} ended {how_it_ended(code)} while the job needed it; what was "
-                    f"completed is kept, run again to go on\n{tail(s.log_path)}"
-                )
+        """Raise `JobFailedError` if there is a failure."""
+        if found := self.failure():
+            raise JobFailedError(found)
 
     @contextmanager
-    def ending(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
-        """Within: should a service end, the process (a group's leader) is sent TERM, then KILL.
+    def ending(
+        self, process: subprocess.Popen[bytes], *, elsewhere: Callable[[], str | None] = lambda: None
+    ) -> Iterator[None]:
+        """Within: should a service fail, the process (a group's leader) is sent TERM, then KILL.
 
-        Raises `JobFailedError` at its end if that happened.
+        The same if `elsewhere`, which is called now and then, returns what failed on another node. Raises
+        `JobFailedError` at its end if that happened.
         """
         done = threading.Event()
-        watcher = threading.Thread(target=self._watch, args=(process, done), daemon=True)
-        if self._services:
-            watcher.start()
+        watcher = threading.Thread(target=self._watch, args=(process, done, elsewhere), daemon=True)
+        watcher.start()
         try:
             yield
         finally:
             done.set()
-            if self._services:
-                watcher.join()
-        if self._interrupted:
-            self.check()
+            watcher.join()
+        if self._interrupted is not None:
+            raise JobFailedError(self._interrupted)
 
-    def _watch(self, process: subprocess.Popen[bytes], done: threading.Event) -> None:
+    def _watch(
+        self, process: subprocess.Popen[bytes], done: threading.Event, elsewhere: Callable[[], str | None]
+    ) -> None:
         while not done.wait(POLL_SECONDS):
-            if all(s.ended() is None for s in self._services):
+            failure = self.failure() or elsewhere()
+            if failure is None or self._end_is_expected or done.is_set():
                 continue
-            self._interrupted = True
+            self._interrupted = failure
             for sig in (signal.SIGTERM, signal.SIGKILL):
                 try:
                     os.killpg(process.pid, sig)
@@ -131,27 +158,46 @@ class RunningServices:
 
 
 @contextmanager
-def running(services: Sequence[Service], *, job_name: str, log_dir: Path) -> Iterator[RunningServices]:
-    """Start `services`, wait until all are healthy, and stop them at the end, whatever that is."""
+def running(
+    services: Sequence[Service],
+    *,
+    job_name: str,
+    log_dir: Path,
+    host: str = LOOPBACK,
+    environ: Mapping[str, str] = os.environ,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Iterator[RunningServices]:
+    """Start `services`, wait until all are healthy, and stop them at the end, whatever that is.
+
+    They listen on `host`, an address of this machine, and start with `environ`. `meanwhile` is called while they load;
+    what it raises ends the waiting.
+    """
     devices = _devices(services)
-    started = [_Running(s, log_dir / f"{job_name}-{s.name}.log") for s in services]
+    started = [_Running(s, log_dir / f"{job_name}-{s.name}.log", host) for s in services]
+
+    def start(s: _Running) -> None:
+        own = {"CUDA_VISIBLE_DEVICES": found} if (found := devices[s.service.name]) is not None else {}
+        _start(s, {**environ, "PYTHONUNBUFFERED": "1", **s.service.env, **own}, taken={x.port for x in started})
+
     log_dir.mkdir(parents=True, exist_ok=True)
     try:
         for s in started:
-            _start(s, devices[s.service.name], taken={other.port for other in started})
-        _wait_until_healthy(started, devices)
+            start(s)
+        _wait_until_healthy(started, start, meanwhile)
         yield RunningServices(started)
     finally:
         _stop([s.process for s in started if s.process is not None])
 
 
-def _start(s: _Running, devices: str | None, *, taken: set[int]) -> None:
-    s.port = free_port(taken)
+def environment_of(urls: Mapping[str, str]) -> dict[str, str]:
+    """What steps find services by (`protocols.SERVICES_VARIABLE`)."""
+    return {SERVICES_VARIABLE: json.dumps(dict(urls))} if urls else {}
+
+
+def _start(s: _Running, env: Mapping[str, str], *, taken: set[int]) -> None:
+    s.port = free_port(taken, host=s.host)
     s.num_starts += 1
-    command = [part.replace("{port}", str(s.port)) for part in s.service.command]
-    env = {**os.environ, "PYTHONUNBUFFERED": "1", **s.service.env}
-    if devices is not None:
-        env["CUDA_VISIBLE_DEVICES"] = devices
+    command = [part.replace("{port}", str(s.port)).replace("{host}", s.host) for part in s.service.command]
     with s.log_path.open("ab") as log:
         log.write(f"$ {' '.join(command)}\n".encode())
         log.flush()
@@ -162,13 +208,16 @@ def _start(s: _Running, devices: str | None, *, taken: set[int]) -> None:
         )  # fmt: skip
 
 
-def _wait_until_healthy(started: Sequence[_Running], devices: Mapping[str, str | None]) -> None:
+def _wait_until_healthy(
+    started: Sequence[_Running], start: Callable[[_Running], None], meanwhile: Callable[[], None]
+) -> None:
     begin = time.monotonic()
     while waiting := [s for s in started if not s.healthy]:
+        meanwhile()
         for s in waiting:
             if (code := s.ended()) is not None:
                 if s.num_starts < NUM_STARTS and s.port_was_taken():
-                    _start(s, devices[s.service.name], taken={other.port for other in started})
+                    start(s)
                     continue
                 how = how_it_ended(code)
                 name = s.service.name
@@ -179,12 +228,17 @@ def _wait_until_healthy(started: Sequence[_Running], devices: Mapping[str, str |
                     f"(start_timeout_seconds); it was asked for {', '.join(s.service.health_paths)}\n{tail(s.log_path)}"
                 )
             # One that ended was not the one that answered: another program sits on this port.
-            s.healthy = all(_answers(s.port, path) for path in s.service.health_paths) and s.ended() is None
+            s.healthy = is_healthy(s.service, s.host, s.port) and s.ended() is None
         time.sleep(POLL_SECONDS if any(not s.healthy for s in started) else 0)
 
 
-def _answers(port: int, path: str) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+def is_healthy(service: Service, host: str, port: int) -> bool:
+    """Whether the service answers there."""
+    return all(_answers(host, port, path) for path in service.health_paths)
+
+
+def _answers(host: str, port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection(host, port, timeout=5)
     try:
         connection.request("GET", path)
         return connection.getresponse().status == 200
@@ -207,14 +261,14 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def free_port(taken: set[int]) -> int:
-    """A port of 127.0.0.1 that is free now, not in `taken`."""
+def free_port(taken: set[int], *, host: str = LOOPBACK) -> int:
+    """A port of `host`, an address of this machine, that is free now and not in `taken`."""
     for port in random.sample(PORTS, len(PORTS)):
         with socket.socket() as s:
             if port in taken:
                 continue
             try:
-                s.bind(("127.0.0.1", port))
+                s.bind((host, port))
             except OSError:
                 continue
             return port
@@ -230,40 +284,10 @@ def _devices(services: Sequence[Service]) -> dict[str, str | None]:
         raise ConfigError(
             f"the services {', '.join(s.name for s in services)} need {needed} GPUs, and CUDA_VISIBLE_DEVICES="
             f"{allowed!r} has {len(visible)}: lower engine.trtllm.num_replicas, tensor_parallel_size or "
-            "pipeline_parallel_size"
+            "pipeline_parallel_size, or raise engine.trtllm.num_nodes"
         )
     shares: dict[str, str | None] = {}
     for s in services:
         mine, visible = visible[: s.num_gpus], visible[s.num_gpus :]
         shares[s.name] = ",".join(mine) if mine else None
     return shares
-
-
-def to_spec(services: Sequence[Service], *, job_name: str, log_dir: Path) -> dict[str, Any]:
-    """What `main` reads, as a JSON object."""
-    return {"job_name": job_name, "log_dir": str(log_dir), "services": [asdict(s) for s in services]}
-
-
-def main(spec_path: Path, command: Sequence[str]) -> int:
-    """Run `command` while the services of a spec run; returns its exit status, 2 if a service failed."""
-    spec = json.loads(spec_path.read_text())
-    services = [Service(**{**s, "health_paths": tuple(s["health_paths"])}) for s in spec["services"]]
-    # As an exception, TERM (a time limit, scancel) unwinds through everything that must be stopped.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        with running(services, job_name=spec["job_name"], log_dir=Path(spec["log_dir"])) as ready:
-            process = subprocess.Popen(command, env={**os.environ, **ready.environment}, start_new_session=True)
-            try:
-                with ready.ending(process):
-                    return process.wait()
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGTERM)
-                    process.wait()
-    except NemoSrlError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))

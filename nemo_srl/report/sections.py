@@ -137,8 +137,12 @@ def score_charts(run: Run, evaluations: Evaluations) -> list[Chart]:
             svg = bar_chart(list(groups.items()), labels, title=title)
             charts.append(Chart(title=title, svg=svg, legend=[(i % 6, False, name) for i, name in enumerate(groups)]))
     note = "0: always the same score"
-    entropy = metric_chart(evaluations, "score_entropy", "Entropy of scores, 0 to 1", _two, limits=_SHARE, note=note)
-    return charts + ([entropy] if entropy else [])
+    title = "Saturation: verdicts with the highest score"
+    by_model_alone = (
+        metric_chart(evaluations, "score_entropy", "Entropy of scores, 0 to 1", _two, limits=_SHARE, note=note),
+        metric_chart(evaluations, f"score_share_{max_score}", title, _percent, limits=_SHARE),
+    )
+    return charts + [c for c in by_model_alone if c]
 
 
 def _shares(metrics: Sequence[Metric]) -> list[float]:

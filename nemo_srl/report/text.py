@@ -31,8 +31,12 @@ ROWS: Sequence[tuple[str, str, str]] = (
 
 
 def table(evaluations: Mapping[str, Sequence[Metric]]) -> str:
-    """A Markdown table of `{model name: its metrics}`, aligned to be read as text; `n` beside each value."""
-    lines = cells(evaluations)
+    """A Markdown table of `{model name: its metrics}`; `n` beside each value."""
+    return markdown(cells(evaluations))
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of cells, the first line its head, aligned to be read as text."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     rows = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
     rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"

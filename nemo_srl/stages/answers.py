@@ -9,7 +9,6 @@ from statistics import fmean
 
 from nemo_srl.artifacts import Table
 from nemo_srl.chat import ChatTemplate
-from nemo_srl.errors import ConfigError
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Question
 from nemo_srl.stages import Context, Result, Stage, Step
@@ -19,18 +18,13 @@ from nemo_srl.stages.calls import open_caller
 def _request(q: Question, turn: int, given: list[tuple[str, str]], chat: ChatTemplate, seed: int) -> GenerationRequest:
     text = q.turns[turn]
     ids = chat.encode(chat.render_turns(given, text))
-    return GenerationRequest(key=f"{q.key}/turn{turn}", prompt_token_ids=ids, text=text, n=1, seed=seed)
+    key = f"{q.key}/turn{turn}"
+    return GenerationRequest(key=key, prompt_token_ids=ids, text=text, earlier_turns=tuple(given), n=1, seed=seed)
 
 
 def run(ctx: Context) -> Result:
     cfg, questions = ctx.cfg, ctx.inputs["questions"].read()
-    engine = cfg.engine_for("candidates")
     num_turns = max(len(q.turns) for q in questions)
-    if num_turns > 1 and engine.name == "openai" and engine.api == "chat":
-        raise ConfigError(
-            "engine.api='chat': the questions have several turns, and this engine sends only one. Use "
-            "engine.api=completions on a server with the same tokenizer, another engine, or questions of one turn."
-        )
     chat = ChatTemplate(ctx.inputs["policy"].model_dir, chat_template=cfg.model.chat_template)
     given: dict[str, list[tuple[str, str]]] = {q.key: [] for q in questions}
     answers: list[Candidate] = []

@@ -14,7 +14,7 @@ from dataclasses import replace
 from statistics import median
 
 from nemo_srl import judge
-from nemo_srl.artifacts import Table
+from nemo_srl.artifacts import JOURNAL, Table
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.errors import DataError
 from nemo_srl.protocols import GenerationRequest
@@ -100,14 +100,23 @@ def run(ctx: Context) -> Result:
             num_agreeing += 1
             examples += examples_of(x, chosen, prefix=f"iter{ctx.iteration}")
     kept = balanced(examples, rng)
+    scores = [j.score for found in verdicts.values() for j in found]
+    num_valid = sum(score is not None for score in scores)
     if not kept:
         raise DataError(
-            f"data.rankings_path: the judge agrees with none of {len(rankings)} rankings, so there is nothing to "
-            "refresh it with. Give more of them, raise refresh.num_judgements, or leave rankings_path empty."
+            f"data.rankings_path: no example came of {len(rankings)} rankings. {num_valid} of {len(scores)} verdicts "
+            f"have a score, and {num_agreeing} rankings agree with them; all verdicts are kept in "
+            f"{ctx.output.path / JOURNAL}. A model that hardly ever gives a score cannot judge: let another one do it "
+            "(judge.engine). Otherwise give more rankings, or raise refresh.num_judgements."
         )
     return Result(
         ctx.output.write(kept),
-        {"num_rankings": len(rankings), "agreement_rate": num_agreeing / len(rankings), "num_examples": len(kept)},
+        {
+            "num_rankings": len(rankings),
+            "valid_rate": num_valid / len(scores),
+            "agreement_rate": num_agreeing / len(rankings),
+            "num_examples": len(kept),
+        },
     )
 
 

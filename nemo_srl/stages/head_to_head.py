@@ -110,9 +110,10 @@ def length_controlled(outcomes: Sequence[tuple[float, int]]) -> float | None:
     return float(1 / (1 + np.exp(-weights[0])))
 
 
-def _matches(
+def matches_of(
     a: Mapping[str, Candidate], b: Mapping[str, Candidate], completions: Mapping[str, Sequence[Completion]]
 ) -> list[Match]:
+    """One for each question, in the order of `a`; `completions` are the judge's, by `<question>/<order>`."""
     return [
         Match(
             first=_mean(completions[f"{key}/ab"]),
@@ -145,7 +146,7 @@ def run(ctx: Context) -> Result:
             )
     with open_caller(ctx) as caller:
         completions = caller.complete(requests, "judge", title="head to head")
-    metrics = metrics_of(_matches(a, b, completions), seed=cfg.seed)
+    metrics = metrics_of(matches_of(a, b, completions), seed=cfg.seed)
     return Result(ctx.output.write(metrics), {m.name: m.value for m in metrics if m.value is not None})
 
 

@@ -114,6 +114,77 @@ def test_services_are_healthy_before_the_step_and_gone_after_it(cluster: Cluster
     assert "http.server" not in subprocess.run(["ps", "-ef"], text=True, capture_output=True, check=True).stdout
 
 
+def on_two_nodes(cluster: Cluster, name: str, code: str, *, ends_with: str = "", launcher: str = "slurm") -> Path:
+    """A job with a service on each of two nodes; the second one ends, speaking, when the file `ends_with` is there."""
+    server = (
+        "import http.server, os, socket, sys, threading, time\n"
+        f"end = {ends_with!r} if socket.gethostname() != os.environ['FIRST'] else ''\n"
+        "def watch():\n"
+        "    while not os.path.exists(end): time.sleep(0.1)\n"
+        "    os.write(1, b'last words\\n'); os._exit(7)\n"
+        "threading.Thread(target=watch, daemon=True).start()\n"
+        "http.server.ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), "
+        "http.server.SimpleHTTPRequestHandler).serve_forever()"
+    )
+    services = [
+        {
+            "name": f"web{i}", "node": i, "command": ["sh", "-c", 'FIRST=$MASTER_ADDR exec "$0" "$@"', sys.executable,
+            "-c", server, "{host}", "{port}"], "health_paths": ["/"], "start_timeout_seconds": 60,
+        }
+        for i in range(2)
+    ]  # fmt: skip
+    return write_spec(cluster, name, code, services=services, num_nodes=2, role="engine", launcher={"name": launcher})
+
+
+def is_running(text: str) -> bool:
+    return text in subprocess.run(["ps", "-ef"], text=True, capture_output=True, check=True).stdout
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "srun"])
+def test_services_on_two_nodes_are_all_reached_by_the_step(cluster: Cluster, launcher: str) -> None:
+    code = (
+        "import json, os, urllib.request\n"
+        "for name, url in json.loads(os.environ['NEMO_SRL_SERVICES']).items():\n"
+        "    print(f'{name} at {url} answered {urllib.request.urlopen(url).status}')"
+    )
+    spec = on_two_nodes(cluster, f"two_nodes_{launcher}", code, launcher=launcher)
+    around = ["salloc", "--nodes=2", "--time=5"] if launcher == "srun" else []
+    done = cluster.start(
+        *around, sys.executable, "-m", "tests.slurm.run_job", str(spec), log=spec.with_name("out")
+    ).wait(120)
+    assert done == 0, spec.with_name("out").read_text() + log_of(spec)
+    first, second = [line for line in log_of(spec).splitlines() if "answered 200" in line]
+    assert first.startswith("web0 at http://127.0.0.1:")
+    assert second.startswith("web1 at http://192.0.2.1"), "the node's own address"
+    assert not is_running("http.server")
+
+
+def test_a_service_that_dies_on_the_second_node_fails_the_job_with_its_log(cluster: Cluster) -> None:
+    end = cluster.shared / "dies_on_the_second" / "end"
+    spec = on_two_nodes(
+        cluster, end.parent.name, f"import time; open({str(end)!r}, 'w'); time.sleep(600)", ends_with=str(end)
+    )
+    assert run(cluster, spec) == 1
+    out = spec.with_name("out").read_text()
+    assert "the service web1 ended with exit status 7" in out
+    assert "| last words" in out
+    assert cluster.job(job_id_of(spec) or "")["Restarts"] == "0"
+    assert not is_running("http.server")
+
+
+def test_a_step_with_services_on_two_nodes_saves_before_the_time_limit_and_goes_on_later(cluster: Cluster) -> None:
+    saved = cluster.shared / "saves_with_services" / "saved"
+    spec = on_two_nodes(cluster, saved.parent.name, TRAINS.format(saved=str(saved)))
+    orchestrator = start(cluster, spec)
+    wait_for(lambda: "training" in log_of(spec))
+    cluster.run("scancel", "--batch", "--signal=USR1", job_id_of(spec) or "")  # as before the time limit
+    assert orchestrator.wait(120) == 0, spec.with_name("out").read_text() + log_of(spec)
+    assert saved.read_text() == "step 3"
+    assert "requeued, to go on later" in log_of(spec)
+    assert cluster.job(job_id_of(spec) or "")["Restarts"] == "1"
+    assert not is_running("http.server")
+
+
 def test_a_failing_job_ends_with_its_log_and_is_not_repeated(cluster: Cluster) -> None:
     spec = write_spec(cluster, "fails", "print('the reason'); raise SystemExit(2)", "print('never')")
     assert run(cluster, spec) == 1

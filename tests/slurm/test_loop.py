@@ -1,4 +1,5 @@
-"""The whole loop on a real Slurm: 2 nodes of 2 ranks (TP=2, DP=2) in stand-in containers, with TensorRT-LLM's stand-in.
+"""The whole loop on a real Slurm: 2 nodes of 2 ranks (TP=2, DP=2) in stand-in containers, with TensorRT-LLM's stand-in,
+a replica on each of the 2 nodes.
 
 One run is left alone. Another one meets, in turn, the warning before a time limit in the middle of SFT, a node
 that dies in the middle of generation, a killed orchestrator, and a node that dies in the middle of DPO. Both
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -41,6 +43,8 @@ def overrides(cluster: Cluster) -> list[str]:
         "engine": "trtllm",
         "engine.dtype": "float32",
         "engine.max_concurrency": 1,
+        "engine.trtllm.num_nodes": 2,
+        "engine.trtllm.num_replicas": 2,
         "trainer.precision": "32",
         "trainer.num_nodes": 2,
         "trainer.devices": 2,
@@ -115,6 +119,10 @@ class Run:
         nodes = self.cluster.job(self.job_id(job))["NodeList"]
         return self.cluster.run("scontrol", "show", "hostnames", nodes).split()[-1]
 
+    def status(self) -> str:
+        command = [sys.executable, str(PROJECT / "recipes" / "status.py"), f"run_dir={self.run_dir}"]
+        return self.cluster.run("env", f"PYTHONPATH={PROJECT}", *command)
+
     def finish(self) -> None:
         assert self.process.wait(400) == 0, self.log.read_text()[-4000:]
 
@@ -143,6 +151,9 @@ def test_all_faults_in_one_run_leave_what_an_undisturbed_run_leaves(
     # Early, so that the job still runs when the new orchestrator looks for it.
     wait_for(lambda: (run.run_dir / "logs" / "iter_01-judgements.log").exists(), 240)
     run.restart()
+    table = run.status()
+    assert re.search(rf"^iter_01/candidates +published +{run.job_id('iter_01-candidates')} +\d+ s$", table, re.M), table
+    assert re.search(r"^iter_01/judgements +(running|pending|completed)\b", table, re.M), table
 
     run.wait_for_lines("iter_01/policy/training/metrics.jsonl", 2)
     second = run.node_of("iter_01-policy")

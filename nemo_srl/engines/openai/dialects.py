@@ -113,7 +113,7 @@ class CompletionsDialect:
 
 @dataclass(frozen=True)
 class ChatDialect:
-    """The text of a prompt to /chat/completions, as the user's turn."""
+    """The text of a prompt to /chat/completions, as the user's turn, after the turns before it."""
 
     tokenizer: Tokenizer
     extra_body: Mapping[str, Any] = field(default_factory=dict)
@@ -122,7 +122,8 @@ class ChatDialect:
     def body(
         self, request: GenerationRequest, params: SamplingParams, *, model: str, n: int, seed: int
     ) -> dict[str, Any]:
-        messages = [{"role": "user", "content": request.text}]
+        texts = [*(text for turn in request.earlier_turns for text in turn), request.text]
+        messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
         body = {"model": model, "messages": messages, **_sampling(params, n=n, seed=seed)}
         if params.num_logprobs:
             body |= {"logprobs": True, "top_logprobs": params.num_logprobs}
@@ -216,9 +217,14 @@ def _count(tokenizer: Tokenizer, text: str, reason: FinishReason) -> int:
 
 
 def _of_completion(logprobs: object) -> list[TokenLogprob]:
-    """From the shape of /completions: parallel lists of tokens, their log-probabilities, their rivals."""
+    """From the shape of /completions: parallel lists of tokens, their log-probabilities, their rivals.
+
+    llama.cpp's server gives the shape of a chat here, too.
+    """
     if not isinstance(logprobs, dict):
         raise BadChoiceError(f"logprobs={logprobs!r}, although they were asked for")
+    if "content" in logprobs:
+        return _of_chat(logprobs)
     try:
         rows = zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True)
         return [_token(token, own, (top or {}).items()) for token, own, top in rows]

@@ -24,7 +24,7 @@ import httpx
 
 from nemo_srl.engines.checks import check_keys
 from nemo_srl.engines.openai.dialects import BadChoiceError, Dialect, Sample
-from nemo_srl.engines.openai.transport import Transport
+from nemo_srl.engines.openai.transport import RefusedError, Transport
 from nemo_srl.errors import EngineError
 from nemo_srl.protocols import GenerationRequest, SamplingParams
 from nemo_srl.records import Completion
@@ -44,6 +44,8 @@ class ServerSettings:
     max_concurrency: int = 64
     timeout_seconds: float = 600
     max_retries: int = 5
+    use_proxies: bool = True
+    """Those of the environment, unless all servers are on this machine, where none would lead."""
     backoff_seconds: float = 0.5
     """Before the first further attempt; doubled for each one after it."""
 
@@ -138,8 +140,8 @@ class OpenAIEngine:
         transport = Transport(
             api_key=s.api_key, timeout_seconds=s.timeout_seconds, max_retries=s.max_retries,
             max_connections=s.max_concurrency, backoff_seconds=s.backoff_seconds,
-            # A proxy of the environment could not reach a server of this machine.
-            use_proxies=not all(httpx.URL(url).host in ("127.0.0.1", "localhost", "::1") for url in s.base_urls),
+            use_proxies=s.use_proxies
+            and not all(httpx.URL(url).host in ("127.0.0.1", "localhost", "::1") for url in s.base_urls),
         )  # fmt: skip
         async with transport:
             self._model = self._model or await only_model(transport, s.base_urls[0])
@@ -166,20 +168,31 @@ class OpenAIEngine:
         """Ask until every missing sample is there.
 
         The first answer's choices are taken by their index. Later ones, under other seeds, fill whatever
-        is still missing.
+        is still missing. A server that refuses n > 1 (some know no other n, llama.cpp's has a limit) is asked for
+        one sample at a time, if it does not refuse that, too.
         """
         request, missing = job.request, list(job.missing)
+        one_at_a_time, refusal = self._one_at_a_time, ""
         num_asked = num_fruitless = 0
         while missing:
-            whole = num_asked == 0 and not self._one_at_a_time
-            n = request.n if whole else 1 if self._one_at_a_time else len(missing)
+            whole = num_asked == 0 and not one_at_a_time
+            n = request.n if whole else 1 if one_at_a_time else len(missing)
             if params.temperature == 0:
                 n = 1  # all samples are the same, and TensorRT-LLM refuses to give more than one
-            seed = seed_of(request, num_asked if not self._one_at_a_time else missing[0])
-            answer = await transport.post(
-                self._url(request) + self._dialect.path,
-                self._dialect.body(request, params, model=self._model, n=n, seed=seed),
-            )
+            seed = seed_of(request, num_asked if not one_at_a_time else missing[0])
+            try:
+                answer = await transport.post(
+                    self._url(request) + self._dialect.path,
+                    self._dialect.body(request, params, model=self._model, n=n, seed=seed),
+                )
+            except RefusedError as e:
+                if n == 1 or e.status not in (400, 422):
+                    raise
+                one_at_a_time, refusal = True, str(e)
+                continue
+            if refusal and not self._one_at_a_time:
+                self._warn(f"{refusal}. It takes n=1: samples are asked for one at a time, which is slower")
+                self._one_at_a_time = True
             samples, problems = self._samples(answer, params, n)
             if params.temperature == 0:
                 taken = [(i, sample) for sample in samples.values() for i in missing]

@@ -1,7 +1,7 @@
 """HTTP with the patience that servers need: what may pass is tried again, what will not is an error at once.
 
 Tried again, with exponential back-off and jitter: connection errors, an attempt past its deadline, 429 (at the
-time that `Retry-After` names) and 5xx. Everything else that is not 200 raises `EngineError` with the
+time that `Retry-After` names) and 5xx. Everything else that is not 200 raises `RefusedError` with the
 server's own message. The key is part of the headers only and is cut out of every message.
 """
 
@@ -20,6 +20,14 @@ from nemo_srl.errors import EngineError
 
 MAX_BACKOFF_SECONDS = 30.0
 MAX_RETRY_AFTER_SECONDS = 300.0
+
+
+class RefusedError(EngineError):
+    """A server's answer that the same request would get again."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Transport:
@@ -76,7 +84,8 @@ class Transport:
                     return response
                 failure = f"{response.status_code} {response.reason_phrase}: {server_message(response)}"
                 if response.status_code != 429 and response.status_code < 500:
-                    raise EngineError(self._without_key(f"{url} refused the request: {failure}"))
+                    message = self._without_key(f"{url} refused the request: {failure}")
+                    raise RefusedError(message, status=response.status_code)
                 retry_after = _retry_after(response)
             if attempt < self._max_retries:
                 await asyncio.sleep(self._delay(attempt, retry_after))

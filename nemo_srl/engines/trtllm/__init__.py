@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -57,6 +58,7 @@ def services(cfg: EngineConfig, model_dir: Path, directory: Path) -> tuple[Servi
             health_paths=("/health", "/v1/models"),
             start_timeout_seconds=cfg.trtllm.start_timeout_seconds,
             num_gpus=cfg.trtllm.tensor_parallel_size * cfg.trtllm.pipeline_parallel_size,
+            node=i * cfg.trtllm.num_nodes // cfg.trtllm.num_replicas,
         )
         for i in range(cfg.trtllm.num_replicas)
     )
@@ -67,15 +69,31 @@ def open_trtllm(cfg: EngineConfig, model_dir: Path) -> GenerationEngine:
     if cfg.trtllm.in_process:
         return InProcessEngine(cfg, model_dir)
     spec = read_spec(model_dir)
+    _allow_open_files(cfg.max_concurrency)
     tokenizer = load_tokenizer(model_dir)
     settings = ServerSettings(
         base_urls=[f"{url}/v1" for url in _urls()],
         max_concurrency=cfg.max_concurrency,
         timeout_seconds=cfg.timeout_seconds,
         max_retries=cfg.max_retries,
+        use_proxies=False,  # the servers are the job's own, on this node or the next one
     )
     dialect = TrtllmDialect(CompletionsDialect(tokenizer, spec.eos_token_ids))
     return OpenAIEngine(settings, dialect, check=length_check(max_seq_len(cfg, spec)), probe=True, warn=log.warning)
+
+
+def _allow_open_files(num_connections: int) -> None:
+    """The limit of open files is 1024 on most machines, until a process asks for more."""
+    needed = num_connections + 256
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ConfigError(
+            f"engine.max_concurrency={num_connections}: every request under way is an open file, and this machine "
+            f"allows a process {hard} (ulimit -Hn); lower it, or have the limit raised"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _urls() -> list[str]:

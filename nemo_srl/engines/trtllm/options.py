@@ -47,11 +47,11 @@ def llm_sizes(cfg: EngineConfig, *, max_seq_len: int) -> dict[str, int]:
 
 
 def serve_command(cfg: EngineConfig, model_dir: Path, options_path: Path, *, max_seq_len: int) -> list[str]:
-    """The command line of one replica; `{port}` is for the launcher to fill in."""
+    """The command line of one replica; `{host}` and `{port}` are for the launcher to fill in."""
     sizes = llm_sizes(cfg, max_seq_len=max_seq_len)
     return [
         *cfg.trtllm.command, str(model_dir),
-        "--host", "127.0.0.1",
+        "--host", "{host}",
         "--port", "{port}",
         "--backend", cfg.trtllm.backend,
         "--tp_size", str(sizes["tensor_parallel_size"]),

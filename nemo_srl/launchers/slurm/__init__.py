@@ -3,6 +3,7 @@
     script.py, job.sbatch.jinja   the batch script
     steps.py                      srun's options and what a task runs
     client.py                     sbatch, scontrol, sacct, squeue, scancel
+    ../with_services.py           a step's servers, on one node or several
 
 For a job `iter_01-policy`, `run_dir/logs/` holds its script (`.sbatch`), its log (`.log`), and the record of its
 submission (`.slurm.json`). The record is written before sbatch is called and completed after it, and the
@@ -27,7 +28,7 @@ from pathlib import Path
 
 from nemo_srl.config import ClusterConfig, LauncherConfig
 from nemo_srl.errors import JobFailedError
-from nemo_srl.launchers import services
+from nemo_srl.launchers import with_services
 from nemo_srl.launchers.console import Console
 from nemo_srl.launchers.processes import how_it_ended, tail
 from nemo_srl.launchers.slurm import client
@@ -104,7 +105,7 @@ class SlurmLauncher:
         _write(script, text)
         _write(canary_file(job), submission.token)
         if job.services:
-            spec = services.to_spec(job.services, job_name=job.name, log_dir=job.log_dir)
+            spec = with_services.to_spec(job)
             _write(services_file(job), json.dumps(spec, indent=2) + "\n")
         record = record_file(job.log_dir, job.name)
         _write(record, json.dumps(asdict(submission)) + "\n")

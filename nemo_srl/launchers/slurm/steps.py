@@ -21,6 +21,7 @@ from typing import Any
 
 from nemo_srl.config import ClusterConfig, LauncherConfig, ResourcesConfig
 from nemo_srl.errors import ConfigError
+from nemo_srl.launchers.with_services import num_nodes as num_nodes_of
 from nemo_srl.protocols import Job, JobStep
 
 PROJECT_ROOT = Path(__file__).resolve().parents[3]
@@ -55,7 +56,7 @@ def gpus_per_node(cluster: ClusterConfig, job: Job) -> int | None:
     if job.num_gpus_per_node > cluster.gpus_per_node:
         remedy = {
             "trainer": "trainer.devices and trainer.num_nodes",
-            "engine": "engine.trtllm.num_replicas and its parallel sizes",
+            "engine": "engine.trtllm.num_replicas, num_nodes and the parallel sizes",
             "cpu": "cluster",
         }[job.role]
         raise ConfigError(
@@ -83,8 +84,9 @@ def step_command(
 ) -> StepCommand:
     """The step under srun. `env` names the variables that must survive a container's own environment."""
     asked = resources(cluster, job)
-    kind = launcher.rank_idiom.replace("srun", "rank") if step.distributed else "one"
-    num_nodes = job.num_nodes if step.distributed else 1
+    assert not (step.distributed and job.services)
+    num_nodes = job.num_nodes if step.distributed else num_nodes_of(job)
+    kind = launcher.rank_idiom.replace("srun", "rank") if step.distributed else "node" if num_nodes > 1 else "one"
     tasks_per_node = job.num_ranks_per_node if kind == "rank" else 1
     srun = [
         f"--nodes={num_nodes}", f"--ntasks={num_nodes * tasks_per_node}", f"--ntasks-per-node={tasks_per_node}",
@@ -100,7 +102,7 @@ def step_command(
     python = asked.python or ("python" if asked.container else sys.executable)
     command = [python, *step.command]
     if job.services:
-        command = [python, "-m", "nemo_srl.launchers.services", str(services_file(job)), *command]
+        command = [python, "-m", "nemo_srl.launchers.with_services", str(services_file(job)), *command]
     return StepCommand(step.name, ("srun", *srun), ("bash", str(TASK_SCRIPT), kind, *command))
 
 

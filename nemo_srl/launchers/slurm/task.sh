@@ -2,10 +2,11 @@
 # What every Slurm task of a step runs, inside the container if there is one:
 #
 #   task.sh one COMMAND...        the only task of its step
+#   task.sh node COMMAND...       the only task of its node; there are several nodes
 #   task.sh rank COMMAND...       one rank of a training
 #   task.sh torchrun PYTHON ...   one node of a training, whose ranks torch's launcher starts
 #
-# The environment holds MASTER_ADDR, MASTER_PORT and, for the last two, NEMO_SRL_RANKS_PER_NODE.
+# The environment holds MASTER_ADDR, MASTER_PORT and NEMO_SRL_RANKS_PER_NODE.
 # Fails with status 2 on a node that does not see the run directory.
 set -u
 
@@ -18,6 +19,9 @@ fi
 kind=$1
 shift
 case $kind in
+  node)
+    export GROUP_RANK=$SLURM_NODEID
+    ;;
   rank)
     export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
     export LOCAL_WORLD_SIZE=$NEMO_SRL_RANKS_PER_NODE GROUP_RANK=$SLURM_NODEID

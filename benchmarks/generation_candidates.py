@@ -1,0 +1,232 @@
+"""The candidates for the engine that runs in process on a CPU, each as fast as its own means let it be.
+
+    HF generate    static batches, every prompt prefilled once per sample: the peers' way
+    embedded       ours
+    CTranslate2    `num_hypotheses` samples of one prompt in one batch, the judge's rubric as its static prompt
+    llama.cpp      its server in this process, with parallel slots and cached prompts, asked by our `openai` engine
+
+All sample at temperature 0.7 and then top-p 0.9 of the whole vocabulary. CTranslate2 and llama.cpp are
+optional (`pip install -e '.[benchmarks]'`) and get the weights of the same model, converted into a scratch directory.
+Each candidate is a context manager that yields a function: workload -> number of useful tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from generation_workloads import Workload
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nemo_srl.engines.embedded import EmbeddedEngine
+from nemo_srl.engines.openai.dialects import CompletionsDialect, load_tokenizer
+from nemo_srl.engines.openai.engine import OpenAIEngine, ServerSettings
+from nemo_srl.models import smollm2
+from nemo_srl.protocols import GenerationEngine, SamplingParams
+
+TEMPERATURE, TOP_P = 0.7, 0.9
+
+Run = Callable[[Workload], int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all candidates are given."""
+
+    model_dir: Path
+    end_tokens: tuple[int, ...]
+    """Empty: every sample goes on to `max_tokens`, and `model_dir` is configured so."""
+    batch_size: int
+    threads: int
+    max_length: int
+    """Tokens of the longest prompt with its sample."""
+    scratch: Path
+    """Converted models are kept here."""
+    gguf: Path | None
+    """The model's weights as they were published; None if it did not come as GGUF."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """`module` is what must be installed for it."""
+
+    name: str
+    open: Callable[[Setting], contextlib.AbstractContextManager[Run]]
+    module: str = "torch"
+
+    def missing(self, setting: Setting) -> str:
+        """Why it cannot be measured here; empty if it can."""
+        if importlib.util.find_spec(self.module) is None:
+            return f"{self.module} is not installed: pip install -e '.[benchmarks]'"
+        if self.module == "xllamacpp" and setting.gguf is None:
+            return f"its weights are made from a GGUF file, which only --model={smollm2.NAME} has"
+        return ""
+
+
+@contextlib.contextmanager
+def transformers(setting: Setting, *, dtype: str) -> Iterator[Run]:
+    model = AutoModelForCausalLM.from_pretrained(setting.model_dir, torch_dtype=getattr(torch, dtype)).eval()
+    yield partial(run_transformers, model, batch_size=setting.batch_size, end_tokens=setting.end_tokens)
+
+
+@torch.inference_mode()
+def run_transformers(model: Any, workload: Workload, *, batch_size: int, end_tokens: Sequence[int]) -> int:
+    """Sequences are left-padded into batches in the order in which they come."""
+    sequences = [prompt for prompt in workload.prompts for _ in range(workload.n)]
+    num_tokens = 0
+    for first in tqdm(range(0, len(sequences), batch_size), desc="transformers", leave=False, disable=None):
+        rows = sequences[first : first + batch_size]
+        longest = max(map(len, rows))
+        out = model.generate(
+            torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows]),
+            attention_mask=torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
+            max_new_tokens=workload.max_tokens,
+            do_sample=True,
+            temperature=TEMPERATURE,
+            top_p=TOP_P,
+            top_k=0,
+            eos_token_id=list(end_tokens) or None,
+            pad_token_id=0,
+        )[:, longest:].tolist()
+        for row in out:
+            ends = [i for i, token in enumerate(row) if token in end_tokens]
+            num_tokens += ends[0] + 1 if ends else len(row)
+    return num_tokens
+
+
+@contextlib.contextmanager
+def embedded(setting: Setting, *, dtype: str) -> Iterator[Run]:
+    found = EmbeddedEngine(setting.model_dir, dtype=dtype, max_batch_size=setting.batch_size)
+    yield partial(run_engine, found)
+
+
+def run_engine(found: GenerationEngine, workload: Workload) -> int:
+    params = SamplingParams(temperature=TEMPERATURE, top_p=TOP_P, max_tokens=workload.max_tokens)
+    batches = tqdm(found.generate(workload.requests(), params), desc="engine", leave=False, disable=None)
+    return sum(completion.num_tokens for batch in batches for completion in batch)
+
+
+@contextlib.contextmanager
+def ctranslate2(setting: Setting, *, dtype: str) -> Iterator[Run]:
+    from ctranslate2 import Generator
+
+    model = _converted_for_ctranslate2(setting, dtype)
+    tokenizer = AutoTokenizer.from_pretrained(setting.model_dir)
+    yield partial(run_ctranslate2, Generator(str(model), compute_type=dtype, intra_threads=setting.threads), tokenizer,
+                  batch_size=setting.batch_size, end_tokens=setting.end_tokens)  # fmt: skip
+
+
+def run_ctranslate2(
+    model: Any, tokenizer: Any, workload: Workload, *, batch_size: int, end_tokens: Sequence[int]
+) -> int:
+    """`batch_size` counts prompts in CTranslate2; it sorts them by length, since a batch's prompts are computed
+    together only up to the shortest one and then token by token."""
+    first, last = min(workload.prompts), max(workload.prompts)
+    shared = next(
+        (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)) - 1
+    )
+    results = model.generate_batch(
+        [tokenizer.convert_ids_to_tokens(prompt[shared:]) for prompt in workload.prompts],
+        static_prompt=tokenizer.convert_ids_to_tokens(workload.prompts[0][:shared]) or None,
+        max_batch_size=max(1, batch_size // workload.n),
+        num_hypotheses=workload.n,
+        include_prompt_in_result=False,
+        max_length=workload.max_tokens,
+        min_length=0 if end_tokens else workload.max_tokens,
+        end_token=list(end_tokens) or None,
+        return_end_token=True,
+        sampling_topk=0,
+        sampling_topp=TOP_P,
+        sampling_temperature=TEMPERATURE,
+    )
+    return sum(len(ids) for result in results for ids in result.sequences_ids)
+
+
+def _converted_for_ctranslate2(setting: Setting, dtype: str) -> Path:
+    from ctranslate2.converters import TransformersConverter
+
+    class Converter(TransformersConverter):
+        def load_model(self, model_class: Any, path: str, *, dtype: Any, **kwargs: Any) -> Any:
+            # `dtype` is what transformers 5 calls it.
+            return model_class.from_pretrained(path, torch_dtype=dtype, **kwargs)
+
+    directory = setting.scratch / f"ctranslate2-{dtype}"
+    if not directory.exists():
+        Converter(str(setting.model_dir)).convert(str(directory), quantization=dtype)
+    return directory
+
+
+@contextlib.contextmanager
+def llama_cpp(setting: Setting, *, dtype: str) -> Iterator[Run]:
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(_requantised_gguf(setting, dtype))
+    params.hostnames, params.port = ["127.0.0.1"], 0
+    params.n_parallel = setting.batch_size
+    params.kv_unified = True  # faster here than a context per slot
+    params.n_ctx = setting.batch_size * -(-setting.max_length // 256) * 256
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = setting.threads
+    params.n_gpu_layers, params.ui, params.verbosity = 0, False, 1
+    server = xllamacpp.Server(params)
+    extra = {"samplers": ["temperature", "top_p"], "ignore_eos": not setting.end_tokens}
+    dialect = CompletionsDialect(load_tokenizer(setting.model_dir), setting.end_tokens, extra)
+    settings = ServerSettings(
+        base_urls=[f"{server.listening_address}/v1"], model="m", max_concurrency=setting.batch_size
+    )
+    yield partial(run_llama_cpp, OpenAIEngine(settings, dialect), endless=not setting.end_tokens)
+    del server
+
+
+def run_llama_cpp(found: OpenAIEngine, workload: Workload, *, endless: bool) -> int:
+    num_tokens = run_engine(found, workload)
+    # Counted from the text, which may have been other tokens; where none ends early their number is known.
+    return len(workload.prompts) * workload.n * workload.max_tokens if endless else num_tokens
+
+
+def _requantised_gguf(setting: Setting, dtype: str) -> Path:
+    """The published GGUF with every matrix in `dtype`, and its metadata as they are."""
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, LlamaFileType, dequantize, quantize
+
+    path = setting.scratch / f"{dtype}.gguf"
+    if path.exists():
+        return path
+    assert setting.gguf is not None
+    reader = GGUFReader(setting.gguf)
+    writer = GGUFWriter(path, reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
+            continue
+        kind = field.types[0]
+        inner = field.types[-1] if kind == GGUFValueType.ARRAY else None
+        writer.add_key_value(name, field.contents(), kind, sub_type=inner)
+    file_type = "ALL_F32" if dtype == "F32" else f"MOSTLY_{dtype}"
+    writer.add_file_type(LlamaFileType[file_type])
+    for tensor in reader.tensors:
+        values = dequantize(tensor.data, tensor.tensor_type)
+        kind = GGMLQuantizationType[dtype] if len(tensor.shape) > 1 else GGMLQuantizationType.F32
+        writer.add_tensor(tensor.name, quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+CANDIDATES = (
+    Candidate("HF generate, float32", partial(transformers, dtype="float32")),
+    Candidate("HF generate, bfloat16", partial(transformers, dtype="bfloat16")),
+    Candidate("CTranslate2, float32", partial(ctranslate2, dtype="float32"), "ctranslate2"),
+    Candidate("CTranslate2, int8", partial(ctranslate2, dtype="int8"), "ctranslate2"),
+    Candidate("llama.cpp, F32", partial(llama_cpp, dtype="F32"), "xllamacpp"),
+    Candidate("llama.cpp, Q8_0", partial(llama_cpp, dtype="Q8_0"), "xllamacpp"),
+    Candidate("embedded, float32", partial(embedded, dtype="float32")),
+    Candidate("embedded, bfloat16", partial(embedded, dtype="bfloat16")),
+)

@@ -1,0 +1,53 @@
+"""IFEval: how many of the instructions that code can check a model's answers follow.
+
+    ifeval_prompt_strict, ifeval_prompt_loose             share of prompts of which every instruction is followed
+    ifeval_instruction_strict, ifeval_instruction_loose   share of instructions that are followed
+
+The four figures of the benchmark (`nemo_srl/ifeval.py` says what strict and loose are), with 95% intervals that
+resample prompts, as the instructions of one prompt are answered by one text. No model is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nemo_srl import ifeval, stats
+from nemo_srl.artifacts import Table
+from nemo_srl.errors import DataError
+from nemo_srl.ifeval import Followed
+from nemo_srl.records import Candidate, Metric, VerifiablePrompt
+from nemo_srl.stages import Context, Result, Stage, Step
+
+
+def metrics_of(followed: Sequence[Followed], *, num_bootstrap: int, seed: int) -> list[Metric]:
+    """The figures that the module's docstring names."""
+    groups: dict[str, list[Sequence[float]]] = {
+        "prompt_strict": [[all(x.strict)] for x in followed],
+        "instruction_strict": [x.strict for x in followed],
+        "prompt_loose": [[all(x.loose)] for x in followed],
+        "instruction_loose": [x.loose for x in followed],
+    }
+    estimates = {k: stats.mean_estimate(g, num_bootstrap=num_bootstrap, seed=seed) for k, g in groups.items()}
+    return [Metric(name=f"ifeval_{k}", value=e.value, n=e.n, low=e.low, high=e.high) for k, e in estimates.items()]
+
+
+def run(ctx: Context) -> Result:
+    prompts: list[VerifiablePrompt] = ctx.inputs["prompts"].read()
+    answers: list[Candidate] = ctx.inputs["answers"].read()
+    responses = {c.prompt_id: c.response for c in answers}
+    if missing := [p.key for p in prompts if p.key not in responses]:
+        raise DataError(f"{len(missing)} of {len(prompts)} prompts have no answer, the first is {missing[0]!r}")
+    verifier = ifeval.Verifier()
+    followed = [verifier.followed(p, responses[p.key]) for p in prompts]
+    metrics = metrics_of(followed, num_bootstrap=ctx.cfg.evaluation.num_bootstrap, seed=ctx.cfg.seed)
+    figures = {m.name: m.value for m in metrics if m.value is not None}
+    figures["num_check_errors"] = sum(x.num_errors for x in followed)
+    return Result(ctx.output.write(metrics), figures)
+
+
+STAGE = Stage(
+    name="ifeval",
+    output=lambda path, identity: Table(path, identity, Metric),
+    settings=("evaluation.num_bootstrap", "seed"),
+    steps=(Step("run", run),),
+)

@@ -1,0 +1,92 @@
+"""How much memory the tensors of a training take: `python -m tests.training_memory WORK_DIR:RANKS ...`.
+
+For every prepared work directory, one line of JSON of rank 0 after its second step, when the optimizer has its state:
+`{"parameters": ..., "weights": bytes, "gradients": bytes, "optimizer": bytes}`. Bytes are those of storages, each
+counted once: views of one buffer take no memory of their own.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def main(jobs: list[str]) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    from nemo_srl.trainers.nemo_aligner import cpu
+
+    cpu.install()
+    import nemo_srl.trainers.nemo_aligner.session  # noqa: F401
+    from tests.trainer_fork_server import _fork
+
+    measure_at_second_step(os.dup(1))
+    for job in jobs:
+        work_dir, _, num_ranks = job.rpartition(":")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        training = {"work_dir": work_dir, "num_ranks": int(num_ranks), "at_step": None}
+        pids = [_fork(training, rank, port) for rank in range(int(num_ranks))]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        assert set(codes) == {0}, (Path(work_dir) / "log_0.txt").read_text()[-3000:]
+
+
+def measure_at_second_step(out: int) -> None:
+    """In this process and its forks; lines go to the file descriptor `out`."""
+    from nemo_srl.trainers.nemo_aligner.metrics import MetricsFile
+
+    log_metrics = MetricsFile.log_metrics
+
+    def log_and_measure(self: MetricsFile, metrics: Any, step: int | None = None) -> None:
+        log_metrics(self, metrics, step)
+        if step == 1 and "train/loss" in metrics and os.environ["RANK"] == "0":
+            os.write(out, json.dumps(measured()).encode() + b"\n")
+
+    MetricsFile.log_metrics = log_and_measure  # type: ignore[method-assign]
+
+
+def measured() -> dict[str, int]:
+    from megatron.core.distributed import DistributedDataParallel
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    # By their types: asking some proxies among all objects for their class would import what is not installed.
+    (model,) = (x for x in gc.get_objects() if type(x) is DistributedDataParallel)
+    (optimizer,) = (x for x in gc.get_objects() if type(x) is DistributedOptimizer)
+    weights = storages(model.parameters())
+    gradients = storages(t for p in model.parameters() for t in (p.grad, getattr(p, "main_grad", None)))
+    states = storages(tensors({**optimizer.optimizer.state}))
+    masters = storages(p for group in optimizer.optimizer.param_groups for p in group["params"])
+    own = {key: size for key, size in {**states, **masters}.items() if key not in weights and key not in gradients}
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "weights": sum(weights.values()),
+        "gradients": sum(gradients.values()),
+        "optimizer": sum(own.values()),
+    }
+
+
+def tensors(value: Any) -> Iterable[Any]:
+    """All tensors in nested dictionaries."""
+    for child in value.values():
+        if isinstance(child, dict):
+            yield from tensors(child)
+        elif hasattr(child, "untyped_storage"):
+            yield child
+
+
+def storages(found: Iterable[Any]) -> dict[int, int]:
+    """Bytes by the address of the storage."""
+    all_storages = [t.untyped_storage() for t in found if t is not None]
+    return {s.data_ptr(): s.nbytes() for s in all_storages}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
