@@ -27,6 +27,8 @@ from pathlib import Path
 
 import torch
 
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as nemo_srl.worker, which converts, sets it for torch
+
 from nemo_srl.models import nemo_layout
 from nemo_srl.models.convert import hf_to_nemo, nemo_to_hf
 from nemo_srl.models.directories import publish

@@ -19,4 +19,4 @@ WORKDIR /opt/nemo_srl
 
 # Fails the build where another base brings another program. No import here may need a GPU.
 RUN command -v trtllm-serve \
- && python -c "import nemo_srl.engines.trtllm, nemo_srl.launchers.services, nemo_srl.stages.judgements, nemo_srl.worker"
+ && python -c "import nemo_srl.engines.trtllm, nemo_srl.launchers.with_services, nemo_srl.stages.judgements, nemo_srl.worker"

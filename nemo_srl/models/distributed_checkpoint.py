@@ -16,6 +16,7 @@ import json
 import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -79,7 +80,8 @@ def write_checkpoint(directory: Path, chunks: list[Chunk]) -> None:
     writer.set_up_storage_writer(True)
     plan = writer.prepare_local_plan(SavePlan([_write_item(chunk) for chunk in chunks]))
     (plan,) = writer.prepare_global_plan([plan])
-    results = writer.write_data(plan, _ChunkPlanner(chunks)).wait()
+    with _without_checksums():
+        results = writer.write_data(plan, _ChunkPlanner(chunks)).wait()
     tensors: dict[str, TensorStorageMetadata] = {}
     for chunk in chunks:
         new = TensorStorageMetadata(TensorProperties(dtype=chunk.dtype), torch.Size(chunk.tensor_shape), [])
@@ -87,6 +89,21 @@ def write_checkpoint(directory: Path, chunks: list[Chunk]) -> None:
     torch.save({}, directory / "common.pt")
     (directory / "metadata.json").write_text(json.dumps(_MCORE_FORMAT), encoding="utf-8")
     writer.finish(Metadata(dict(tensors)), [results])  # writes .metadata, by which a checkpoint is known
+
+
+@contextmanager
+def _without_checksums() -> Iterator[None]:
+    """Leave out the CRC of each chunk, which takes longer than writing it and which torch never looks at."""
+    serialization: Any = torch.serialization
+    if not hasattr(serialization, "set_crc32_options"):  # torch < 2.6
+        yield
+        return
+    before = serialization.get_crc32_options()
+    serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        serialization.set_crc32_options(before)
 
 
 class _ChunkPlanner(SavePlanner):
