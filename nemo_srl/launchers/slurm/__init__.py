@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import secrets
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from nemo_srl.artifacts import write_atomic
 from nemo_srl.config import ClusterConfig, LauncherConfig
 from nemo_srl.errors import JobFailedError
 from nemo_srl.launchers import with_services
@@ -102,15 +102,15 @@ class SlurmLauncher:
         submission = Submission(secrets.token_hex(8), num_submissions=num_submissions)
         text = render(job, launcher=self._launcher, cluster=self._cluster, token=submission.token)
         script = job.log_dir / f"{job.name}.sbatch"
-        _write(script, text)
-        _write(canary_file(job), submission.token)
+        write_atomic(script, text)
+        write_atomic(canary_file(job), submission.token)
         if job.services:
             spec = with_services.to_spec(job)
-            _write(services_file(job), json.dumps(spec, indent=2) + "\n")
+            write_atomic(services_file(job), json.dumps(spec, indent=2) + "\n")
         record = record_file(job.log_dir, job.name)
-        _write(record, json.dumps(asdict(submission)) + "\n")
+        write_atomic(record, json.dumps(asdict(submission)) + "\n")
         submission = replace(submission, job_id=client.submit(script))
-        _write(record, json.dumps(asdict(submission)) + "\n")
+        write_atomic(record, json.dumps(asdict(submission)) + "\n")
         log.info("%s: submitted as job %s", job.name, submission.job_id)
         return submission
 
@@ -126,7 +126,7 @@ class SlurmLauncher:
                     if job_id is None:
                         return None  # the orchestrator died before sbatch was through
                     found = replace(found, job_id=job_id)
-                    _write(record_file(job.log_dir, job.name), json.dumps(asdict(found)) + "\n")
+                    write_atomic(record_file(job.log_dir, job.name), json.dumps(asdict(found)) + "\n")
                 assert found.job_id is not None
                 state = client.state(found.job_id, exit_file=_exit_file(job))
                 return None if state.name in client.FINAL - client.PASSING else found
@@ -235,13 +235,3 @@ def _explain(job: Job, submission: Submission, end: JobState) -> str:
 
 def _exit_file(job: Job) -> Path:
     return job.log_dir / f"{job.name}.exit"
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
