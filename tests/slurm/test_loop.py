@@ -123,6 +123,20 @@ class Run:
         command = [sys.executable, str(PROJECT / "recipes" / "status.py"), f"run_dir={self.run_dir}"]
         return self.cluster.run("env", f"PYTHONPATH={PROJECT}", *command)
 
+    def repeated_steps(self, stage: str) -> int:
+        """Of a training that has just been ended: steps that it made since its last checkpoint."""
+        training = self.run_dir / stage / "training"
+        num_done = (training / "metrics.jsonl").read_bytes().count(b"\n")
+        saved = (training / "nemo" / "checkpoints").glob("*-step=*-last")
+        whole = [path.name for path in saved if not path.with_name(f"{path.name}-unfinished").exists()]
+        found = [int(name.split("-step=")[1].split("-")[0]) for name in whole]
+        return num_done - max(found, default=0)
+
+    def answered_samples(self, job: str) -> int:
+        """How many samples the job's servers gave, those of their start-up probe included."""
+        logs = (self.run_dir / "logs").glob(f"{job}-trtllm-*.log")
+        return sum(log.read_text().count("answered a sample") for log in logs)
+
     def finish(self) -> None:
         assert self.process.wait(400) == 0, self.log.read_text()[-4000:]
 
@@ -136,11 +150,16 @@ def test_all_faults_in_one_run_leave_what_an_undisturbed_run_leaves(
     record_property("seconds_undisturbed", time.monotonic() - began)
 
     began = time.monotonic()
-    run = Run(cluster, "disturbed", overrides)
+    # Slower servers, so that there is a middle of the generation in which a node can die.
+    run = Run(cluster, "disturbed", [*overrides, "+cluster.env.NEMO_SRL_STUB_FAULTS='{\"slow_seconds\": 0.5}'"])
 
     run.wait_for_lines("iter_00/sft/training/metrics.jsonl", 5)
     # What Slurm sends before the time limit; that it does is tested in test_jobs.py.
     cluster.run("scancel", "--batch", "--signal=USR1", run.job_id("iter_00-sft"))
+    wait_for(lambda: cluster.job(run.job_id("iter_00-sft"))["Restarts"] == "1")
+    repeated = run.repeated_steps("iter_00/sft")
+    record_property("steps_repeated_after_the_time_limit", repeated)
+    assert repeated == 0
 
     run.wait_for_lines(f"iter_01/candidates/{JOURNAL}", 1)
     first = run.node_of("iter_01-candidates")
@@ -158,11 +177,21 @@ def test_all_faults_in_one_run_leave_what_an_undisturbed_run_leaves(
     run.wait_for_lines("iter_01/policy/training/metrics.jsonl", 2)
     second = run.node_of("iter_01-policy")
     cluster.node_dies(second)
+    repeated = run.repeated_steps("iter_01/policy")
+    record_property("steps_repeated_after_a_dead_node", repeated)
+    assert repeated <= 2, "a checkpoint after each step; the last step's may not have been finished"
     try:
         run.finish()
     finally:
         cluster.node_returns(second)
     record_property("seconds_disturbed", time.monotonic() - began)
+    for job in ("candidates", "judgements"):
+        asked = calm.answered_samples(f"iter_01-{job}")
+        record_property(f"samples_of_{job}", asked)
+        repeated = run.answered_samples(f"iter_01-{job}") - asked
+        record_property(f"samples_repeated_in_{job}", repeated)
+        # Another probe, and at most the requests that were under way on the dead node's replica and the other.
+        assert repeated <= 2 + 2 * 4, job
 
     assert published(run.run_dir) == published(calm.run_dir)
     for job in ("iter_00-sft", "iter_01-candidates", "iter_01-policy"):
