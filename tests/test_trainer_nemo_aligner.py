@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,7 +159,11 @@ def killed(
         (checkpoint,) = (work_dir / "nemo" / "checkpoints").glob("*-last")
         assert "step=1" in checkpoint.name
         moments = read_first_moments(checkpoint)
+        # As if it had been killed between writing this checkpoint and removing the one before.
+        older = checkpoint.with_name(checkpoint.name.replace("step=1", "step=0"))
+        shutil.copytree(checkpoint, older)
         prepare(cfg, algorithm, model_dir, work_dir)  # as the stage does: must not start over
+        assert not older.exists()
         assert checkpoint.exists()
         assert launch(work_dir) == [0], (work_dir / "log_0.txt").read_text()[-3000:]
         summary = dict(open_trainer(cfg).export(work_dir, base / "hf"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nemo_srl.artifacts import Journal
+from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config, EngineConfig, Role
 from nemo_srl.engines import open_engine
 from nemo_srl.errors import EngineError
@@ -19,6 +20,20 @@ from nemo_srl.stages import Context
 
 NUM_LOGPROBS = 20
 """Alternatives reported at a number: as many as servers commonly give."""
+
+
+def verdict_request(
+    key: str, prompt: str, *, stop: tuple[str, ...], chat: ChatTemplate, cfg: Config
+) -> GenerationRequest:
+    """One request for all K verdicts on what `prompt` shows the judge; `stop` holds the lines that end a verdict."""
+    return GenerationRequest(
+        key=key,
+        prompt_token_ids=chat.encode(chat.render(prompt)),
+        text=prompt,
+        n=cfg.judge.num_judgements,
+        seed=cfg.seed,
+        stop=stop if cfg.judge.stop_at_score else (),
+    )
 
 
 class Caller:

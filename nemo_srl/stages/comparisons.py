@@ -22,6 +22,7 @@ from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config, JudgeConfig
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Completion, Judgement
+from nemo_srl.stages.calls import verdict_request
 
 _SLOT = re.compile(r"\{(instruction|response_a|response_b)\}")
 
@@ -57,14 +58,7 @@ def comparison_request(
     """One request for all verdicts on A and B, which are `responses` in this order."""
     a, b = responses
     prompt = render(cfg.judge.pairwise_rubric, instruction=instruction, response_a=a, response_b=b)
-    return GenerationRequest(
-        key=key,
-        prompt_token_ids=chat.encode(chat.render(prompt)),
-        text=prompt,
-        n=cfg.judge.num_judgements,
-        seed=cfg.seed,
-        stop=WINNER_LINES if cfg.judge.stop_at_score else (),
-    )
+    return verdict_request(key, prompt, stop=WINNER_LINES, chat=chat, cfg=cfg)
 
 
 def judgements_of_comparisons(

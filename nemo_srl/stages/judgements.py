@@ -15,7 +15,7 @@ from nemo_srl.config import Config, JudgeConfig
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Completion, Judgement
 from nemo_srl.stages import Context, Result, Stage, Step, settings_of
-from nemo_srl.stages.calls import open_caller
+from nemo_srl.stages.calls import open_caller, verdict_request
 from nemo_srl.stages.comparisons import comparison_requests, judgements_of_comparisons
 from nemo_srl.stages.scores import score_of
 
@@ -23,14 +23,7 @@ from nemo_srl.stages.scores import score_of
 def judge_request(key: str, *, instruction: str, response: str, chat: ChatTemplate, cfg: Config) -> GenerationRequest:
     """One request for all K verdicts on one response."""
     prompt = judge.render(cfg.judge.rubric, instruction=instruction, response=response)
-    return GenerationRequest(
-        key=key,
-        prompt_token_ids=chat.encode(chat.render(prompt)),
-        text=prompt,
-        n=cfg.judge.num_judgements,
-        seed=cfg.seed,
-        stop=judge.score_lines(cfg.judge.max_score) if cfg.judge.stop_at_score else (),
-    )
+    return verdict_request(key, prompt, stop=judge.score_lines(cfg.judge.max_score), chat=chat, cfg=cfg)
 
 
 def judgements_of(key: str, completions: list[Completion], cfg: JudgeConfig) -> list[Judgement]:

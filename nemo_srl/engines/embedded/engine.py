@@ -114,7 +114,7 @@ class EmbeddedEngine:
     ) -> Completion:
         ended = tokens[-1] in end_tokens
         text = cut(self._decode(tokens[:-1] if ended else tokens), slot.request.stop)
-        stopped = ended or self._stop.reached(tokens, slot.request.stop)
+        stopped = ended or text.endswith(slot.request.stop)
         return Completion(
             request_key=slot.request.key,
             index=slot.index,

@@ -116,6 +116,7 @@ class NemoAlignerTrainer:
         task_file = work_dir / _TASK_FILE
         text = json.dumps(identity)
         if task_file.exists() and task_file.read_text() == text:
+            _keep_newest_checkpoint(work_dir)
             return
         if work_dir.exists():
             _clear(work_dir)
@@ -153,6 +154,21 @@ def last_checkpoint(work_dir: Path) -> Path:
             "again; it goes on from its last checkpoint."
         )
     return found[-1]
+
+
+def _keep_newest_checkpoint(work_dir: Path) -> None:
+    """Remove all whole checkpoints but the newest.
+
+    A training killed between writing one and removing the one before leaves two, and NeMo's exp_manager refuses to
+    choose. Marked first, as NeMo does: one that is half removed must not pass for a whole one.
+    """
+    found = (work_dir / planning.NEMO_DIR / "checkpoints").glob("*-step=*-last")
+    whole = [path for path in found if not path.with_name(f"{path.name}-unfinished").exists()]
+    for path in sorted(whole, key=lambda path: int(path.name.split("-step=")[1].split("-")[0]))[:-1]:
+        marker = path.with_name(f"{path.name}-unfinished")
+        marker.touch()
+        shutil.rmtree(path)
+        marker.unlink()
 
 
 def _check_rows(task: TrainingTask, rows: Sequence[SFTRow] | Sequence[DPORow]) -> None:
