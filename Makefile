@@ -17,11 +17,11 @@ iterate: install
 	$(BIN)/python recipes/iterate.py $(ARGS)
 
 proof: install
-	$(BIN)/python recipes/proof.py --config-name srl-proof-cpu-small $(ARGS)
+	$(BIN)/python examples/proof/run.py --config-name srl-proof-cpu-small $(ARGS)
 
 proof-full: install
-	$(BIN)/python recipes/proof.py $(ARGS)
-	$(BIN)/python benchmarks/proof_report.py runs/srl-proof-cpu/results.jsonl runs/srl-proof-cpu
+	$(BIN)/python examples/proof/run.py $(ARGS)
+	$(BIN)/python examples/proof/figures.py runs/srl-proof-cpu/results.jsonl runs/srl-proof-cpu
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)

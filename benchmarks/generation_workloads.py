@@ -10,8 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from nemo_srl import judge
 from nemo_srl.chat import ChatTemplate
+from nemo_srl.judging import verdicts
 from nemo_srl.protocols import GenerationRequest
 
 
@@ -59,7 +59,9 @@ def make_workloads(model_dir: Path, *, num_prompts: int, small: bool) -> list[Wo
     responses = [row["response"] for row in rows]
     judged = [
         chat.encode(
-            chat.render(judge.render(rubric, instruction=row["instruction"], response=responses[(i + j) % len(rows)]))
+            chat.render(
+                verdicts.render(rubric, instruction=row["instruction"], response=responses[(i + j) % len(rows)])
+            )
         )
         for i, row in enumerate(picked)
         for j in range(4)

@@ -30,10 +30,11 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_srl import ifeval, report
-from nemo_srl import questions as formats
+from nemo_srl import report
 from nemo_srl.artifacts import BaseModel, SourceFile, to_line, write_atomic
 from nemo_srl.config import Config
+from nemo_srl.data import questions as formats
+from nemo_srl.data import verifiable
 from nemo_srl.errors import ConfigError, NemoSrlError
 from nemo_srl.experiment import Experiment
 from nemo_srl.records import Candidate, EFTExample, Metric, Question, VerifiablePrompt
@@ -76,11 +77,11 @@ def evaluate(settings: EvaluateSettings, exp: Experiment) -> str:
         raise ConfigError(f"evaluate.models={settings.models}: give one or more Hugging Face directories by name")
     # Before any model is asked, as both of them may be refused.
     asked = formats.read_questions(Path(settings.questions)) if settings.questions else []
-    verifiable = ifeval.read_prompts(Path(settings.ifeval), ifeval.Verifier()) if settings.ifeval else []
+    checked = verifiable.read_prompts(Path(settings.ifeval), verifiable.Verifier()) if settings.ifeval else []
     models = {name: exp.base_model(path) for name, path in directories.items()}
     sections = []
-    if verifiable and models:
-        sections.append("## IFEval\n\n" + report.markdown(report.ifeval_cells(follow(exp, models, verifiable))))
+    if checked and models:
+        sections.append("## IFEval\n\n" + report.markdown(report.ifeval_cells(follow(exp, models, checked))))
     if settings.judging and models:
         held_out = exp.source(exp.cfg.data.eft_eval_path, EFTExample)
         measured = {

@@ -18,11 +18,11 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from nemo_srl.chat import ChatTemplate
+from nemo_srl.cli import read_options
+from nemo_srl.data.interchange import FORMATS, ExportedPair, write_pairs
 from nemo_srl.errors import ConfigError, DataError, NemoSrlError
-from nemo_srl.interchange import FORMATS, ExportedPair, write_pairs
-from nemo_srl.models.licence import licence_of
+from nemo_srl.models.license import licence_of
 from nemo_srl.models.publication import publish_model
-from nemo_srl.options import read_options
 from nemo_srl.records import PreferencePair
 from nemo_srl.report import model_card
 from nemo_srl.runs import Run, StageRun, open_run

@@ -19,12 +19,13 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_srl import report
-from nemo_srl.alarms import Alarm, alarms
 from nemo_srl.artifacts import Table, write_atomic
 from nemo_srl.config import Config
 from nemo_srl.errors import NemoSrlError
 from nemo_srl.experiment import Experiment
 from nemo_srl.records import EFTExample, IFTExample, Metric, Prompt, RankedAnswers
+from nemo_srl.report.alarms import Alarm, alarms
+from nemo_srl.report.tracking import track
 from nemo_srl.runs import open_run
 from nemo_srl.stages import (
     anchor,
@@ -39,7 +40,6 @@ from nemo_srl.stages import (
     refresh,
     sft,
 )
-from nemo_srl.tracking import track
 
 log = logging.getLogger(__name__)
 

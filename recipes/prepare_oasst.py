@@ -20,10 +20,10 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from nemo_srl import oasst
 from nemo_srl.artifacts import digest_of_file, to_line, write_atomic
+from nemo_srl.cli import read_options
+from nemo_srl.data import oasst
 from nemo_srl.errors import DataError, NemoSrlError
-from nemo_srl.options import read_options
 
 
 @dataclass

@@ -14,9 +14,9 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from nemo_srl.artifacts import to_line, write_atomic
+from nemo_srl.cli import read_options
+from nemo_srl.data.seeds import read_seed
 from nemo_srl.errors import NemoSrlError
-from nemo_srl.options import read_options
-from nemo_srl.seeds import read_seed
 
 
 @dataclass

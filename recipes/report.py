@@ -12,8 +12,8 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from nemo_srl import report
+from nemo_srl.cli import read_options
 from nemo_srl.errors import NemoSrlError
-from nemo_srl.options import read_options
 from nemo_srl.runs import open_run
 
 

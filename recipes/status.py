@@ -14,9 +14,9 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from nemo_srl.artifacts import JOURNAL, MANIFEST, SPEC
+from nemo_srl.cli import read_options
 from nemo_srl.errors import DataError, NemoSrlError
 from nemo_srl.launchers.slurm import client, read_record, record_file
-from nemo_srl.options import read_options
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Any
 
 from nemo_srl.artifacts import JOURNAL, SPEC, Manifest, Table, to_line, write_atomic
 from nemo_srl.config import Config, JudgeConfig, ModelConfig
-from nemo_srl.ifeval import Followed
+from nemo_srl.data.verifiable import Followed
 from nemo_srl.records import Candidate, Completion, EFTExample, IFTExample, Judgement, Metric, Prompt
 from nemo_srl.stages import head_to_head, ifeval
 from nemo_srl.stages.evaluation import answering_metrics, judging_metrics, verdict_metrics

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nemo_srl.alarms import alarms
 from nemo_srl.records import Metric
+from nemo_srl.report.alarms import alarms
 
 HEALTHY = {
     "anchor_agreement": 0.95,

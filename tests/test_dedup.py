@@ -7,7 +7,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenize import tokenize as rouge_tokenize
 
-from nemo_srl.dedup import RougeLIndex, tokenize
+from nemo_srl.data.dedup import RougeLIndex, tokenize
 
 
 def rouge_l(a: str, b: str) -> float:

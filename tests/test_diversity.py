@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from nemo_srl.diversity import distinct_n, novelty
+from nemo_srl.data.diversity import distinct_n, novelty
 
 
 def test_repetition_lowers_distinct_n() -> None:

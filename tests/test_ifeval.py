@@ -12,8 +12,8 @@ import pytest
 
 from nemo_srl.artifacts import Table
 from nemo_srl.config import Config
+from nemo_srl.data.verifiable import Followed, Verifier, read_prompts
 from nemo_srl.errors import ConfigError, DataError
-from nemo_srl.ifeval import Followed, Verifier, read_prompts
 from nemo_srl.records import Candidate, Metric, VerifiablePrompt
 from nemo_srl.stages import Context
 from nemo_srl.stages import ifeval as stage

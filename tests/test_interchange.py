@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from nemo_srl.chat import ChatTemplate
+from nemo_srl.cli import read_options
+from nemo_srl.data.interchange import FORMATS, ExportedPair, write_pairs
 from nemo_srl.errors import ConfigError, DataError, ModelError
-from nemo_srl.interchange import FORMATS, ExportedPair, write_pairs
-from nemo_srl.options import read_options
 from nemo_srl.protocols import DPORow
 from nemo_srl.records import PreferencePair
 from nemo_srl.runs import open_run

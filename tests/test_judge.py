@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from nemo_srl.config import JudgeConfig
 from nemo_srl.errors import ConfigError
-from nemo_srl.judge import mean_score, parse_score, render, verdict_text
+from nemo_srl.judging.verdicts import mean_score, parse_score, render, verdict_text
 
 RUBRICS = sorted((Path(__file__).parents[1] / "conf" / "judge").glob("*.yaml"))
 

@@ -25,7 +25,7 @@ from nemo_srl.launchers.slurm.steps import PROJECT_ROOT, TASK_SCRIPT, resources
 from nemo_srl.models.hf import ModelSpec, read_shape
 from nemo_srl.protocols import Job, JobStep, Service
 from nemo_srl.trainers.nemo_aligner.data import DataStatistics
-from nemo_srl.trainers.nemo_aligner.plan import make_plan
+from nemo_srl.trainers.nemo_aligner.training_plan import make_plan
 
 GOLDEN = Path(__file__).with_name("golden")
 RECIPES = sorted(p.stem for p in (PROJECT_ROOT / "conf" / "recipe").glob("srl-llama*.yaml"))

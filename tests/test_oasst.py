@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from nemo_srl.artifacts import read_jsonl
+from nemo_srl.data.oasst import Tree, build, read_trees
 from nemo_srl.errors import DataError
-from nemo_srl.oasst import Tree, build, read_trees
 from nemo_srl.records import EFTExample, IFTExample, RankedAnswers
 from recipes import prepare_oasst
 

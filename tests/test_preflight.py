@@ -11,10 +11,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from nemo_srl import preflight
 from nemo_srl.config import Config
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.records import EFTExample
-from nemo_srl.stages import preflight
 from recipes import iterate as recipe
 from tests.tiny import make_model
 

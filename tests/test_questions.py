@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from nemo_srl.data.questions import alpaca_eval_rows, mt_bench_rows, read_answers, read_questions
 from nemo_srl.errors import DataError
-from nemo_srl.questions import alpaca_eval_rows, mt_bench_rows, read_answers, read_questions
 from nemo_srl.records import Candidate, Question
 
 ALPACA_EVAL = [

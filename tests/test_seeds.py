@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from nemo_srl.artifacts import read_jsonl
+from nemo_srl.data.seeds import read_seed
 from nemo_srl.errors import DataError
 from nemo_srl.records import IFTExample
-from nemo_srl.seeds import read_seed
 from recipes import prepare_seed
 
 

@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from nemo_srl.artifacts import BaseModel, Table
 from nemo_srl.config import Config, EngineConfig, JudgeConfig
 from nemo_srl.errors import ConfigError
-from nemo_srl.judge import mean_score
+from nemo_srl.judging.pairwise import judgements_of_comparisons, pairings, render, share_of_a
+from nemo_srl.judging.verdicts import mean_score
 from nemo_srl.records import Candidate, Completion, FinishReason, Judgement
 from nemo_srl.stages import Context, judgements
-from nemo_srl.stages.comparisons import judgements_of_comparisons, pairings, render, share_of_a
 from tests import tiny
 from tests.loopback import Loopback, ids_of
 

@@ -11,10 +11,10 @@ import pytest
 
 from nemo_srl.artifacts import BaseModel, SourceFile, Table, to_line
 from nemo_srl.config import Config, EngineConfig, PromptsConfig
+from nemo_srl.data.prompt_filter import PromptFilter
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.records import EFTExample, IFTExample, Prompt
 from nemo_srl.stages import Context, prompts
-from nemo_srl.stages.prompt_filter import PromptFilter
 from tests import tiny
 from tests.loopback import Loopback, ids_of
 

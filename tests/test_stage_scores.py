@@ -9,8 +9,8 @@ import pytest
 
 from nemo_srl.config import JudgeConfig
 from nemo_srl.errors import ConfigError
+from nemo_srl.judging.expected import Score, expected_score, score_of
 from nemo_srl.records import Completion, FinishReason, NumberLogprobs, from_row, to_row
-from nemo_srl.stages.scores import Score, expected_score, score_of
 
 RUBRIC = "{instruction} {response} Score:"
 HALF = {"4": math.log(0.5), " 3": math.log(0.25), "3": math.log(0.05), "7": math.log(0.1)}

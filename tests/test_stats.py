@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from nemo_srl.errors import DataError
-from nemo_srl.stats import (
+from nemo_srl.judging.agreement import (
     Estimate,
     RewardModelMetrics,
     ScoreGroup,

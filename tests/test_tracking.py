@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from nemo_srl.errors import ConfigError
+from nemo_srl.report.tracking import scalars, send_to_wandb, write_tensorboard
 from nemo_srl.runs import Run, open_run
-from nemo_srl.tracking import scalars, send_to_wandb, write_tensorboard
 from tests.run_directory import make_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +70,7 @@ READ_BACK = """
 import json, sys
 from pathlib import Path
 from nemo_srl.runs import open_run
-from nemo_srl.tracking import send_to_wandb
+from nemo_srl.report.tracking import send_to_wandb
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.internal.datastore import DataStore
 

@@ -17,7 +17,7 @@ from nemo_srl.errors import ConfigError
 from nemo_srl.models.hf import ModelSpec
 from nemo_srl.trainers import open_trainer
 from nemo_srl.trainers.nemo_aligner.data import DataStatistics
-from nemo_srl.trainers.nemo_aligner.plan import make_plan
+from nemo_srl.trainers.nemo_aligner.training_plan import make_plan
 
 GOLDEN = Path(__file__).parent / "data"
 SPEC = ModelSpec(
@@ -92,7 +92,7 @@ def test_plan_equals_golden_file(optim: SFTConfig | DPOConfig) -> None:
 
 def test_planning_needs_neither_torch_nor_nemo() -> None:
     program = (
-        "import sys, nemo_srl.trainers, nemo_srl.trainers.nemo_aligner.plan, nemo_srl.trainers.nemo_aligner\n"
+        "import sys, nemo_srl.trainers, nemo_srl.trainers.nemo_aligner.training_plan, nemo_srl.trainers.nemo_aligner\n"
         "from nemo_srl.config import Config\n"
         "nemo_srl.trainers.open_trainer(Config(run_dir='x'))\n"
         "assert not {'torch', 'nemo', 'megatron', 'transformers'} & set(sys.modules)"

@@ -14,7 +14,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from nemo_srl.judge import mean_score
+from nemo_srl.judging.verdicts import mean_score
 from nemo_srl.records import Candidate, Judgement, PreferencePair
 from nemo_srl.runs import Run
 

@@ -15,13 +15,13 @@ from typing import Any
 from markupsafe import Markup
 
 from nemo_srl.artifacts import DATA, JOURNAL, read_jsonl
+from nemo_srl.judging.pairwise import share_of_a
 from nemo_srl.records import Candidate, Completion, Metric
 from nemo_srl.report import paper
 from nemo_srl.report.browser import CHOSEN, NEITHER, REJECTED
 from nemo_srl.report.charts import Segment, stacked_bar
 from nemo_srl.runs import Run, StageRun
 from nemo_srl.stages import answers, evaluation, head_to_head, ifeval
-from nemo_srl.stages.comparisons import share_of_a
 
 Matches = Mapping[tuple[str, str], Sequence[Metric]]
 """Metrics of head to head by the two models' names."""

@@ -10,13 +10,13 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nemo_srl import stats
 from nemo_srl.artifacts import JOURNAL, read_jsonl
 from nemo_srl.config import JudgeConfig
-from nemo_srl.judge import mean_score
+from nemo_srl.judging import agreement
+from nemo_srl.judging.expected import score_of
+from nemo_srl.judging.verdicts import mean_score
 from nemo_srl.records import Completion
 from nemo_srl.runs import Run
-from nemo_srl.stages.scores import score_of
 
 _PREFIX = "eft/"  # of the requests for held-out judgements (`stages/evaluation.py`)
 
@@ -42,7 +42,9 @@ def drift(run: Run) -> list[Drift]:
         if not common:
             continue
         old, new = ([scores[name][key] for key in common] for name in (before, model))
-        found = stats.reward_model_metrics([stats.ScoreGroup(human=old, model=new)], max_score=1.0, num_bootstrap=0)
+        found = agreement.reward_model_metrics(
+            [agreement.ScoreGroup(human=old, model=new)], max_score=1.0, num_bootstrap=0
+        )
         rows.append(
             Drift(
                 model=model,

@@ -16,10 +16,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from nemo_srl.alarms import alarms
 from nemo_srl.artifacts import write_atomic
 from nemo_srl.records import Metric
 from nemo_srl.report import comparison, paper, sections
+from nemo_srl.report.alarms import alarms
 from nemo_srl.report.browser import MAX_CANDIDATES, browser_data, island
 from nemo_srl.report.drift import drift
 from nemo_srl.report.text import cells

@@ -13,8 +13,8 @@ from statistics import fmean
 import numpy as np
 from markupsafe import Markup
 
-from nemo_srl import stats
-from nemo_srl.judge import mean_score
+from nemo_srl.judging import agreement
+from nemo_srl.judging.verdicts import mean_score
 from nemo_srl.records import Candidate, Judgement, Metric, PreferencePair
 from nemo_srl.report import paper
 from nemo_srl.report.charts import Point, Segment, Series, bar_chart, curve_chart, line_chart, stacked_bar
@@ -127,7 +127,7 @@ def score_charts(run: Run, evaluations: Evaluations) -> list[Chart]:
     max_score = int(run.config()["judge"]["max_score"])
     by_iteration = {}
     for t in run.iterations:
-        counts = stats.histogram([j.score for j in run.table(t, "judgements", Judgement)], max_score=max_score)
+        counts = agreement.histogram([j.score for j in run.table(t, "judgements", Judgement)], max_score=max_score)
         if sum(counts):
             by_iteration[f"M{t} judging itself"] = [count / sum(counts) for count in counts]
     charts = []

@@ -1,6 +1,6 @@
 """Anchor: a judge that never changes judges a sample of the iteration's candidates beside M_t.
 
-From the two judges' scores come the figures that `nemo_srl.alarms` watches for reward hacking, where nobody knows
+From the two judges' scores come the figures that `report.alarms` watches for reward hacking, where nobody knows
 the truth. The input `policy` is the anchor: M1, or another judge (`anchor.model`). Verdicts are sampled anew also in
 the first iteration, when M1 is the judge itself: a pair is chosen by noisy scores, so the margin by the *same*
 scores is too large, and only fresh ones compare fairly.
@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from nemo_srl import stats
 from nemo_srl.artifacts import Table
 from nemo_srl.chat import ChatTemplate
-from nemo_srl.judge import mean_score
+from nemo_srl.judging import agreement
+from nemo_srl.judging.verdicts import mean_score
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Judgement, Metric, PreferencePair
 from nemo_srl.stages import Context, Result, Stage, Step, settings_of
@@ -68,7 +68,7 @@ def compare(
 
 
 def _metric(name: str, groups: Sequence[Sequence[float]], *, seed: int) -> Metric:
-    e = stats.mean_estimate(groups, seed=seed)
+    e = agreement.mean_estimate(groups, seed=seed)
     return Metric(name=name, value=e.value, n=e.n, low=e.low, high=e.high)
 
 
@@ -86,7 +86,7 @@ def run(ctx: Context) -> Result:
     anchor = [j for c in candidates for j in judgements_of(c.key, completions[f"anchor/{c.key}"], cfg.judge)]
     keys = {c.key for c in candidates}
     scored = [j.score for j in own if j.candidate_key in keys]
-    entropy = stats.score_entropy(scored, max_score=cfg.judge.max_score)
+    entropy = agreement.score_entropy(scored, max_score=cfg.judge.max_score)
     num_scored = sum(score is not None for score in scored)
     metrics = [
         *compare(candidates, pairs, own=scores_of(own), anchor=scores_of(anchor), seed=cfg.seed),

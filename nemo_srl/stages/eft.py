@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
-from nemo_srl import judge
 from nemo_srl.artifacts import JOURNAL, Table
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.errors import DataError
@@ -54,17 +53,17 @@ def balanced(examples: Sequence[EFTExample], rng: random.Random) -> list[EFTExam
     return [x for same in kept.values() for x in same]
 
 
-def examples_of(ranked: RankedAnswers, verdicts: Sequence[Judgement], *, prefix: str) -> list[EFTExample]:
+def examples_of(ranked: RankedAnswers, agreeing: Sequence[Judgement], *, prefix: str) -> list[EFTExample]:
     """Agreeing verdicts as examples to learn from. A fractional score cannot be one."""
     return [
         EFTExample(
             example_id=f"{prefix}-{ranked.example_id}-{i}",
             instruction=ranked.instruction,
             response=response,
-            justification=judge.justification(j.verdict),
+            justification=verdicts.justification(j.verdict),
             score=int(j.score),
         )
-        for i, (response, j) in enumerate(zip(ranked.responses, verdicts, strict=True))
+        for i, (response, j) in enumerate(zip(ranked.responses, agreeing, strict=True))
         if j.score is not None and j.score == int(j.score)
     ]
 
@@ -89,18 +88,18 @@ def run(ctx: Context) -> Result:
     requests = [_request(x, i, chat, ctx) for x in rankings for i in range(len(x.responses))]
     with open_caller(ctx) as caller:
         completions = caller.complete(requests, "judge", title="ranked answers")
-    verdicts: Mapping[str, list[Judgement]] = {
+    found_verdicts: Mapping[str, list[Judgement]] = {
         key: judgements_of(key, found, ctx.cfg.judge) for key, found in completions.items()
     }
     rng = random.Random(f"{ctx.cfg.seed}:{ctx.iteration}:eft")
     examples: list[EFTExample] = []
     num_agreeing = 0
     for x in rankings:
-        if chosen := agreeing_verdicts(x, [verdicts[_key(x, i)] for i in range(len(x.responses))], rng):
+        if chosen := agreeing_verdicts(x, [found_verdicts[_key(x, i)] for i in range(len(x.responses))], rng):
             num_agreeing += 1
             examples += examples_of(x, chosen, prefix=f"iter{ctx.iteration}")
     kept = balanced(examples, rng)
-    scores = [j.score for found in verdicts.values() for j in found]
+    scores = [j.score for found in found_verdicts.values() for j in found]
     num_valid = sum(score is not None for score in scores)
     if not kept:
         raise DataError(

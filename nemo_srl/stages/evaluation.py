@@ -11,10 +11,10 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
-from nemo_srl import stats
 from nemo_srl.artifacts import Table
 from nemo_srl.chat import ChatTemplate
-from nemo_srl.judge import mean_score
+from nemo_srl.judging import agreement
+from nemo_srl.judging.verdicts import mean_score
 from nemo_srl.records import Candidate, EFTExample, Judgement, Metric, Prompt
 from nemo_srl.stages import Context, Result, Stage, Step, settings_of
 from nemo_srl.stages.calls import Caller, open_caller
@@ -84,9 +84,9 @@ def judging_metrics(
     groups: dict[str, list[EFTExample]] = {}
     for x in examples:
         groups.setdefault(x.instruction, []).append(x)
-    found = stats.reward_model_metrics(
+    found = agreement.reward_model_metrics(
         [
-            stats.ScoreGroup(human=tuple(float(x.score) for x in group), model=tuple(scores[x.key] for x in group))
+            agreement.ScoreGroup(human=tuple(float(x.score) for x in group), model=tuple(scores[x.key] for x in group))
             for group in groups.values()
         ],
         max_score=max_score,
@@ -102,10 +102,10 @@ def verdict_metrics(judgements: list[Judgement], *, max_score: int) -> list[Metr
     scores = [j.score for j in judgements if j.score is not None]
     return [
         Metric(name="valid_verdict_rate", value=len(scores) / len(judgements), n=len(judgements)),
-        Metric(name="score_entropy", value=stats.score_entropy(scores, max_score=max_score), n=len(scores)),
+        Metric(name="score_entropy", value=agreement.score_entropy(scores, max_score=max_score), n=len(scores)),
         *(
             Metric(name=f"score_share_{k}", value=count / len(scores), n=len(scores))
-            for k, count in enumerate(stats.histogram(scores, max_score=max_score))
+            for k, count in enumerate(agreement.histogram(scores, max_score=max_score))
             if scores
         ),
     ]

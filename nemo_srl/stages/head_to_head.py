@@ -19,14 +19,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nemo_srl import stats
 from nemo_srl.artifacts import Table
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.errors import ConfigError, DataError
+from nemo_srl.judging import agreement
+from nemo_srl.judging.pairwise import comparison_request, share_of_a
 from nemo_srl.records import Candidate, Completion, Metric
 from nemo_srl.stages import Context, Result, Stage, Step, settings_of
 from nemo_srl.stages.calls import open_caller
-from nemo_srl.stages.comparisons import comparison_request, share_of_a
 
 _MIN_FOR_LENGTH_CONTROL = 10
 
@@ -68,7 +68,7 @@ def metrics_of(matches: Sequence[Match], *, seed: int) -> list[Metric]:
 
 
 def _share(name: str, hits: Sequence[bool], seed: int) -> Metric:
-    e = stats.mean_estimate([[float(hit)] for hit in hits], seed=seed)
+    e = agreement.mean_estimate([[float(hit)] for hit in hits], seed=seed)
     return Metric(name=name, value=e.value, n=e.n, low=e.low, high=e.high)
 
 

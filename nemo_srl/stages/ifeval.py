@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nemo_srl import ifeval, stats
 from nemo_srl.artifacts import Table
+from nemo_srl.data import verifiable
+from nemo_srl.data.verifiable import Followed
 from nemo_srl.errors import DataError
-from nemo_srl.ifeval import Followed
+from nemo_srl.judging import agreement
 from nemo_srl.records import Candidate, Metric, VerifiablePrompt
 from nemo_srl.stages import Context, Result, Stage, Step
 
@@ -27,7 +28,7 @@ def metrics_of(followed: Sequence[Followed], *, num_bootstrap: int, seed: int) -
         "prompt_loose": [[all(x.loose)] for x in followed],
         "instruction_loose": [x.loose for x in followed],
     }
-    estimates = {k: stats.mean_estimate(g, num_bootstrap=num_bootstrap, seed=seed) for k, g in groups.items()}
+    estimates = {k: agreement.mean_estimate(g, num_bootstrap=num_bootstrap, seed=seed) for k, g in groups.items()}
     return [Metric(name=f"ifeval_{k}", value=e.value, n=e.n, low=e.low, high=e.high) for k, e in estimates.items()]
 
 
@@ -37,7 +38,7 @@ def run(ctx: Context) -> Result:
     responses = {c.prompt_id: c.response for c in answers}
     if missing := [p.key for p in prompts if p.key not in responses]:
         raise DataError(f"{len(missing)} of {len(prompts)} prompts have no answer, the first is {missing[0]!r}")
-    verifier = ifeval.Verifier()
+    verifier = verifiable.Verifier()
     followed = [verifier.followed(p, responses[p.key]) for p in prompts]
     metrics = metrics_of(followed, num_bootstrap=ctx.cfg.evaluation.num_bootstrap, seed=ctx.cfg.seed)
     figures = {m.name: m.value for m in metrics if m.value is not None}

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from nemo_srl import judge
 from nemo_srl.artifacts import Table
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config, JudgeConfig
+from nemo_srl.judging import verdicts
+from nemo_srl.judging.expected import score_of
+from nemo_srl.judging.pairwise import comparison_requests, judgements_of_comparisons
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Completion, Judgement
 from nemo_srl.stages import Context, Result, Stage, Step, settings_of
 from nemo_srl.stages.calls import open_caller, verdict_request
-from nemo_srl.stages.comparisons import comparison_requests, judgements_of_comparisons
-from nemo_srl.stages.scores import score_of
 
 
 def judge_request(key: str, *, instruction: str, response: str, chat: ChatTemplate, cfg: Config) -> GenerationRequest:
     """One request for all K verdicts on one response."""
-    prompt = judge.render(cfg.judge.rubric, instruction=instruction, response=response)
-    return verdict_request(key, prompt, stop=judge.score_lines(cfg.judge.max_score), chat=chat, cfg=cfg)
+    prompt = verdicts.render(cfg.judge.rubric, instruction=instruction, response=response)
+    return verdict_request(key, prompt, stop=verdicts.score_lines(cfg.judge.max_score), chat=chat, cfg=cfg)
 
 
 def judgements_of(key: str, completions: list[Completion], cfg: JudgeConfig) -> list[Judgement]:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from nemo_srl.artifacts import Table
 from nemo_srl.errors import NoPairsError
-from nemo_srl.judge import mean_score
+from nemo_srl.judging.verdicts import mean_score
 from nemo_srl.records import Candidate, Judgement, PreferencePair
 from nemo_srl.stages import Context, Result, Stage, Step
 

@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from nemo_srl.artifacts import Table
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import PromptsConfig
-from nemo_srl.diversity import distinct_n, novelty
+from nemo_srl.data.diversity import distinct_n, novelty
+from nemo_srl.data.prompt_filter import PromptFilter, Reason
 from nemo_srl.errors import DataError
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Completion, IFTExample, Prompt
 from nemo_srl.stages import Context, Result, Stage, Step, settings_of
 from nemo_srl.stages.calls import open_caller
-from nemo_srl.stages.prompt_filter import PromptFilter, Reason
 
 HEADER = "A numbered list of varied tasks that users give to an AI assistant, each on one line:"
 _NUMBERED = re.compile(r"^\s*\d+[.)]\s*")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from nemo_srl import judge
 from nemo_srl.chat import ChatTemplate
+from nemo_srl.judging import verdicts
 from nemo_srl.protocols import SFTRow, TrainingTask
 from nemo_srl.records import EFTExample, IFTExample
 from nemo_srl.stages import Context
@@ -21,8 +21,8 @@ def verdict_rows(examples: Iterable[EFTExample], chat: ChatTemplate, *, rubric: 
     """Judge prompts and the verdicts on them, in the judge's format."""
     return [
         SFTRow(
-            prompt=chat.render(judge.render(rubric, instruction=x.instruction, response=x.response)),
-            response=chat.response_text(judge.verdict_text(x.justification, x.score)),
+            prompt=chat.render(verdicts.render(rubric, instruction=x.instruction, response=x.response)),
+            response=chat.response_text(verdicts.verdict_text(x.justification, x.score)),
         )
         for x in examples
     ]

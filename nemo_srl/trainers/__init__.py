@@ -40,7 +40,7 @@ def check_shape(cfg: Config, spec: ModelSpec) -> None:
     """As `check_plan`, for a model that need not be there yet."""
     open_trainer(cfg)
     from nemo_srl.trainers.nemo_aligner.data import DataStatistics
-    from nemo_srl.trainers.nemo_aligner.plan import make_plan
+    from nemo_srl.trainers.nemo_aligner.training_plan import make_plan
 
     for optim in (cfg.sft, cfg.dpo):
         enough = DataStatistics(

@@ -27,7 +27,7 @@ from nemo_srl.config import Config
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.models import hf
 from nemo_srl.protocols import DPORow, SFTRow, TrainingTask
-from nemo_srl.trainers.nemo_aligner import plan as planning
+from nemo_srl.trainers.nemo_aligner import training_plan as planning
 from nemo_srl.trainers.nemo_aligner.data import (
     TRAIN_FILE,
     VALIDATION_FILE,

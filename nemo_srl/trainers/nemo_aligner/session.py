@@ -41,9 +41,9 @@ from nemo_srl.errors import ConfigError, StoppedError
 from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, VALIDATION_FILE
 from nemo_srl.trainers.nemo_aligner.datasets import DPODataset, SFTDataset, collate_sft
 from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, MetricsFile
-from nemo_srl.trainers.nemo_aligner.plan import NEMO_DIR, PLAN_FILE, START_DIR, TOKENIZER_DIR
 from nemo_srl.trainers.nemo_aligner.progress import StepBar
 from nemo_srl.trainers.nemo_aligner.stopping import StopRequest
+from nemo_srl.trainers.nemo_aligner.training_plan import NEMO_DIR, PLAN_FILE, START_DIR, TOKENIZER_DIR
 
 
 def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None] | None) -> None:

@@ -1,6 +1,6 @@
 """Which generated instructions are kept: every rejection has a reason, and reasons are counted.
 
-The checks go from cheap to dear; the last one, ROUGE-L against everything kept so far, is exact (`nemo_srl.dedup`).
+The checks go from cheap to dear; the last one, ROUGE-L against everything kept so far, is exact (`dedup`).
 
 Not covered: what only a reader can tell, such as whether a task makes sense. The checks for language and garbage are
 heuristics for English: they let some of both through, and are made to hardly ever drop a good instruction.
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from nemo_srl.config import PromptsConfig
-from nemo_srl.dedup import RougeLIndex
+from nemo_srl.data.dedup import RougeLIndex
 
 Reason = Literal[
     "length", "blocked_word", "not_an_instruction", "garbage", "language", "contaminated", "duplicate", "similar"

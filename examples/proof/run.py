@@ -1,13 +1,13 @@
-"""Does self-rewarding improve anything? The loop on a task that code can check (`nemo_srl/proof.py`).
+"""Does self-rewarding improve anything? The loop on a task that code can check (`examples/proof/task.py`).
 
-    python recipes/proof.py                                       # all arms and seeds
-    python recipes/proof.py --config-name srl-proof-cpu-small     # a few minutes: what `make proof` runs
-    python recipes/proof.py proof.seeds=[1] proof.only=[self,random]  # some of them; later the rest
+    python examples/proof/run.py                                       # all arms and seeds
+    python examples/proof/run.py --config-name srl-proof-cpu-small     # a few minutes: what `make proof` runs
+    python examples/proof/run.py proof.seeds=[1] proof.only=[self,random]  # some of them; later the rest
 
 The stages, the trainer and the engine are those of `iterate.py`; an arm differs in who scores, what is
 trained on, or what the judge learned (`ArmConfig`). The oracle measures every model, and feeds a training in
 the arm `oracle` alone. Run it again after a crash: it goes on. `<run_dir>/results.jsonl` holds the figures, and
-`benchmarks/proof_report.py` makes tables and plots of them.
+`examples/proof/figures.py` makes tables and plots of them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_srl import proof
-from nemo_srl.alarms import alarms
+from examples.proof import task as proof
 from nemo_srl.artifacts import JOURNAL, Model, SourceFile, Table, read_jsonl, to_line, write_atomic
 from nemo_srl.config import Config
 from nemo_srl.errors import ConfigError, NemoSrlError
@@ -48,6 +47,7 @@ from nemo_srl.records import (
     Prompt,
     RankedAnswers,
 )
+from nemo_srl.report.alarms import alarms
 from nemo_srl.stages import anchor, candidates, eft, evaluation, judgements, pairs, policy, refresh, sft
 from nemo_srl.stages.evaluation import instructions_of
 
@@ -377,7 +377,7 @@ def run(cfg: ProofConfig) -> list[dict[str, Any]]:
     return rows
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="srl-proof-cpu")
+@hydra.main(version_base="1.3", config_path="conf", config_name="srl-proof-cpu")
 def main(cfg: DictConfig) -> None:
     form = "%(relativeCreated)7.0f %(threadName)-24s %(message)s"
     logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr, force=True)

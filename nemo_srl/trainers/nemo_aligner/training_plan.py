@@ -1,7 +1,7 @@
 """The whole NeMo-Aligner configuration as a pure function of our settings, the model and the data.
 
 What NeMo-Aligner would only notice after minutes of start-up, in the middle of training, or never is decided
-here and in `preflight.py`, before anything runs, or refused with a `ConfigError`. Needs neither NeMo nor torch.
+here and in `feasibility.py`, before anything runs, or refused with a `ConfigError`. Needs neither NeMo nor torch.
 
 The result is the tree of NeMo-Aligner's `examples/nlp/gpt/conf/gpt_{sft,dpo}.yaml` merged with the model's
 part of NeMo's `megatron_gpt_config.yaml`. Paths in it are relative to the work directory. It describes
@@ -18,7 +18,6 @@ from typing import Any
 from nemo_srl.config import DPOConfig, SFTConfig, TrainerConfig
 from nemo_srl.errors import ConfigError
 from nemo_srl.models.hf import ModelSpec
-from nemo_srl.trainers.nemo_aligner import preflight
 from nemo_srl.trainers.nemo_aligner.data import DataStatistics
 
 PLAN_FILE = "plan.yaml"
@@ -44,7 +43,7 @@ def make_plan(
     that the learning-rate schedule was computed from. Raises `ConfigError`.
     """
     section = "dpo" if isinstance(optim, DPOConfig) else "sft"
-    preflight.check(section, optim, trainer, spec=spec, train=train)
+    feasibility.check(section, optim, trainer, spec=spec, train=train)
     num_steps_per_epoch = train.num_rows // optim.global_batch_size
     num_steps = num_steps_per_epoch * optim.max_epochs
     return {

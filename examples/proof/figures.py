@@ -1,6 +1,6 @@
-"""Table and plot of `recipes/proof.py`: what the oracle saw, over seeds.
+"""Table and plot of `examples/proof/run.py`: what the oracle saw, over seeds.
 
-    python benchmarks/proof_report.py RESULTS_JSONL OUTPUT_DIR
+    python examples/proof/figures.py RESULTS_JSONL OUTPUT_DIR
 
 Writes `table.md` and `proof.png`. Intervals are 95% percentiles of a bootstrap that draws seeds with replacement;
 differences between arms and between models are taken within a seed first (arms of a seed share M1, data

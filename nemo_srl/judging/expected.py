@@ -13,8 +13,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nemo_srl import judge
 from nemo_srl.config import JudgeConfig
+from nemo_srl.judging import verdicts
 from nemo_srl.records import Completion, NumberLogprobs
 
 
@@ -28,7 +28,7 @@ class Score:
 
 def score_of(completion: Completion, cfg: JudgeConfig) -> Score:
     """The score of one verdict, by `judge.mode`."""
-    stated = judge.parse_score(_as_it_ended(completion), max_score=cfg.max_score)
+    stated = verdicts.parse_score(_as_it_ended(completion), max_score=cfg.max_score)
     if cfg.mode != "expected" or stated is None:
         return Score(stated)
     return expected_score(completion.text, completion.number_logprobs or [], max_score=cfg.max_score)
@@ -52,7 +52,7 @@ def expected_score(verdict: str, number_logprobs: NumberLogprobs, *, max_score: 
 
 def _states_the_score(before: str, *, max_score: int) -> bool:
     """Whether a number right after `before` would be read as the score: tried with two of them."""
-    return all(judge.parse_score(f"{before}{k}", max_score=max_score) == k for k in (0, max_score))
+    return all(verdicts.parse_score(f"{before}{k}", max_score=max_score) == k for k in (0, max_score))
 
 
 def _expectation(logprobs: Mapping[str, float], *, max_score: int) -> Score:

@@ -13,7 +13,7 @@ import numpy as np
 from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 
-from nemo_srl.dedup import tokenize
+from nemo_srl.data.dedup import tokenize
 
 _MAX_TEXTS = 500
 

@@ -1,4 +1,4 @@
-"""A task that code can check, for proving that the loop works: `recipes/proof.py`, recipe `srl-proof-cpu`.
+"""A task that code can check, for proving that the loop works: `examples/proof/run.py`, recipe `srl-proof-cpu`.
 
 An instruction such as `4 animal tiny huge !` asks for four different animals, the first one tiny and the last one
 huge, and a closing mark: `bee cat pig elk !`. `oracle_verdict` gives one point for each of five criteria, as the

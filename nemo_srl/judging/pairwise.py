@@ -17,9 +17,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
-from nemo_srl import judge
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config, JudgeConfig
+from nemo_srl.judging import verdicts
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Completion, Judgement
 from nemo_srl.stages.calls import verdict_request
@@ -92,9 +92,9 @@ def share_of_a(verdict: Completion) -> float | None:
 
 
 def render(rubric: str, *, instruction: str, response_a: str, response_b: str) -> str:
-    """The judge's prompt. As in `judge.render`, texts are not templates and cannot close their block."""
+    """The judge's prompt. As in `verdicts.render`, texts are not templates and cannot close their block."""
     texts = {"instruction": instruction, "response_a": response_a, "response_b": response_b}
-    safe = {slot: judge.render("{response}", instruction="", response=text) for slot, text in texts.items()}
+    safe = {slot: verdicts.render("{response}", instruction="", response=text) for slot, text in texts.items()}
     return _SLOT.sub(lambda slot: safe[slot[1]], rubric)
 
 

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from nemo_srl import engines, judge
+from nemo_srl import engines
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config, Role
 from nemo_srl.errors import DataError
+from nemo_srl.judging import verdicts
 from nemo_srl.models import hf
 from nemo_srl.records import EFTExample
 from nemo_srl.trainers import check_plan
@@ -30,7 +31,7 @@ def check(cfg: Config, model_dir: Path, held_out: Sequence[EFTExample]) -> None:
     context = hf.read_spec(model_dir).max_position_embeddings
     for x in held_out:
         _check_fits(chat, x.key, "candidates", x.instruction, cfg.candidates.max_tokens, context)
-        prompt = judge.render(cfg.judge.rubric, instruction=x.instruction, response=x.response)
+        prompt = verdicts.render(cfg.judge.rubric, instruction=x.instruction, response=x.response)
         _check_fits(chat, x.key, "judge", prompt, cfg.judge.max_tokens, context)
 
 
