@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
 from nemo_srl.config.check import check
-from nemo_srl.config.engine import EngineConfig
 
 
 @dataclass
@@ -55,7 +55,7 @@ class PromptsConfig(SamplingConfig):
     """en: prompts that cannot be English are dropped (a heuristic); any: no such check."""
     model: str = ""
     """A fixed model for new prompts, as in the paper: like `model.path`. Empty string: M_t itself."""
-    engine: EngineConfig | None = None
+    engine: Any = None
     """Another engine for new prompts alone, such as a server with a fixed chat model; null: `engine`."""
 
     def __post_init__(self) -> None:
@@ -105,7 +105,7 @@ class JudgeConfig(SamplingConfig):
     pairwise_rubric: str = ""
     """The prompt of a comparison, with `{instruction}`, `{response_a}` and `{response_b}`; asks for a line
     `Winner: <A, B or tie>` last. `+judge_mode=pairwise` sets one."""
-    engine: EngineConfig | None = None
+    engine: Any = None
     """Another engine for judging alone, e.g. a hosted judge; null: `engine`, on M_t (self-rewarding)."""
 
     def __post_init__(self) -> None:
@@ -137,6 +137,8 @@ class JudgeConfig(SamplingConfig):
 
 @dataclass
 class PairsConfig:
+    rule: str = "best_worst"
+    """How one prompt's scored answers make a pair: a name in `nemo_srl/pairing/`, or `module:object` of your own."""
     min_margin: float = 0.0
     """The best mean score must exceed the worst by more than this; 0 drops ties only, as the paper does."""
 
