@@ -115,7 +115,7 @@ class Artifact:
         except (ValueError, TypeError) as e:
             raise DataError(f"{self.path / MANIFEST}: not a manifest of this version ({e}); delete {self.path}") from e
 
-    def is_published(self, schema: Schema = Schema()) -> bool:  # noqa: B008, it is frozen
+    def is_published(self, schema: Schema = Schema()) -> bool:
         """True when exactly this artifact is here. Raises `StaleArtifactError` for another one in its place."""
         found = self.manifest()
         if found is not None:

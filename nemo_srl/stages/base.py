@@ -17,8 +17,8 @@ from nemo_srl.artifacts import Artifact, BaseModel, Identity, Model, SourceFile,
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config, Role
 from nemo_srl.errors import InputError
-from nemo_srl.workload import Assumptions, Work
 from nemo_srl.records import R, Record
+from nemo_srl.workload import Assumptions, Work
 
 A = TypeVar("A", bound=Artifact)
 Input = Artifact | BaseModel | SourceFile[Any]
