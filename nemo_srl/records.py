@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args
 from nemo_srl.errors import DataError
 
 FinishReason = Literal["stop", "length"]
+Order = Literal["ab", "ba"]
+"""Which of two models' answers stands first."""
 NumberLogprobs = list[tuple[int, dict[str, float]]]
 """Per number in a text: where it begins, and the log-probabilities of the numbers that could stand there."""
 
@@ -167,6 +169,25 @@ class Judgement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One verdict of the judge on two models' answers to one question.
+
+    `first_share` is 1, 0 or 0.5 for the answer that stood first (model a's in order `ab`): it won, lost or tied. It is
+    None when the verdict could not be read.
+    """
+
+    question_id: str
+    order: Order
+    verdict_index: int
+    verdict: str
+    first_share: float | None
+
+    @property
+    def key(self) -> str:
+        return f"{self.question_id}/{self.order}/{self.verdict_index:02d}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreferencePair:
     """One DPO example: `chosen` has the higher mean score of the two. The texts are never equal."""
 
@@ -227,8 +248,9 @@ def from_row(cls: type[R], row: object, *, where: str) -> R:
 
 def _fits(value: object, annotation: str) -> bool:
     """Whether a JSON value fits one of the few annotations that records use (they are strings here)."""
-    if annotation == "FinishReason":
-        return value in get_args(FinishReason)
+    literals = {"FinishReason": FinishReason, "Order": Order}
+    if annotation in literals:
+        return value in get_args(literals[annotation])
     if annotation.startswith("list["):
         element = annotation.removeprefix("list[").removesuffix("]")
         return isinstance(value, list) and all(_fits(x, element) for x in value)

@@ -16,11 +16,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from nemo_srl.artifacts import Artifact, Identity
 from nemo_srl.config import Config, Role
+
+LOOP: tuple[str, ...] = (
+    "sft", "prompts", "candidates", "judgements", "pairs", "anchor", "policy", "eft", "refresh", "evaluation",
+    "answers", "head_to_head", "ifeval",
+)  # fmt: skip
+"""The names of all stages, in the order in which a run makes them."""
+
+Lines = list[tuple[str, str]]
+"""What a stage did, for the report: (what, how many)."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,14 @@ class Stage:
     settings: tuple[str, ...]
     steps: tuple[Step, ...]
     engines: tuple[Role, ...] = ()
+    summary: Callable[[Mapping[str, float]], Lines] = lambda metrics: []
+    """The report's lines, from the metrics of a manifest."""
+
+
+def stage_named(name: str) -> Stage:
+    """The stage in the module of this name."""
+    stage: Stage = import_module(f"nemo_srl.stages.{name}").STAGE
+    return stage
 
 
 def settings_of(section: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import fmean
 
 from nemo_srl.artifacts import Table
@@ -9,7 +10,7 @@ from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Completion, Prompt
-from nemo_srl.stages import Context, Result, Stage, Step
+from nemo_srl.stages import Context, Lines, Result, Stage, Step
 from nemo_srl.stages.calls import open_caller
 
 
@@ -59,10 +60,15 @@ def run(ctx: Context) -> Result:
     )
 
 
+def summary(metrics: Mapping[str, float]) -> Lines:
+    return [("answers", f"{metrics['num_candidates']:.0f}, {metrics['truncated_rate']:.0%} cut off")]
+
+
 STAGE = Stage(
     name="candidates",
     output=lambda path, identity: Table(path, identity, Candidate),
     settings=("candidates", "model.chat_template", "seed"),
     steps=(Step("run", run),),
     engines=("candidates",),
+    summary=summary,
 )

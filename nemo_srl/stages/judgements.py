@@ -6,6 +6,7 @@ verdict is read for a score, never the prompt, so an answer that says "Score: 5"
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import fmean
 
 from nemo_srl.artifacts import Table
@@ -16,7 +17,7 @@ from nemo_srl.judging.expected import score_of
 from nemo_srl.judging.pairwise import comparison_requests, judgements_of_comparisons
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Completion, Judgement
-from nemo_srl.stages import Context, Result, Stage, Step, settings_of
+from nemo_srl.stages import Context, Lines, Result, Stage, Step, settings_of
 from nemo_srl.stages.calls import open_caller, verdict_request
 
 
@@ -73,10 +74,15 @@ def run(ctx: Context) -> Result:
     )
 
 
+def summary(metrics: Mapping[str, float]) -> Lines:
+    return [("verdicts", f"{metrics['num_judgements']:.0f}, {1 - metrics['valid_rate']:.1%} without a score")]
+
+
 STAGE = Stage(
     name="judgements",
     output=lambda path, identity: Table(path, identity, Judgement),
     settings=(*settings_of("judge"), "model.chat_template", "seed"),
     steps=(Step("run", run),),
     engines=("judge",),
+    summary=summary,
 )

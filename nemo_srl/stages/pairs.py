@@ -7,7 +7,7 @@ policy to stop in mid-sentence. Each prompt without a pair is counted under its 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ from nemo_srl.artifacts import Table
 from nemo_srl.errors import NoPairsError
 from nemo_srl.judging.verdicts import mean_score
 from nemo_srl.records import Candidate, Judgement, PreferencePair
-from nemo_srl.stages import Context, Result, Stage, Step
+from nemo_srl.stages import Context, Lines, Result, Stage, Step
 
 Reason = Literal["tied", "identical", "unscored", "truncated"]
 
@@ -99,9 +99,15 @@ def run(ctx: Context) -> Result:
     )
 
 
+def summary(metrics: Mapping[str, float]) -> Lines:
+    num_prompts = sum(n for name, n in metrics.items() if name.startswith("num_"))
+    return [("pairs", f"{metrics['num_pairs']:.0f} of {num_prompts:.0f} prompts")]
+
+
 STAGE = Stage(
     name="pairs",
     output=lambda path, identity: Table(path, identity, PreferencePair),
     settings=("pairs",),
     steps=(Step("run", run),),
+    summary=summary,
 )

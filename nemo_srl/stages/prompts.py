@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nemo_srl.artifacts import Table
 from nemo_srl.chat import ChatTemplate
@@ -21,7 +21,7 @@ from nemo_srl.data.prompt_filter import PromptFilter, Reason
 from nemo_srl.errors import DataError
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Completion, IFTExample, Prompt
-from nemo_srl.stages import Context, Result, Stage, Step, settings_of
+from nemo_srl.stages import Context, Lines, Result, Stage, Step, settings_of
 from nemo_srl.stages.calls import open_caller
 
 HEADER = "A numbered list of varied tasks that users give to an AI assistant, each on one line:"
@@ -108,10 +108,23 @@ def run(ctx: Context) -> Result:
     )
 
 
+def summary(metrics: Mapping[str, float]) -> Lines:
+    """Why instructions were dropped, the most frequent reason first; how new the kept ones are; how many there are."""
+    counts = {k.removeprefix("num_"): n for k, n in metrics.items() if k.startswith("num_")}
+    dropped = [(k, n) for k, n in counts.items() if k not in ("calls", "kept")]
+    reasons = ", ".join(f"{n:.0f} {k.replace('_', ' ')}" for k, n in sorted(dropped, key=lambda x: -x[1]))
+    lines = [("instructions generated and dropped", reasons or "none")]
+    if "novelty" in metrics:
+        varied = f"{metrics['novelty']:.2f} (1: nothing in common), distinct-2 {metrics['distinct_2']:.2f}"
+        lines.append(("novelty against the seed and earlier instructions", varied))
+    return [*lines, ("prompts", f"{counts['kept']:.0f}")]
+
+
 STAGE = Stage(
     name="prompts",
     output=lambda path, identity: Table(path, identity, Prompt),
     settings=(*settings_of("prompts"), "seed"),
     steps=(Step("run", run),),
     engines=("prompts",),
+    summary=summary,
 )
