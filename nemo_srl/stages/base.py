@@ -116,8 +116,8 @@ class Stage(Generic[A]):
     needs: Mapping[str, Need | type[Record]]
     output: Callable[[Path, Identity], A]
     settings: tuple[str, ...]
-    """The parts of the configuration that decide the result, as dotted paths. Placement (launcher, parallel sizes, batch
-    limits) is never among them. What a backend in use calls decisive counts as well."""
+    """The parts of the configuration that decide the result, as dotted paths. Placement (launcher, parallel sizes,
+    batch limits) is never among them. What a backend in use calls decisive counts as well."""
     steps: tuple[Step, ...]
     """The last one returns the `Result` with which the artifact is published."""
     engines: tuple[Role, ...] = ()
