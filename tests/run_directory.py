@@ -208,5 +208,5 @@ def _match(run_dir: Path, a: str, b: str, found: dict[str, dict[str, Candidate]]
     _publish(directory, "head_to_head", 0, {}, 9.0, inputs=inputs)
     write_atomic(directory / JOURNAL, "".join(map(to_line, journal)))
     completions = {c.request_key: [c] for c in journal}
-    metrics = head_to_head.metrics_of(head_to_head.matches_of(found[a], found[b], completions), seed=0)
+    metrics = head_to_head.metrics_of(head_to_head.matches_of(found[a], found[b], completions))
     Table(directory, {}, Metric).write(metrics)
