@@ -54,7 +54,7 @@ def test_only_who_wins_in_both_orders_wins(first: float | None, second: float | 
 
 def test_the_figures_of_a_match() -> None:
     matches = [*[match(1, 1)] * 6, match(0, 0), *[match(1, 0)] * 2, match(1, None)]
-    found = {m.name: m for m in metrics_of(matches, seed=0)}
+    found = {m.name: m for m in metrics_of(matches)}
     assert [found[f"{x}_rate"].value for x in ("win", "tie", "loss")] == [6 / 9, 2 / 9, 1 / 9]
     assert found["win_rate"].n == 9
     assert found["win_rate"].low is not None
@@ -66,7 +66,7 @@ def test_the_figures_of_a_match() -> None:
 
 
 def test_nothing_judged_is_nothing_measured() -> None:
-    found = {m.name: m.value for m in metrics_of([match(None, None)], seed=0)}
+    found = {m.name: m.value for m in metrics_of([match(None, None)])}
     assert found["unjudged_rate"] == 1
     assert {v for k, v in found.items() if k != "unjudged_rate"} == {None}
     assert sign_test(0, 0) is None
@@ -185,7 +185,7 @@ def test_the_recipe_measures_ifeval_alone(tmp_path: Path, monkeypatch: pytest.Mo
     assert "Head to head" not in text
     assert "<th>x</th><td>50.0%" in render(open_run(tmp_path / "run"))
     (tmp_path / "ifeval.jsonl").write_text('{"key": 1}\n')
-    with pytest.raises(DataError, match=r"ifeval\.jsonl:1: expected"):
+    with pytest.raises(DataError, match=r"ifeval\.jsonl, line 1: expected"):
         evaluate.evaluate(settings, exp)
 
 
