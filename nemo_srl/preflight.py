@@ -16,7 +16,7 @@ from nemo_srl.errors import DataError
 from nemo_srl.judging import verdicts
 from nemo_srl.models import hf
 from nemo_srl.records import EFTExample
-from nemo_srl.trainers import check_plan
+from nemo_srl.trainers import trainer_backend
 
 
 def check(cfg: Config, model_dir: Path, held_out: Sequence[EFTExample]) -> None:
@@ -24,7 +24,7 @@ def check(cfg: Config, model_dir: Path, held_out: Sequence[EFTExample]) -> None:
 
     Training rows are not looked at here: SFT comes first and drops and counts those that are too long.
     """
-    check_plan(cfg, model_dir)
+    trainer_backend(cfg.trainer).check(cfg.trainer, [cfg.sft, cfg.dpo], hf.read_spec(model_dir))
     for role in get_args(Role):
         engines.check(cfg.engine_for(role), model_dir)
     chat = ChatTemplate(model_dir, chat_template=cfg.model.chat_template)

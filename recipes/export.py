@@ -21,7 +21,7 @@ from nemo_srl.chat import ChatTemplate
 from nemo_srl.cli import read_options
 from nemo_srl.data.interchange import FORMATS, ExportedPair, write_pairs
 from nemo_srl.errors import ConfigError, DataError, NemoSrlError
-from nemo_srl.models.license import licence_of
+from nemo_srl.models.license import license_of
 from nemo_srl.models.publication import publish_model
 from nemo_srl.records import PreferencePair
 from nemo_srl.report import model_card
@@ -67,7 +67,7 @@ def licence(run: Run) -> str | None:
     """Of the base model, as far as its directory tells."""
     sft = run.find(0, "sft")
     base = Path(run.spec(sft)["inputs"]["policy"]["path"]) if sft else Path()
-    return licence_of(run.config()["model"]["path"], base)
+    return license_of(run.config()["model"]["path"], base)
 
 
 def export(options: Options) -> None:

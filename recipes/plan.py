@@ -23,8 +23,9 @@ from nemo_srl import estimates, models
 from nemo_srl.config import Config, OptimConfig
 from nemo_srl.errors import ModelError, NemoSrlError
 from nemo_srl.estimates import Assumptions
+from nemo_srl.models.arithmetic import num_parameters
 from nemo_srl.models.hf import ModelSpec, read_shape
-from nemo_srl.trainers import check_shape
+from nemo_srl.trainers import trainer_backend
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = ROOT / "recipes" / "shapes"
@@ -65,7 +66,7 @@ def memory_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> tuple[list[str
     fits = True
     sections: tuple[tuple[str, OptimConfig], ...] = (("sft", cfg.sft), ("policy (DPO)", cfg.dpo))
     for name, optim in sections:
-        m = estimates.training_memory(optim, cfg.trainer, spec)
+        m = trainer_backend(cfg.trainer).memory(optim, cfg.trainer, spec)
         fits &= m.total <= a.gpu_memory_gb * 1e9
         lines.append(
             f"{name:14} {m.weights_and_gradients / 1e9:13.1f} {m.optimizer / 1e9:10.1f} {m.activations / 1e9:12.1f} "
@@ -101,7 +102,7 @@ def time_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> list[str]:
         f"{'whole run':14} {'':5} {'':9} {'':5} {total_hours:7.2f} {total_gpu_hours:10.1f} {total_disk / 1e9:9.1f}"
     )
     # The one that is being written beside the last one, and the weights that the training starts from.
-    scratch = 2 * estimates.checkpoint_bytes(cfg.trainer, spec) + 4 * estimates.num_parameters(spec)
+    scratch = 2 * trainer_backend(cfg.trainer).checkpoint_bytes(cfg.trainer, spec) + 4 * num_parameters(spec)
     lines.append(f"and {scratch / 1e9:,.0f} GB more while a training runs (two checkpoints, the starting weights)")
     return lines
 
@@ -110,12 +111,12 @@ def main(overrides: list[str]) -> None:
     try:
         cfg, a = compose_config(overrides)
         spec = shape_of(cfg.model.path, cfg.model.cache_dir)
-        check_shape(cfg, spec)
+        trainer_backend(cfg.trainer).check(cfg.trainer, [cfg.sft, cfg.dpo], spec)
     except (NemoSrlError, HydraException) as e:
         sys.exit(f"error: {e}")
     t = cfg.trainer
     sizes = f"TP {t.tensor_model_parallel_size} x PP {t.pipeline_model_parallel_size} x DP {t.data_parallel_size}"
-    print(f"model            {cfg.model.path}: {estimates.num_parameters(spec) / 1e9:.2f} billion parameters")
+    print(f"model            {cfg.model.path}: {num_parameters(spec) / 1e9:.2f} billion parameters")
     print(
         f"training         {t.world_size} GPUs = {sizes}, {t.precision}; heads, layers, vocabulary and batches divide"
     )

@@ -9,17 +9,18 @@ between runs of one run directory. Bad values raise `ConfigError` when the confi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from omegaconf import MISSING
 
+from nemo_srl import registry
 from nemo_srl.config.check import check
 from nemo_srl.config.data import DataConfig, ModelConfig
 from nemo_srl.config.engine import EngineConfig, TrtllmConfig
 from nemo_srl.config.evidence import AnchorConfig, EvaluationConfig, TrackingConfig
 from nemo_srl.config.generation import CandidatesConfig, JudgeConfig, PairsConfig, PromptsConfig, SamplingConfig
 from nemo_srl.config.placement import ClusterConfig, LauncherConfig, ResourcesConfig
-from nemo_srl.config.training import DPOConfig, OptimConfig, RefreshConfig, SFTConfig, TrainerConfig
+from nemo_srl.config.training import DPOConfig, OptimConfig, RefreshConfig, SFTConfig, TrainerSettings
 
 __all__ = [
     "AnchorConfig",
@@ -42,7 +43,7 @@ __all__ = [
     "SFTConfig",
     "SamplingConfig",
     "TrackingConfig",
-    "TrainerConfig",
+    "TrainerSettings",
     "TrtllmConfig",
 ]
 
@@ -69,7 +70,7 @@ class Config:
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    trainer: Any = field(default_factory=lambda: registry.load("trainers", "nemo_aligner").settings())
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -23,7 +23,7 @@ def task(ctx: Context) -> TrainingTask:
         )
         for p in pairs
     ]
-    return TrainingTask(algorithm="dpo", model_dir=model_dir, train_rows=rows, validation_rows=())
+    return TrainingTask(algorithm="dpo", model_dir=model_dir, rows=rows, optim=ctx.cfg.dpo, seed=ctx.cfg.seed)
 
 
 STAGE = training_stage("policy", task, ("dpo", "model.chat_template", "trainer.name", "trainer.precision", "seed"))

@@ -7,10 +7,10 @@ with `eft` hold verdicts: the seed, and what `stages/eft.py` kept in this iterat
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 
 from nemo_srl.chat import ChatTemplate
-from nemo_srl.config import Config, OptimConfig, SFTConfig
+from nemo_srl.config import OptimConfig
 from nemo_srl.protocols import SFTRow, TrainingTask
 from nemo_srl.records import Candidate
 from nemo_srl.stages import Context
@@ -30,13 +30,7 @@ def task(ctx: Context) -> TrainingTask:
     for name in sorted(ctx.inputs):
         if name.startswith("eft"):
             rows += verdict_rows(ctx.inputs[name].read(), chat, rubric=ctx.cfg.judge.rubric)
-    return TrainingTask(algorithm="sft", model_dir=model_dir, train_rows=rows, validation_rows=())
-
-
-def trainer_cfg(cfg: Config) -> Config:
-    """`refresh` in the place of `sft`."""
-    optim = {f.name: getattr(cfg.refresh, f.name) for f in fields(OptimConfig)}
-    return replace(cfg, sft=SFTConfig(**optim))
+    return TrainingTask(algorithm="sft", model_dir=model_dir, rows=rows, optim=ctx.cfg.refresh, seed=ctx.cfg.seed)
 
 
 STAGE = training_stage(
@@ -46,5 +40,4 @@ STAGE = training_stage(
         *(f"refresh.{f.name}" for f in fields(OptimConfig)),
         "judge.rubric", "model.chat_template", "trainer.name", "trainer.precision", "seed",
     ),
-    trainer_cfg=trainer_cfg,
 )  # fmt: skip

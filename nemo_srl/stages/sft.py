@@ -34,7 +34,7 @@ def task(ctx: Context) -> TrainingTask:
     rows = answer_rows(ctx.inputs["ift"].read(), chat)
     if "eft" in ctx.inputs:
         rows += verdict_rows(ctx.inputs["eft"].read(), chat, rubric=ctx.cfg.judge.rubric)
-    return TrainingTask(algorithm="sft", model_dir=model_dir, train_rows=rows, validation_rows=())
+    return TrainingTask(algorithm="sft", model_dir=model_dir, rows=rows, optim=ctx.cfg.sft, seed=ctx.cfg.seed)
 
 
 STAGE = training_stage(

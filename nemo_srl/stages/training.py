@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nemo_srl.artifacts import Model
-from nemo_srl.config import Config
 from nemo_srl.models import hf
 from nemo_srl.protocols import TrainingTask
 from nemo_srl.stages import Context, Result, Stage, Step
@@ -17,24 +16,19 @@ def training_stage(
     name: str,
     task: Callable[[Context], TrainingTask],
     settings: tuple[str, ...],
-    *,
-    trainer_cfg: Callable[[Config], Config] = lambda cfg: cfg,
 ) -> Stage:
-    """A stage that trains what `task` describes and publishes `hf/`.
-
-    `trainer_cfg` gives the configuration as the trainer is to see it, in which SFT is set by `sft` and DPO by `dpo`.
-    """
+    """A stage that trains what `task` describes and publishes `hf/`."""
 
     def prepare(ctx: Context) -> None:
         if not exported(ctx):
-            open_trainer(trainer_cfg(ctx.cfg)).prepare(task(ctx), work_dir(ctx))
+            open_trainer(ctx.cfg.trainer).prepare(task(ctx), work_dir(ctx))
 
     def train(ctx: Context) -> None:
         if not exported(ctx):
-            open_trainer(trainer_cfg(ctx.cfg)).train(work_dir(ctx))
+            open_trainer(ctx.cfg.trainer).train(work_dir(ctx))
 
     def export(ctx: Context) -> Result:
-        metrics = open_trainer(trainer_cfg(ctx.cfg)).export(work_dir(ctx), ctx.output.model_dir)
+        metrics = open_trainer(ctx.cfg.trainer).export(work_dir(ctx), ctx.output.model_dir)
         return Result(hf.digest(ctx.output.model_dir), metrics)
 
     return Stage(
