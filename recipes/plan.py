@@ -16,14 +16,14 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from nemo_srl.models.arithmetic import num_parameters
-from nemo_srl.models.spec import ModelSpec
 from omegaconf import OmegaConf, open_dict
 
 from nemo_srl import cli, estimates, models
 from nemo_srl.config import Config, OptimConfig, load
 from nemo_srl.errors import ModelError, NemoSrlError
+from nemo_srl.models.arithmetic import num_parameters
 from nemo_srl.models.hf import read_shape
+from nemo_srl.models.spec import ModelSpec
 from nemo_srl.preflight import check_shape
 from nemo_srl.trainers import trainer_backend
 from nemo_srl.workload import Assumptions
