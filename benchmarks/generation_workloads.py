@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from nemo_srl.chat import ChatTemplate
-from nemo_srl.judging import verdicts
+from nemo_srl.judging.rubrics import render
 from nemo_srl.protocols import GenerationRequest
 
 
@@ -59,9 +59,7 @@ def make_workloads(model_dir: Path, *, num_prompts: int, small: bool) -> list[Wo
     responses = [row["response"] for row in rows]
     judged = [
         chat.encode(
-            chat.render(
-                verdicts.render(rubric, instruction=row["instruction"], response=responses[(i + j) % len(rows)])
-            )
+            chat.render(render(rubric, instruction=row["instruction"], response=responses[(i + j) % len(rows)]))
         )
         for i, row in enumerate(picked)
         for j in range(4)

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Strict, ValidationError, create_mode
 from nemo_srl.errors import DataError
 
 FinishReason = Literal["stop", "length"]
+Order = Literal["ab", "ba"]
+"""Which of two models' answers stands first."""
 # The tuple is not strict, because JSON has no tuples: a list of two stands for one.
 NumberLogprobs = list[Annotated[tuple[int, dict[str, float]], Strict(False)]]
 """For each number in a text: the index where it begins, and the log-probabilities of the numbers possible there."""
@@ -179,7 +181,7 @@ class Comparison:
     """
 
     question_id: str
-    order: Literal["ab", "ba"]
+    order: Order
     verdict_index: int
     verdict: str
     first_share: float | None

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from examples.proof import run as recipe
 from examples.proof import task as proof
-from nemo_srl.judging import verdicts
 from nemo_srl.artifacts import read_jsonl
 from nemo_srl.chat import ChatTemplate
+from nemo_srl.judging import points, rubrics
 from nemo_srl.models import hf
 from nemo_srl.records import EFTExample, IFTExample, Judgement, Prompt, RankedAnswers
-from examples.proof import run as recipe
 
 ASKED = "4 animal tiny huge !"
 RUBRIC = "judge {instruction} answer {response} Score:"
@@ -91,14 +91,14 @@ def test_verdicts_survive_the_tokenizer_and_the_parser(files: proof.SeedFiles, t
     tokenizer = chat._tokenizer
     unknown = tokenizer.unk_token_id
     for x in read_jsonl(files.eft, EFTExample):
-        prompt = chat.render(verdicts.render(RUBRIC, instruction=x.instruction, response=x.response))
-        verdict = chat.response_text(verdicts.verdict_text(x.justification, x.score))
+        prompt = chat.render(rubrics.render(RUBRIC, instruction=x.instruction, response=x.response))
+        verdict = chat.response_text(points.verdict_text(x.justification, x.score))
         prompt_ids, ids = chat.encode(prompt), chat.encode(verdict)
         assert unknown not in prompt_ids + ids
         assert chat.encode(prompt + verdict) == prompt_ids + ids
         text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert verdicts.parse_score(text, max_score=5) == x.score
-        assert verdicts.justification(text) == x.justification
+        assert points.parse_score(text, max_score=5) == x.score
+        assert points.justification(text) == x.justification
     spec = hf.read_spec(tmp_path)
     assert spec.vocab_size >= len(set(proof.VOCABULARY)) == len(proof.VOCABULARY)
     assert tokenizer.eos_token_id in spec.eos_token_ids

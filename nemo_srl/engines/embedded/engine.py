@@ -27,12 +27,11 @@ from nemo_srl.engines.embedded.batching import SampleSlot, plan_batches, prefix_
 from nemo_srl.engines.embedded.kv_cache import rows_without
 from nemo_srl.engines.embedded.llama import LlamaModel
 from nemo_srl.engines.embedded.sampling import choose, sample_uniforms
+from nemo_srl.engines.embedded.settings import EmbeddedSettings
 from nemo_srl.engines.embedded.stop import StopStrings, cut
-from nemo_srl.errors import ConfigError, EngineError
+from nemo_srl.errors import EngineError
 from nemo_srl.protocols import GenerationRequest, SamplingParams
 from nemo_srl.records import Completion, NumberLogprobs
-
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class EmbeddedEngine:
@@ -42,11 +41,8 @@ class EmbeddedEngine:
     """
 
     def __init__(self, model_dir: Path, *, dtype: str = "bfloat16", max_batch_size: int = 32) -> None:
-        if dtype not in DTYPES:
-            raise ConfigError(f"engine.dtype={dtype!r}: the embedded engine knows {sorted(DTYPES)}")
-        if max_batch_size < 1:
-            raise ConfigError(f"engine.max_batch_size={max_batch_size}: must be at least 1")
-        self._model = LlamaModel(model_dir, dtype=DTYPES[dtype])
+        EmbeddedSettings(dtype=dtype, max_batch_size=max_batch_size)  # refuses what cannot be used
+        self._model = LlamaModel(model_dir, dtype=getattr(torch, dtype))
         self._tokenizer = AutoTokenizer.from_pretrained(model_dir)
         self._max_batch_size = max_batch_size
         self._stop = StopStrings(self._decode)

@@ -267,8 +267,8 @@ class OpenAIEngine:
 
 
 _NO_LOGPROBS = (
-    "judge.mode='expected' needs log-probabilities, and the server gives none for /v1/completions (TensorRT-LLM up to "
-    "1.2 does not): use judge.mode=sampled, a newer server, or engine.trtllm.in_process=true."
+    "judge.mode='expected' needs log-probabilities, and the server gives none for /v1/completions: use "
+    "judge.mode=sampled, a newer server, or another engine."
 )
 
 

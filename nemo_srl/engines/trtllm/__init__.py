@@ -1,11 +1,12 @@
 """TensorRT-LLM: `trtllm-serve` replicas on a Hugging Face directory, or its `LLM` class in this process.
 
+    settings.py     what can be set
     options.py      every flag and option that TensorRT-LLM is given
     requests.py     what it is asked: token ids, stop tokens, limits that are checked beforehand
     in_process.py   the `LLM` class behind `GenerationEngine`
 
 The servers are services of the stage's job (`services`): the launcher starts them on M_t, waits for them
-and stops them, and `open_trtllm` only talks to them, through the OpenAI-style client. There is no engine
+and stops them, and the engine only talks to them, through the OpenAI-style client. There is no engine
 build and no refit: a server loads the directory, and the next iteration starts another one.
 
 Raises `ConfigError` for settings or a job without servers, `DataError` for prompts over the context before
@@ -23,19 +24,10 @@ import os
 import resource
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from nemo_srl.config import EngineConfig
-from nemo_srl.engines.openai.dialects import CompletionsDialect, load_tokenizer
-from nemo_srl.engines.openai.engine import OpenAIEngine, ServerSettings
-from nemo_srl.engines.trtllm.in_process import InProcessEngine
-from nemo_srl.engines.trtllm.options import llm_options, serve_command
-from nemo_srl.engines.trtllm.requests import TrtllmDialect, length_check, max_seq_len
+from nemo_srl.engines import EngineBackend, EngineSize
+from nemo_srl.engines.trtllm.settings import TrtllmSettings
 from nemo_srl.errors import ConfigError
-from nemo_srl.models.hf import read_spec
 from nemo_srl.protocols import SERVICES_VARIABLE, GenerationEngine, Service
-
-__all__ = ["open_trtllm", "services"]
 
 SERVICE_PREFIX = "trtllm-"
 OPTIONS_FILE = "trtllm_options.yaml"
@@ -43,9 +35,15 @@ OPTIONS_FILE = "trtllm_options.yaml"
 log = logging.getLogger(__name__)
 
 
-def services(cfg: EngineConfig, model_dir: Path, directory: Path) -> tuple[Service, ...]:
-    """The replicas that a job needs; writes their options to a file in `directory`."""
-    if cfg.trtllm.in_process:
+def services(cfg: TrtllmSettings, model_dir: Path, directory: Path) -> tuple[Service, ...]:
+    """The replicas that a job needs. Writes their options to a file in `directory`."""
+    from omegaconf import OmegaConf
+
+    from nemo_srl.engines.trtllm.options import llm_options, serve_command
+    from nemo_srl.engines.trtllm.requests import max_seq_len
+    from nemo_srl.models.hf import read_spec
+
+    if cfg.in_process:
         return ()
     directory.mkdir(parents=True, exist_ok=True)
     options_path = directory / OPTIONS_FILE
@@ -56,17 +54,23 @@ def services(cfg: EngineConfig, model_dir: Path, directory: Path) -> tuple[Servi
             name=f"{SERVICE_PREFIX}{i}",
             command=command,
             health_paths=("/health", "/v1/models"),
-            start_timeout_seconds=cfg.trtllm.start_timeout_seconds,
-            num_gpus=cfg.trtllm.tensor_parallel_size * cfg.trtllm.pipeline_parallel_size,
-            node=i * cfg.trtllm.num_nodes // cfg.trtllm.num_replicas,
+            start_timeout_seconds=cfg.start_timeout_seconds,
+            num_gpus=_size(cfg).gpus_per_replica,
+            node=i * cfg.num_nodes // cfg.num_replicas,
         )
-        for i in range(cfg.trtllm.num_replicas)
+        for i in range(cfg.num_replicas)
     )
 
 
-def open_trtllm(cfg: EngineConfig, model_dir: Path) -> GenerationEngine:
+def _open(cfg: TrtllmSettings, model_dir: Path) -> GenerationEngine:
     """The engine on the job's replicas, which serve `model_dir`."""
-    if cfg.trtllm.in_process:
+    from nemo_srl.engines.openai.dialects import CompletionsDialect, load_tokenizer
+    from nemo_srl.engines.openai.engine import OpenAIEngine, ServerSettings
+    from nemo_srl.engines.trtllm.in_process import InProcessEngine
+    from nemo_srl.engines.trtllm.requests import TrtllmDialect, length_check, max_seq_len
+    from nemo_srl.models.hf import read_spec
+
+    if cfg.in_process:
         return InProcessEngine(cfg, model_dir)
     spec = read_spec(model_dir)
     _allow_open_files(cfg.max_concurrency)
@@ -106,3 +110,32 @@ def _urls() -> list[str]:
             f'{SERVICES_VARIABLE}=\'{{"{SERVICE_PREFIX}0": "http://127.0.0.1:8000"}}\'.'
         )
     return [found[name] for name in names]
+
+
+def _check(cfg: TrtllmSettings, model_dir: Path) -> None:
+    from nemo_srl.engines.trtllm.requests import max_seq_len
+    from nemo_srl.models.hf import read_spec
+
+    max_seq_len(cfg, read_spec(model_dir))
+
+
+def _size(cfg: TrtllmSettings) -> EngineSize:
+    return EngineSize(
+        num_replicas=cfg.num_replicas,
+        num_nodes=cfg.num_nodes,
+        tensor_parallel_size=cfg.tensor_parallel_size,
+        pipeline_parallel_size=cfg.pipeline_parallel_size,
+        in_process=cfg.in_process,
+        cache_fraction=cfg.free_gpu_memory_fraction,
+    )
+
+
+BACKEND = EngineBackend(
+    settings=TrtllmSettings,
+    decisive=("dtype", "backend", "extra_options"),
+    open=_open,
+    check=_check,
+    services=services,
+    size=_size,
+    formerly={"trtllm.": ""},
+)

@@ -18,12 +18,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from nemo_srl.config import EngineConfig
 from nemo_srl.engines.checks import check_keys
 from nemo_srl.engines.openai.dialects import FINISH_REASONS, TokenLogprob, load_tokenizer, number_logprobs
 from nemo_srl.engines.openai.engine import seed_of
 from nemo_srl.engines.trtllm.options import llm_options, llm_sizes
 from nemo_srl.engines.trtllm.requests import length_check, max_seq_len
+from nemo_srl.engines.trtllm.settings import TrtllmSettings
 from nemo_srl.errors import ConfigError, EngineError
 from nemo_srl.models.hf import read_spec
 from nemo_srl.protocols import GenerationRequest, SamplingParams
@@ -33,11 +33,9 @@ from nemo_srl.records import Completion
 class InProcessEngine:
     """Serves the Hugging Face directory `model_dir` on this process's GPUs."""
 
-    def __init__(self, cfg: EngineConfig, model_dir: Path) -> None:
-        if cfg.trtllm.backend != "pytorch":
-            raise ConfigError(
-                f"engine.trtllm.backend={cfg.trtllm.backend!r}: engine.trtllm.in_process=true is for 'pytorch' only"
-            )
+    def __init__(self, cfg: TrtllmSettings, model_dir: Path) -> None:
+        if cfg.backend != "pytorch":
+            raise ConfigError(f"engine.backend={cfg.backend!r}: engine.in_process=true is for 'pytorch' only")
         self._trtllm = _import()
         spec = read_spec(model_dir)
         self._end_token_ids = spec.eos_token_ids
@@ -49,7 +47,7 @@ class InProcessEngine:
         try:
             self._llm = self._trtllm.LLM(model=str(model_dir), **options)
         except (ValueError, TypeError) as e:
-            raise ConfigError(f"TensorRT-LLM refuses its options (see engine.trtllm.extra_options): {e}") from e
+            raise ConfigError(f"TensorRT-LLM refuses its options (see engine.extra_options): {e}") from e
 
     def generate(
         self,
@@ -152,5 +150,5 @@ def _import() -> Any:
         return importlib.import_module("tensorrt_llm")
     except ImportError as e:
         raise ConfigError(
-            f"engine.trtllm.in_process=true: tensorrt_llm cannot be imported ({e}). Run in TensorRT-LLM's container."
+            f"engine.in_process=true: tensorrt_llm cannot be imported ({e}). Run in TensorRT-LLM's container."
         ) from e

@@ -16,44 +16,44 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_srl.config import EngineConfig
+from nemo_srl.engines.trtllm.settings import TrtllmSettings
 
 
-def llm_options(cfg: EngineConfig) -> dict[str, Any]:
-    """Options of the LLM API beside sizes; `engine.trtllm.extra_options` is merged over them, deeply."""
+def llm_options(cfg: TrtllmSettings) -> dict[str, Any]:
+    """Options of the LLM API beside sizes; `engine.extra_options` is merged over them, deeply."""
     options: dict[str, Any] = {
         "dtype": cfg.dtype,
         "enable_chunked_prefill": True,
         "scheduler_config": {"capacity_scheduler_policy": "MAX_UTILIZATION"},
         "kv_cache_config": {
             "enable_block_reuse": True,
-            "free_gpu_memory_fraction": cfg.trtllm.free_gpu_memory_fraction,
+            "free_gpu_memory_fraction": cfg.free_gpu_memory_fraction,
         },
     }
-    if cfg.trtllm.backend == "pytorch":
+    if cfg.backend == "pytorch":
         options["cuda_graph_config"] = {"enable_padding": True, "max_batch_size": cfg.max_batch_size}
-    return merged(options, cfg.trtllm.extra_options)
+    return merged(options, cfg.extra_options)
 
 
-def llm_sizes(cfg: EngineConfig, *, max_seq_len: int) -> dict[str, int]:
+def llm_sizes(cfg: TrtllmSettings, *, max_seq_len: int) -> dict[str, int]:
     """The sizes, by their names in the LLM API."""
     return {
-        "tensor_parallel_size": cfg.trtllm.tensor_parallel_size,
-        "pipeline_parallel_size": cfg.trtllm.pipeline_parallel_size,
+        "tensor_parallel_size": cfg.tensor_parallel_size,
+        "pipeline_parallel_size": cfg.pipeline_parallel_size,
         "max_batch_size": cfg.max_batch_size,
-        "max_num_tokens": cfg.trtllm.max_num_tokens,
+        "max_num_tokens": cfg.max_num_tokens,
         "max_seq_len": max_seq_len,
     }
 
 
-def serve_command(cfg: EngineConfig, model_dir: Path, options_path: Path, *, max_seq_len: int) -> list[str]:
+def serve_command(cfg: TrtllmSettings, model_dir: Path, options_path: Path, *, max_seq_len: int) -> list[str]:
     """The command line of one replica; `{host}` and `{port}` are for the launcher to fill in."""
     sizes = llm_sizes(cfg, max_seq_len=max_seq_len)
     return [
-        *cfg.trtllm.command, str(model_dir),
+        *cfg.command, str(model_dir),
         "--host", "{host}",
         "--port", "{port}",
-        "--backend", cfg.trtllm.backend,
+        "--backend", cfg.backend,
         "--tp_size", str(sizes["tensor_parallel_size"]),
         "--pp_size", str(sizes["pipeline_parallel_size"]),
         "--max_batch_size", str(sizes["max_batch_size"]),

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from nemo_srl.config import EngineConfig
 from nemo_srl.engines.checks import check_lengths
 from nemo_srl.engines.openai.dialects import CompletionsDialect, Sample
+from nemo_srl.engines.trtllm.settings import TrtllmSettings
 from nemo_srl.errors import ConfigError
 from nemo_srl.models.hf import ModelSpec
 from nemo_srl.protocols import GenerationRequest, SamplingParams
@@ -46,14 +46,14 @@ class TrtllmDialect:
         return self.completions.sample(choice, params)
 
 
-def max_seq_len(cfg: EngineConfig, spec: ModelSpec) -> int:
+def max_seq_len(cfg: TrtllmSettings, spec: ModelSpec) -> int:
     """Tokens of one prompt and its completion at most."""
-    asked, context = cfg.trtllm.max_seq_len, spec.max_position_embeddings
+    asked, context = cfg.max_seq_len, spec.max_position_embeddings
     if asked is not None and asked > context:
-        raise ConfigError(f"engine.trtllm.max_seq_len={asked}: the model's context has {context} tokens")
+        raise ConfigError(f"engine.max_seq_len={asked}: the model's context has {context} tokens")
     return context if asked is None else asked
 
 
 def length_check(limit: int) -> Callable[[Sequence[GenerationRequest], SamplingParams], None]:
     """Refuses prompts that leave no room for `max_tokens` more."""
-    return partial(check_lengths, limit=limit, limited_by="the model's context, or engine.trtllm.max_seq_len")
+    return partial(check_lengths, limit=limit, limited_by="the model's context, or engine.max_seq_len")
