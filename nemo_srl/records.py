@@ -174,10 +174,10 @@ class Judgement:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One verdict of the judge on two answers to one question. `order` says which answer it saw first.
+    """One verdict of the judge on two models' answers to one question.
 
-    `first_share` is 1 when the first answer won, 0 when the second did, 0.5 for a tie, and None when the verdict
-    cannot be read.
+    `first_share` is 1, 0 or 0.5 for the answer that stood first (model a's in order `ab`): it won, lost or tied. It is
+    None when the verdict could not be read.
     """
 
     question_id: str
