@@ -11,6 +11,7 @@ import pytest
 
 from nemo_srl import preflight
 from nemo_srl.errors import ConfigError, DataError
+from nemo_srl.experiment import Experiment
 from nemo_srl.records import EFTExample
 from recipes import iterate as recipe
 from tests.support import ROOT, composed
@@ -66,10 +67,10 @@ def test_settings_that_only_dpo_or_the_engine_would_notice_are_refused_at_once(
         ("trainer.devices=3", r"trainer\.devices=3"),
     ],
 )
-def test_bad_values_are_refused_when_the_configuration_is_composed(override: str, message: str) -> None:
+def test_bad_values_are_refused_at_set_up(override: str, message: str) -> None:
     parallel = ["trainer.tensor_model_parallel_size=2"] if "devices" in override else []
     with pytest.raises(ConfigError, match=message):
-        composed(override, *parallel)
+        Experiment(composed(override, *parallel))
 
 
 def test_an_unknown_key_and_an_unknown_recipe_are_named_without_a_traceback() -> None:
