@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
+
 class Experiment:
     """One orchestrator's hold on a run directory; use it as a context manager."""
 

@@ -88,9 +88,7 @@ def run_steps(stage_dir: Path, step_names: Sequence[str]) -> None:
             for name in step_names:
                 _run_step(stage_dir, name)
     except Timeout:
-        raise RunDirBusyError(
-            f"{stage_dir}: another worker is still busy in this directory; wait, or end it"
-        ) from None
+        raise RunDirBusyError(f"{stage_dir}: another worker is still busy in this directory; wait, or end it") from None
 
 
 def _run_step(stage_dir: Path, step_name: str) -> None:

@@ -8,30 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from nemo_srl import preflight
-from nemo_srl.config import Config
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.records import EFTExample
 from recipes import iterate as recipe
+from tests.support import ROOT, composed
 from tests.tiny import make_model
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("model") / "hf", ["Name a color. Grade this. Score: 4"])
-
-
-def composed(*overrides: str) -> Config:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("iterate", overrides=["run_dir=run", "recipe=srl-smollm2-135m-cpu", *overrides])
-    found = OmegaConf.to_object(cfg)
-    assert isinstance(found, Config)
-    return found
 
 
 def example(text: str) -> EFTExample:

@@ -1,7 +1,7 @@
 """From composed YAML or a stage's description to a typed `Config`.
 
-The sections of `BACKENDS` belong to a backend that is found by `name`. Each backend has settings of its own, so a setting
-of another backend is refused here. Raises `ConfigError`.
+The sections of `BACKENDS` belong to a backend that is found by `name`. Each backend has settings of its own, so a
+setting of another backend is refused here. Raises `ConfigError`.
 """
 
 from __future__ import annotations

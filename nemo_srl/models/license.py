@@ -1,6 +1,6 @@
-"""Under which licence a base model came: what its own directory says, or what is known of the one that is fetched.
+"""The license of a base model, from the model card in its directory. For models that we fetch, it is known here.
 
-A guess would be worse than nothing, so `licence_of` returns None where neither says anything.
+`license_of` never guesses: it returns None when no license is found.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from nemo_srl.models import smollm2
 
 _KNOWN = {smollm2.NAME: "apache-2.0"}
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*\n", re.DOTALL)
-_LICENCE = re.compile(r"^license:[ \t]*[\"']?([A-Za-z0-9._+-]+)[\"']?[ \t]*$", re.MULTILINE)
+_LICENSE = re.compile(r"^license:[ \t]*[\"']?([A-Za-z0-9._+-]+)[\"']?[ \t]*$", re.MULTILINE)
 
 
-def licence_of(name: str, model_dir: Path) -> str | None:
-    """The Hub's identifier of the licence, such as `apache-2.0`, of the model with this `model.path`."""
+def license_of(name: str, model_dir: Path) -> str | None:
+    """The Hub's name of the license, e.g. `apache-2.0`. `name` is `model.path`."""
     if name in _KNOWN:
         return _KNOWN[name]
     card = model_dir / "README.md"
     if not card.is_file():
         return None
     front = _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace"))
-    found = _LICENCE.search(front[1]) if front else None
+    found = _LICENSE.search(front[1]) if front else None
     return found[1] if found else None

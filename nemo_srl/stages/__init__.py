@@ -22,8 +22,8 @@ from nemo_srl import registry
 from nemo_srl.stages.base import MODEL, Context, Input, Made, Need, Result, Stage, Step, settings_of, table_stage
 
 __all__ = [
-    "LOOP", "MODEL", "Context", "Input", "Made", "Need", "Result", "Stage", "Step", "settings_of", "stage_at", "stage_named",
-    "table_stage",
+    "LOOP", "MODEL", "Context", "Input", "Made", "Need", "Result", "Stage", "Step", "settings_of", "stage_at",
+    "stage_named", "table_stage",
 ]  # fmt: skip
 
 LOOP = (

@@ -1,9 +1,9 @@
 """Anchor: a judge that never changes judges a sample of the iteration's candidates beside M_t.
 
 From the two judges' scores come the figures that `nemo_srl/report/alarms.py` watches for reward hacking, where nobody
-knows the truth. The input `judge` is the anchor: M1, or another judge (`anchor.model`). Verdicts are sampled anew also in
-the first iteration, when M1 is the judge itself. A pair is chosen by noisy scores, so its margin by the *same* scores is
-too large. Only fresh scores compare fairly.
+knows the truth. The input `judge` is the anchor: M1, or another judge (`anchor.model`). Verdicts are sampled anew also
+in the first iteration, when M1 is the judge itself. A pair is chosen by noisy scores, so its margin by the *same*
+scores is too large. Only fresh scores compare fairly.
 
 Not covered: what the anchor itself cannot see. An answer that fools M1 fools M1 as an anchor, too.
 """

@@ -17,8 +17,8 @@ from nemo_srl.artifacts import Artifact, BaseModel, Identity, Model, SourceFile,
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config, Role
 from nemo_srl.errors import InputError
-from nemo_srl.workload import Assumptions, Work
 from nemo_srl.records import R, Record
+from nemo_srl.workload import Assumptions, Work
 
 A = TypeVar("A", bound=Artifact)
 Input = Artifact | BaseModel | SourceFile[Any]
@@ -116,8 +116,8 @@ class Stage(Generic[A]):
     needs: Mapping[str, Need | type[Record]]
     output: Callable[[Path, Identity], A]
     settings: tuple[str, ...]
-    """The parts of the configuration that decide the result, as dotted paths. Placement (launcher, parallel sizes, batch
-    limits) is never among them. What a backend in use calls decisive counts as well."""
+    """The parts of the configuration that decide the result, as dotted paths. Placement (launcher, parallel sizes,
+    batch limits) is never among them. What a backend in use calls decisive counts as well."""
     steps: tuple[Step, ...]
     """The last one returns the `Result` with which the artifact is published."""
     engines: tuple[Role, ...] = ()

@@ -21,8 +21,8 @@ from nemo_srl.stages.base import Context
 class Caller:
     """Asks models, and remembers every answer in the stage's journal.
 
-    Each role has its sampling settings and its engine in the configuration. An engine is opened when it is first needed,
-    and once for all roles that share it.
+    Each role has its sampling settings and its engine in the configuration. An engine is opened when it is first
+    needed, and once for all roles that share it.
     """
 
     def __init__(self, ctx: Context, journal: Journal) -> None:

@@ -101,8 +101,8 @@ def run(ctx: Context) -> Made[EFTExample]:
     num_valid = sum(j.score is not None for j in judgements)
     if not kept:
         raise DataError(
-            f"data.rankings_path: the {len(rankings)} rankings gave no example. {num_valid} of {len(judgements)} verdicts "
-            f"have a score, and {num_agreeing} rankings agree with them. All verdicts are kept in "
+            f"data.rankings_path: the {len(rankings)} rankings gave no example. {num_valid} of {len(judgements)} "
+            f"verdicts have a score, and {num_agreeing} rankings agree with them. All verdicts are kept in "
             f"{ctx.output.path / JOURNAL}. A model that hardly ever gives a score cannot judge: let another one do it "
             "(judge.engine). Otherwise give more rankings, or raise refresh.num_judgements."
         )

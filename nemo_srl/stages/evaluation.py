@@ -65,7 +65,9 @@ def judging_metrics(
         groups.setdefault(x.instruction, []).append(x)
     found = agreement.reward_model_metrics(
         [
-            agreement.ScoreGroup(human=tuple(float(x.score) for x in group), model=tuple(scores.get(x.key) for x in group))
+            agreement.ScoreGroup(
+                human=tuple(float(x.score) for x in group), model=tuple(scores.get(x.key) for x in group)
+            )
             for group in groups.values()
         ],
         max_score=max_score,

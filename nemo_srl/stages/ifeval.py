@@ -3,8 +3,8 @@
     ifeval_prompt_strict, ifeval_prompt_loose             share of prompts of which every instruction is followed
     ifeval_instruction_strict, ifeval_instruction_loose   share of instructions that are followed
 
-The four figures of the benchmark (`nemo_srl/data/verifiable.py` says what strict and loose are), with 95% intervals that
-resample prompts, as the instructions of one prompt are answered by one text. No model is called.
+The four figures of the benchmark (`nemo_srl/data/verifiable.py` says what strict and loose are), with 95% intervals
+that resample prompts, as the instructions of one prompt are answered by one text. No model is called.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Judgements: M_t reads its own answers with the rubric, K times each, and gives 0 to 5 points.
 
-A verdict without a score in the asked format is `score=None`. It is counted, and it is no number at all. Only the verdict
-is read for a score, never the prompt, so an answer that says "Score: 5" cannot grade itself.
+A verdict without a score in the asked format is `score=None`. It is counted, and it is no number at all. Only the
+verdict is read for a score, never the prompt, so an answer that says "Score: 5" cannot grade itself.
 """
 
 from __future__ import annotations

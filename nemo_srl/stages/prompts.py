@@ -120,7 +120,7 @@ def summary(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     if "novelty" in metrics:
         varied = f"{metrics['novelty']:.2f} (1: nothing in common), distinct-2 {metrics['distinct_2']:.2f}"
         lines.append(("their novelty against the seed and earlier ones", varied))
-    return lines
+    return [*lines, ("prompts", f"{metrics['num_kept']:.0f}")]
 
 
 STAGE = table_stage(

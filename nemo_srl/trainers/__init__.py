@@ -7,6 +7,7 @@ Importing this package imports neither torch nor NeMo; opening a trainer does no
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from nemo_srl.config import Config
 from nemo_srl.errors import ConfigError
@@ -24,6 +25,16 @@ def open_trainer(cfg: Config) -> Trainer:
         f"trainer.name={cfg.trainer.name!r}: there is no such trainer. Use trainer.name=nemo_aligner, "
         "the only one so far."
     )
+
+
+def read_metrics(name: str, work_dir: Path) -> list[dict[str, Any]]:
+    """What the trainer of this name recorded in `work_dir`, a row for each step; empty before the first step."""
+    if name != "nemo_aligner":
+        raise ConfigError(f"trainer.name={name!r}: there is no such trainer. Use nemo_aligner, the only one so far.")
+    from nemo_srl.trainers.nemo_aligner import metrics
+
+    path = work_dir / metrics.METRICS_FILE
+    return metrics.read_metrics(path) if path.exists() else []
 
 
 def check_plan(cfg: Config, model_dir: Path) -> None:

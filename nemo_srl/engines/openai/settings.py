@@ -35,8 +35,8 @@ class OpenAISettings(ClientSettings):
     model: str = ""
     """The model's name on that server. Empty: the only one that it lists."""
     api: str = "chat"
-    """`chat` sends the text of a prompt as the user's turn, and the server renders it. `completions` sends token ids, for
-    a server whose model has the same tokenizer as the policy."""
+    """`chat` sends the text of a prompt as the user's turn, and the server renders it. `completions` sends token ids,
+    for a server whose model has the same tokenizer as the policy."""
     extra_body: dict[str, Any] = field(default_factory=dict)
     """Fields added to every request, for what only that server knows."""
     api_key_env: str = ""

@@ -18,8 +18,8 @@ class SlurmSettings:
     """How the ranks of a training start. srun: one Slurm task per rank. The ranks themselves hear of a time limit, and
     save. torchrun: one task per node, and torch's launcher starts the ranks."""
     signal_seconds: int = 600
-    """This long before the time limit, a job is told to save and leave. Then it is requeued. In that time a training ends
-    its step and writes a checkpoint."""
+    """This long before the time limit, a job is told to save and leave. Then it is requeued. In that time a training
+    ends its step and writes a checkpoint."""
     max_requeues: int = 20
     """Restarts of one job after time limits, preemption and dead nodes. After these the job is given up."""
     poll_seconds: float = 10.0
