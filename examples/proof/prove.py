@@ -5,9 +5,9 @@
     python examples/proof/prove.py proof.seeds=[1] proof.only=[self,random]    # some of them; the rest later
 
 Stages, trainer and engine are those of `recipes/iterate.py`. The arms differ in who gives the scores, what is trained
-on, or what the judge has learned (`proof_arms.ArmConfig`). The oracle measures every model. Only the arm `oracle` trains
-on its scores. Start it again after a crash, and it goes on. It writes its figures to `<run_dir>/results.jsonl`, and
-`figures.py` makes tables and plots of them.
+on, or what the judge has learned (`proof_arms.ArmConfig`). The oracle measures every model. Only the arm `oracle` is
+trained on its scores. Start it again after a crash, and it goes on. It writes its figures to
+`<run_dir>/results.jsonl`, and `figures.py` makes tables and plots of them.
 """
 
 from __future__ import annotations

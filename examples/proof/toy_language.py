@@ -131,7 +131,8 @@ def justification(instruction: str, response: str) -> str:
     """The reasons of a verdict. For each criterion: what was found, and y or n for whether it was asked for.
 
     `4 y animal y huge n tiny y ! y` means: there are four words; all are animals; the first one is huge and should not
-    be; the last one is tiny; the mark is right. `twice` means that a word is repeated, `none` that something is missing.
+    be; the last one is tiny; the mark is right. `twice` means that a word is repeated. `none` means that something is
+    missing.
     """
     asked, tokens = Instruction.parse(instruction), response.split()
     words = [t for t in tokens if t in CATEGORY_OF]

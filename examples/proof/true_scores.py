@@ -34,8 +34,8 @@ def measure_model(run: Run, iteration: int) -> dict[str, float | None]:
     answers = run.table(iteration, "evaluation", Candidate, part="answers")
     if not answers:
         raise DataError(
-            f"{run.run_dir}/iter_{iteration:02d}/evaluation: it has no table of answers, as an older version of nemo_srl "
-            "made it. Delete this directory and start again."
+            f"{run.run_dir}/iter_{iteration:02d}/evaluation: it has no table of answers, because an older version "
+            "of nemo_srl made it. Delete this directory and start again."
         )
     true = [toy_language.oracle_score(c.prompt, c.response) for c in answers]
     metrics = {m.name: m.value for m in run.table(iteration, "evaluation", Metric)}
