@@ -1,13 +1,13 @@
-"""HF <-> NeMo conversion against `cp` of the same bytes: speed, and peak memory beyond the imports.
+"""HF <-> NeMo conversion against `cp` of the same bytes: speed, and peak memory over that after the imports.
 
     python benchmarks/conversion.py [--directory DIR] [--num-layers N] [--repeats N] [--output FILE]
 
 Makes a random bfloat16 Llama (by default 2.5 GB on disk: untied, GQA) below DIR, converts it both ways, each time
-in a fresh process, and removes everything. The three methods are repeated in turn, after one round of
-warm-up; reported are medians. `cp` is followed by an fsync of every file, because the conversions publish
-the same way. Goals: at least half of cp's speed; peak resident memory at most two layers + 1 GB over the
-process after its imports. Run it on a machine that is otherwise idle: the conversions overlap reading and
-writing in two threads, and with other work on the same cores cp, which needs a fifth of one, wins by more.
+in a new process, and removes everything. The three methods run in turn, after one round of warm-up, and medians are
+printed. An fsync of every file follows `cp`, because the conversions do this too. Goals: at least half of cp's speed,
+and a peak resident memory of at most two layers + 1 GB over the process after its imports. Run it on an idle machine:
+the conversions read and write in two threads, and cp needs a fifth of one core. With other work on the same cores, cp
+would look better than it is.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as nemo_srl.worker, which 
 from nemo_srl.models import nemo_layout
 from nemo_srl.models.convert import hf_to_nemo, nemo_to_hf
 from nemo_srl.models.directories import publish
-from nemo_srl.models.hf import ModelSpec, read_spec
+from nemo_srl.models.hf import read_spec
+from nemo_srl.models.spec import ModelSpec
 from nemo_srl.models.tensor_io import ShardedWriter
 
 
@@ -123,8 +124,8 @@ def run(directory: Path, num_layers: int, repeats: int) -> dict[str, object]:
     peaks: dict[str, list[int]] = {name: [] for name in seconds}
     for repeat in range(repeats + 1):
         for name, source, target in (("cp", hf, copy), ("hf_to_nemo", hf, nemo), ("nemo_to_hf", nemo, back)):
-            # Freed just before, so that each method writes into memory that the machine has at hand: a virtual
-            # machine takes several times longer for pages that it touches for the first time.
+            # Removed just before, so that each method writes into memory that the machine has already used. A virtual
+            # machine needs several times longer for pages that it touches for the first time.
             shutil.rmtree(target, ignore_errors=True)
             elapsed, peak = (measure_cp if name == "cp" else measure_conversion)(name, source, target, hf)
             if repeat:  # the first round warms up

@@ -3,10 +3,10 @@
     pip install trl==0.12.2 accelerate
     python benchmarks/dpo.py [--model DIR] [--num-pairs 8] [--steps 6] [--output FILE]
 
-Both train the same model (by default SmolLM2-135M-Instruct) in float32 with the same Adam, a constant learning rate
-and the same two rows a micro-batch, and every step sees every pair, so that the order of rows is no difference. Each
-runs in a process of its own, one after the other; a step's time is from one step's end to the next one's, with all
-that belongs to it (the reference's log-probabilities too), and the first steps are left out. The losses
+Both train the same model (by default SmolLM2-135M-Instruct) in float32, with the same Adam, a constant learning rate
+and the same two rows in a micro-batch. Every step sees every pair, so that the order of rows does not matter. Each
+runs in a process of its own, one after the other. The time of a step is from the end of one step to the end of the
+next one, with everything in between, also the reference's log-probabilities. The first steps are left out. The losses
 are printed side by side: a speed counts only where they agree. Memory is the process's peak resident set.
 """
 
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_srl.chat import ChatTemplate
-from nemo_srl.config import Config, DPOConfig, TrainerConfig
+from nemo_srl.config import DPOConfig
 from nemo_srl.models import resolve
 from nemo_srl.protocols import DPORow, TrainingTask
 
@@ -59,32 +59,25 @@ def make_rows(model_dir: Path, num_pairs: int) -> list[DPORow]:
 
 def run_ours(model_dir: Path, rows: list[DPORow], steps: int, work_dir: Path) -> dict[str, Any]:
     from nemo_srl.trainers import open_trainer
-    from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, read_metrics
+    from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 
-    trainer = open_trainer(
-        Config(
-            run_dir=str(work_dir),
-            dpo=DPOConfig(
-                learning_rate=LEARNING_RATE, min_learning_rate=LEARNING_RATE, beta=BETA, max_epochs=steps,
-                global_batch_size=len(rows), save_interval=10**6, gradient_clip_val=1.0,
-            ),
-            trainer=TrainerConfig(precision="32", micro_batch_size=MICRO_BATCH_SIZE),
-        )
+    trainer = open_trainer(NemoAlignerSettings(precision="32", micro_batch_size=MICRO_BATCH_SIZE))
+    optim = DPOConfig(
+        learning_rate=LEARNING_RATE, min_learning_rate=LEARNING_RATE, beta=BETA, max_epochs=steps,
+        global_batch_size=len(rows), save_interval=10**6, gradient_clip_val=1.0,
     )  # fmt: skip
-    task = TrainingTask(algorithm="dpo", model_dir=model_dir, train_rows=rows, validation_rows=[])
-    trainer.prepare(task, work_dir / "training")
-    metrics, ends = work_dir / "training" / METRICS_FILE, list[float]()
+    training, ends = work_dir / "training", list[float]()
+    trainer.prepare(TrainingTask(algorithm="dpo", model_dir=model_dir, rows=rows, optim=optim, seed=1234), training)
 
     def watch() -> None:
         while len(ends) < steps:
-            if metrics.exists() and len(metrics.read_text().splitlines()) > len(ends):
+            if len(trainer.metrics(training)) > len(ends):
                 ends.append(time.perf_counter())
             time.sleep(0.01)
 
     threading.Thread(target=watch, daemon=True).start()
-    trainer.train(work_dir / "training")
-    losses = [r["loss"] for r in read_metrics(metrics) if "loss" in r]
-    return {"ends": ends, "losses": losses}
+    trainer.train(training)
+    return {"ends": ends, "losses": [step["loss"] for step in trainer.metrics(training)]}
 
 
 def run_trl(model_dir: Path, rows: list[DPORow], steps: int, work_dir: Path) -> dict[str, Any]:

@@ -20,13 +20,14 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic
 
 from nemo_srl.errors import DataError, StaleArtifactError
 from nemo_srl.records import Completion, R, Record, from_row, to_row
+from nemo_srl.rows import read_rows
 
 MANIFEST = "manifest.json"
 SPEC = "stage.json"
@@ -237,34 +238,18 @@ def to_line(record: Any) -> str:
 
 
 def read_jsonl(path: Path, record: type[R]) -> list[R]:
-    """Read records; a line that is not one is a `DataError` naming file and line number."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected a JSONL file of {record.__name__}")
+    """Read the records of a file, which is JSONL or another form that `read_rows` takes.
+
+    Raises `DataError` with the file and the line for a row that is not such a record, and for a key that occurs twice.
+    """
     records: list[R] = []
-    keys: dict[str, int] = {}
-    with path.open(encoding="utf-8", errors="strict") as f:
-        for number, line in enumerate(_lines(f, path), start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as e:
-                raise DataError(f"{where}: not JSON ({e}); expected one {record.__name__} object a line") from e
-            found = from_row(record, row, where=where)
-            if (first := keys.setdefault(found.key, number)) != number:
-                raise DataError(f"{where}: the key {found.key!r} is already used in line {first}")
-            records.append(found)
-    if not records:
-        raise DataError(f"{path}: empty; expected one {record.__name__} object a line")
+    places: dict[str, str] = {}
+    for where, row in read_rows(path, what=f"rows of {record.__name__}"):
+        found = from_row(record, row, where=where)
+        if (first := places.setdefault(found.key, where)) != where:
+            raise DataError(f"{where}: the key {found.key!r} is already used in {first.removeprefix(f'{path}, ')}")
+        records.append(found)
     return records
-
-
-def _lines(f: Iterable[str], path: Path) -> Iterator[str]:
-    try:
-        yield from f
-    except UnicodeDecodeError as e:
-        raise DataError(f"{path}: not UTF-8 ({e}); save it as UTF-8") from e
 
 
 class Journal:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
 
+import omegaconf
 from filelock import FileLock, Timeout
 
 from nemo_srl import models, worker
@@ -20,6 +21,7 @@ from nemo_srl.artifacts import Artifact, BaseModel, Model, Schema, SourceFile
 from nemo_srl.config import Config, Role
 from nemo_srl.engines import EngineSize, engine_backend, services
 from nemo_srl.errors import ConfigError, DataError, JobFailedError, RunDirBusyError
+from nemo_srl.judging import reader
 from nemo_srl.launchers import launcher_backend, open_launcher
 from nemo_srl.models import hf
 from nemo_srl.protocols import Job, JobStep, Service
@@ -38,7 +40,10 @@ class Experiment:
     def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
         self.run_dir = Path(cfg.run_dir).absolute()
+        worker.set_up(cfg)
         launcher_backend(cfg.launcher).check(_num_nodes(cfg))
+        if cfg.judge.rubric != omegaconf.MISSING:
+            reader(cfg.judge).check(cfg.judge)
         self._launcher = open_launcher(cfg.launcher, cfg.cluster)
         self._lock = FileLock(self.run_dir / ".lock", timeout=0)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+from nemo_srl.config.training import OptimConfig
 from nemo_srl.records import Completion
 
 
@@ -80,7 +81,7 @@ class GenerationEngine(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SFTRow:
-    """Rendered text: `prompt` with its chat template, `response` without an end-of-sequence token."""
+    """Rendered text: `prompt` with its chat template, and `response` without an end-of-sequence token."""
 
     prompt: str
     response: str
@@ -88,7 +89,7 @@ class SFTRow:
 
 @dataclass(frozen=True, kw_only=True)
 class DPORow:
-    """Rendered text, as in `SFTRow`. `*_reward` are the judge's mean scores (used by RPO losses)."""
+    """Rendered text, as in `SFTRow`. `*_reward` are the judge's mean scores, which some losses (RPO) use."""
 
     prompt: str
     chosen: str
@@ -99,32 +100,40 @@ class DPORow:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTask:
-    """What to train. `rows` holds one kind of row, which names the algorithm."""
+    """What to train, from which model, on which rows, and with which settings."""
 
     algorithm: Literal["sft", "dpo"]
     model_dir: Path
-    """Hugging Face directory: the policy's start, and with DPO also the frozen reference."""
-    train_rows: Sequence[SFTRow] | Sequence[DPORow]
-    validation_rows: Sequence[SFTRow] | Sequence[DPORow]
+    """Hugging Face directory: the weights to start from. With DPO it is also the frozen reference."""
+    rows: Sequence[SFTRow] | Sequence[DPORow]
+    """`SFTRow` for sft, `DPORow` for dpo."""
+    optim: OptimConfig
+    """`DPOConfig` for dpo, any other for sft."""
+    seed: int
+    """Decides the order of the rows, and dropout."""
 
 
 class Trainer(Protocol):
-    """Trains in three steps, each its own process(es), joined by files in `work_dir`.
+    """Trains in three steps. Each has its own process or processes, and files in `work_dir` connect them.
 
-    `prepare` and `export` run in one process; `train` runs on every rank of the job and may be run
-    again after a crash, when it goes on from its last checkpoint. All raise `ConfigError` or `DataError`.
+    `prepare` and `export` run in one process. `train` runs on every rank of the job. After a crash it may be run again
+    and goes on from its last checkpoint. All raise `ConfigError` or `DataError`.
     """
 
     def prepare(self, task: TrainingTask, work_dir: Path) -> None:
-        """Check everything, write data files, the trainer's configuration and its starting weights."""
+        """Check everything. Write the data, the trainer's configuration and the starting weights."""
         ...
 
     def train(self, work_dir: Path) -> None:
-        """Train to the end."""
+        """Train to the end. Raises `StoppedError` when it was asked to stop earlier, and saved its work."""
         ...
 
     def export(self, work_dir: Path, model_dir: Path) -> Mapping[str, float]:
-        """Write the trained policy as a Hugging Face directory; returns the training's metrics."""
+        """Write the trained model as a Hugging Face directory, and return a summary of the training."""
+        ...
+
+    def metrics(self, work_dir: Path) -> list[dict[str, Any]]:
+        """One mapping per step, with `step` (from 1), `loss` and more; empty before the first. Also after `export`."""
         ...
 
 

@@ -15,7 +15,7 @@ from nemo_srl.artifacts import DATA, MANIFEST, SPEC, Artifact, Manifest, read_js
 from nemo_srl.errors import DataError
 from nemo_srl.records import Metric, R
 from nemo_srl.stages import LOOP
-from nemo_srl.trainers import read_metrics
+from nemo_srl.trainers import WORK_DIR, read_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def training_metrics(directory: Path) -> list[dict[str, Any]]:
 
     The trainer that the stage was configured with reads them. Empty when there is no training.
     """
-    work_dir = directory / "training"
+    work_dir = directory / WORK_DIR
     return read_metrics(_spec(directory)["config"]["trainer"]["name"], work_dir) if work_dir.exists() else []
 
 

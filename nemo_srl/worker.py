@@ -28,6 +28,7 @@ from nemo_srl import records, registry
 from nemo_srl.artifacts import SPEC, STEPS, Artifact, BaseModel, Model, SourceFile, Table, write_atomic
 from nemo_srl.config import Config, load
 from nemo_srl.errors import NemoSrlError, RunDirBusyError, StoppedError
+from nemo_srl.models import families
 from nemo_srl.protocols import EXIT_STOPPED
 from nemo_srl.records import Record
 from nemo_srl.stages import Context, Input, Stage, stage_at
@@ -81,6 +82,12 @@ def _record(name: str) -> Any:
     return registry.imported(name if ":" in name else f"{records.__name__}:{name}", key="record")
 
 
+def set_up(cfg: Config) -> None:
+    """What every process must know before it reads a model."""
+    if cfg.model.family:
+        families.register(cfg.model.family)
+
+
 def run_steps(stage_dir: Path, step_names: Sequence[str]) -> None:
     """Run steps of a stage, one after the other. Raises `RunDirBusyError` while another process does."""
     try:
@@ -95,9 +102,10 @@ def _run_step(stage_dir: Path, step_name: str) -> None:
     """Run a step. The last one of a stage publishes its artifact, with what its steps cost on rank 0."""
     started = time.monotonic()
     spec = json.loads((stage_dir / SPEC).read_text())
-    stage = stage_at(spec["module"])
+    stage, cfg = stage_at(spec["module"]), load(spec["config"], Config)
+    set_up(cfg)
     ctx = Context(
-        cfg=load(spec["config"], Config),
+        cfg=cfg,
         iteration=spec["iteration"],
         inputs={name: _open_input(row) for name, row in spec["inputs"].items()},
         output=stage.output(stage_dir, spec["identity"]),

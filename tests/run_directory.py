@@ -208,6 +208,6 @@ def _match(run_dir: Path, a: str, b: str, found: dict[str, dict[str, Candidate]]
     judge = "/elsewhere/m.2/hf" if b == "m.2" else "/elsewhere/judge-7b"
     inputs = {"a": {"path": str(paths[a])}, "b": {"path": str(paths[b])}, "judge": {"path": judge}}
     _publish(directory, "head_to_head", 0, {}, 9.0, inputs=inputs)
-    metrics = head_to_head.metrics_of(matches_of(found[a], found[b], verdicts), seed=0)
+    metrics = head_to_head.metrics_of(matches_of(found[a], found[b], verdicts))
     Table(directory, {}, Metric).write(metrics)
     _write_part(directory, "verdicts", verdicts)

@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 
 from nemo_srl import estimates
-from nemo_srl.config import Config, DPOConfig, SFTConfig, TrainerConfig
-from nemo_srl.models.hf import ModelSpec, read_shape
+from nemo_srl.config import DPOConfig, SFTConfig
+from nemo_srl.models import arithmetic
+from nemo_srl.models.hf import read_shape
+from nemo_srl.models.spec import ModelSpec
 from nemo_srl.protocols import SFTRow, TrainingTask
 from nemo_srl.trainers import open_trainer
+from nemo_srl.trainers.nemo_aligner import memory
+from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 from tests.tiny import make_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +46,7 @@ def gpt(*, num_layers: int, hidden_size: int, vocab_size: int = 51200) -> ModelS
     ],
 )
 def test_parameters_are_counted_exactly(name: str, number: int) -> None:
-    assert estimates.num_parameters(shape(name)) == number
+    assert arithmetic.num_parameters(shape(name)) == number
 
 
 @pytest.mark.parametrize(
@@ -52,7 +56,7 @@ def test_parameters_are_counted_exactly(name: str, number: int) -> None:
 def test_megatrons_published_parameter_counts(num_layers: int, hidden_size: int, billions: float) -> None:
     # Narayanan et al. 2021, table 1.
     spec = gpt(num_layers=num_layers, hidden_size=hidden_size)
-    assert estimates.num_parameters(spec) / 1e9 == pytest.approx(billions, rel=0.01)
+    assert arithmetic.num_parameters(spec) / 1e9 == pytest.approx(billions, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +68,7 @@ def test_megatrons_published_training_times(
 ) -> None:
     # Narayanan et al. 2021, section 5.1: GPT-3 and a trillion parameters, with recomputed activations.
     spec = gpt(num_layers=num_layers, hidden_size=hidden_size)
-    flops = num_tokens * estimates.flops_per_token(spec, sequence_length=2048, forward_passes=4)
+    flops = num_tokens * arithmetic.flops_per_token(spec, sequence_length=2048, forward_passes=4)
     hours = estimates.training_hours(flops, num_gpus=num_gpus, tflops_per_gpu=tflops)
     assert hours / 24 == pytest.approx(days, rel=0.04)
 
@@ -72,9 +76,9 @@ def test_megatrons_published_training_times(
 @pytest.mark.parametrize(("sequence_parallel", "bytes_per_sbh"), [(False, 10 + 24 / 8), (True, 34 / 8)])
 def test_activations_of_a_gpt_layer_are_those_of_the_paper(sequence_parallel: bool, bytes_per_sbh: float) -> None:
     # Korthikanti et al. 2022, table 2, without the attention scores that FlashAttention does not keep.
-    trainer = TrainerConfig(tensor_model_parallel_size=8, sequence_parallel=sequence_parallel)
+    trainer = NemoAlignerSettings(tensor_model_parallel_size=8, sequence_parallel=sequence_parallel)
     spec = gpt(num_layers=48, hidden_size=6144)
-    found = estimates.activation_bytes_per_layer(spec, trainer, num_tokens=2048, dropout=True)
+    found = memory.activation_bytes_per_layer(spec, trainer, num_tokens=2048, dropout=True)
     assert found == pytest.approx(2048 * 6144 * bytes_per_sbh)
 
 
@@ -91,13 +95,13 @@ def test_megatrons_published_peaks_of_a_7b_llama(
         shape("Llama-2-70b-hf"), num_layers=32, hidden_size=4096, ffn_hidden_size=11008, num_attention_heads=32,
         num_query_groups=32, head_dim=128,
     )  # fmt: skip
-    trainer = TrainerConfig(
+    trainer = NemoAlignerSettings(
         precision="bf16-O2", devices=data * pipeline * tensor, tensor_model_parallel_size=tensor,
         pipeline_model_parallel_size=pipeline, micro_batch_size=micro_batch_size,
     )  # fmt: skip
     optim = SFTConfig(global_batch_size=global_batch_size, max_seq_length=2048, hidden_dropout=0.1)
-    total = estimates.training_memory(optim, trainer, spec).total
-    tensors = total - estimates.OVERHEAD_BYTES
+    total = memory.training_memory(optim, trainer, spec).total
+    tensors = total - memory.OVERHEAD_BYTES
     not_fused = 2 * 11008 * micro_batch_size * 2048 * 32 / tensor
     assert (tensors + not_fused) / 2**30 == pytest.approx(gib, rel=0.03)
     assert 0.92 * gib < tensors / 2**30 < gib < total / 2**30, "with the overhead, the plan errs on the safe side"
@@ -105,7 +109,7 @@ def test_megatrons_published_peaks_of_a_7b_llama(
 
 def test_bytes_per_parameter_are_those_of_megatrons_guide() -> None:
     for precision, replicas, total in (("bf16-O2", 1, 18), ("32", 1, 16), ("bf16-O2", 4, 6 + 3), ("32", 4, 8 + 2)):
-        assert sum(estimates.bytes_per_parameter(TrainerConfig(precision=precision, devices=replicas))) == total
+        assert sum(memory.bytes_per_parameter(NemoAlignerSettings(precision=precision, devices=replicas))) == total
 
 
 def test_a_checkpoint_is_as_large_as_a_measured_one() -> None:
@@ -113,8 +117,8 @@ def test_a_checkpoint_is_as_large_as_a_measured_one() -> None:
         shape("Llama-3.1-8B-Instruct"), num_layers=30, hidden_size=576, ffn_hidden_size=1536, num_attention_heads=9,
         num_query_groups=3, head_dim=64, vocab_size=49152, tie_word_embeddings=True,
     )  # fmt: skip
-    assert estimates.num_parameters(smollm2) == 134_515_008
-    assert estimates.checkpoint_bytes(TrainerConfig(precision="32"), smollm2) == pytest.approx(2.1e9, rel=0.05)
+    assert arithmetic.num_parameters(smollm2) == 134_515_008
+    assert memory.checkpoint_bytes(NemoAlignerSettings(precision="32"), smollm2) == pytest.approx(2.1e9, rel=0.05)
 
 
 Layout = tuple[str, int]
@@ -131,14 +135,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSpec, dict[
     rows = [SFTRow(prompt="Name a color.", response="Red.")] * 4
     jobs = []
     for precision, num_ranks in LAYOUTS:
-        cfg = Config(
-            run_dir="unused",
-            sft=SFTConfig(global_batch_size=2, max_epochs=1, max_seq_length=32, save_interval=1000),
-            trainer=TrainerConfig(precision=precision, devices=num_ranks),
-        )
+        optim = SFTConfig(global_batch_size=2, max_epochs=1, max_seq_length=32, save_interval=1000)
         work_dir = base / f"{precision}_{num_ranks}"
-        task = TrainingTask(algorithm="sft", model_dir=model_dir, train_rows=rows, validation_rows=rows[:2])
-        open_trainer(cfg).prepare(task, work_dir)
+        task = TrainingTask(algorithm="sft", model_dir=model_dir, rows=rows, optim=optim, seed=1234)
+        open_trainer(NemoAlignerSettings(precision=precision, devices=num_ranks)).prepare(task, work_dir)
         jobs.append(f"{work_dir}:{num_ranks}")
     command = [sys.executable, "-W", "ignore", "-m", "tests.training_memory", *jobs]
     done = subprocess.run(command, text=True, capture_output=True, cwd=ROOT)
@@ -153,10 +153,10 @@ def test_parameters_gradients_and_optimizer_are_as_large_as_measured(
 ) -> None:
     spec, found = measured
     precision, num_ranks = layout
-    trainer = TrainerConfig(precision=precision, devices=num_ranks)
-    estimate = estimates.training_memory(SFTConfig(global_batch_size=2), trainer, spec)
+    trainer = NemoAlignerSettings(precision=precision, devices=num_ranks)
+    estimate = memory.training_memory(SFTConfig(global_batch_size=2), trainer, spec)
     actual = found[layout]
-    assert actual["parameters"] == estimates.num_parameters(spec)
+    assert actual["parameters"] == arithmetic.num_parameters(spec)
     # The last norm is not counted, and buffers may be padded to whole shards: a ten-thousandth here.
     assert actual["weights"] + actual["gradients"] == pytest.approx(estimate.weights_and_gradients, rel=1e-3)
     assert actual["optimizer"] == pytest.approx(estimate.optimizer, rel=1e-3)
@@ -164,14 +164,14 @@ def test_parameters_gradients_and_optimizer_are_as_large_as_measured(
 
 def test_a_pair_needs_the_activations_of_two_sequences_and_a_pipeline_those_of_its_stages() -> None:
     spec = shape("Llama-2-70b-hf")
-    eight = TrainerConfig(precision="bf16-O2", num_nodes=8, devices=8, tensor_model_parallel_size=8,
+    eight = NemoAlignerSettings(precision="bf16-O2", num_nodes=8, devices=8, tensor_model_parallel_size=8,
                           pipeline_model_parallel_size=4, sequence_parallel=True)  # fmt: skip
-    sft = estimates.training_memory(SFTConfig(max_seq_length=2048), eight, spec)
-    dpo = estimates.training_memory(DPOConfig(max_seq_length=2048), eight, spec)
+    sft = memory.training_memory(SFTConfig(max_seq_length=2048), eight, spec)
+    dpo = memory.training_memory(DPOConfig(max_seq_length=2048), eight, spec)
     assert dpo.activations == pytest.approx(2 * sft.activations)
     no_pipeline = replace(eight, pipeline_model_parallel_size=1)
-    assert estimates.training_memory(SFTConfig(max_seq_length=2048), no_pipeline, spec).activations == sft.activations
-    assert estimates.pipeline_efficiency(SFTConfig(global_batch_size=16), eight) == pytest.approx(8 / 11)
+    assert memory.training_memory(SFTConfig(max_seq_length=2048), no_pipeline, spec).activations == sft.activations
+    assert eight.pipeline_efficiency(SFTConfig(global_batch_size=16)) == pytest.approx(8 / 11)
 
 
 @pytest.mark.parametrize("recipe", sorted(p.stem for p in (ROOT / "conf" / "recipe").glob("srl-llama*.yaml")))

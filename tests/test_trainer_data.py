@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_srl.config import Config, DPOConfig, SFTConfig
+from nemo_srl.config import DPOConfig
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.protocols import DPORow, SFTRow, TrainingTask
 from nemo_srl.trainers import open_trainer
 from nemo_srl.trainers.nemo_aligner.data import read_rows, tokenize_rows, write_rows
 from nemo_srl.trainers.nemo_aligner.datasets import DPODataset, SFTDataset, collate_sft
+from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 from tests.tiny import make_model
 
 EOS = 0
@@ -105,10 +106,9 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prepare(model_dir: Path, work_dir: Path, rows: list[DPORow], **dpo: object) -> None:
-    cfg = Config(run_dir="x", dpo=DPOConfig(**{"global_batch_size": 2, **dpo}), sft=SFTConfig(global_batch_size=2))  # type: ignore[arg-type]
-    open_trainer(cfg).prepare(
-        TrainingTask(algorithm="dpo", model_dir=model_dir, train_rows=rows, validation_rows=[]), work_dir
-    )
+    optim = DPOConfig(**{"global_batch_size": 2, **dpo})  # type: ignore[arg-type]
+    task = TrainingTask(algorithm="dpo", model_dir=model_dir, rows=rows, optim=optim, seed=1234)
+    open_trainer(NemoAlignerSettings()).prepare(task, work_dir)
 
 
 def test_preparing_the_same_task_again_keeps_a_started_training(model_dir: Path, tmp_path: Path) -> None:

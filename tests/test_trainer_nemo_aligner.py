@@ -22,13 +22,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nemo_srl.config import Config, DPOConfig, SFTConfig, TrainerConfig
+from nemo_srl.config import DPOConfig, OptimConfig, SFTConfig
 from nemo_srl.errors import ConfigError
+from nemo_srl.models.convert import nemo_to_hf
 from nemo_srl.models.distributed_checkpoint import CheckpointReader
 from nemo_srl.protocols import DPORow, SFTRow, TrainingTask
-from nemo_srl.trainers import open_trainer
-from nemo_srl.trainers.nemo_aligner import last_checkpoint
-from nemo_srl.trainers.nemo_aligner.metrics import read_metrics
+from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
+from nemo_srl.trainers.nemo_aligner.trainer import NemoAlignerTrainer, last_checkpoint
 from tests.tiny import make_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,11 +55,25 @@ class Run:
 
     @property
     def steps(self) -> list[dict[str, Any]]:
-        return [r for r in read_metrics(self.work_dir / "metrics.jsonl") if "loss" in r]
+        return steps_of(self.work_dir)
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
         return load_file(self.model_dir / "model.safetensors")
+
+
+@dataclasses.dataclass(frozen=True)
+class Killed:
+    """A training that was killed and went on, and what its checkpoint of step 1 held."""
+
+    first_moments: dict[str, torch.Tensor]
+    """Of the optimizer, after step 1."""
+    model_after_step_1: Path
+    run: Run
+
+
+def steps_of(work_dir: Path) -> list[dict[str, Any]]:
+    return NemoAlignerTrainer(NemoAlignerSettings()).metrics(work_dir)
 
 
 @pytest.fixture(scope="module")
@@ -102,20 +116,30 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., l
     errors.close()
 
 
-def config(algorithm: str, **trainer: Any) -> Config:
+@dataclasses.dataclass
+class Training:
+    """The settings of one training, and the trainer's steps with them."""
+
+    algorithm: str
+    optim: OptimConfig
+    settings: NemoAlignerSettings
+
+    def prepare(self, model_dir: Path, work_dir: Path) -> None:
+        rows = SFT_ROWS if self.algorithm == "sft" else DPO_ROWS
+        task = TrainingTask(algorithm=self.algorithm, model_dir=model_dir, rows=rows, optim=self.optim, seed=1234)
+        NemoAlignerTrainer(self.settings).prepare(task, work_dir)
+
+    def export(self, work_dir: Path, model_dir: Path) -> dict[str, float]:
+        return dict(NemoAlignerTrainer(self.settings).export(work_dir, model_dir))
+
+
+def training(algorithm: str, preference_loss: str = "dpo", **trainer: Any) -> Training:
     common = {"learning_rate": 1e-3, "min_learning_rate": 1e-4, "max_seq_length": 128, "gradient_clip_val": 0.0}
-    return Config(
-        run_dir="unused",
-        sft=SFTConfig(global_batch_size=4, max_epochs=2, save_interval=1, **common),
-        dpo=DPOConfig(global_batch_size=4, max_epochs=3, save_interval=1, beta=BETA, **common),
-        trainer=TrainerConfig(**{"precision": "32", **trainer}),
-    )
-
-
-def prepare(cfg: Config, algorithm: str, model_dir: Path, work_dir: Path) -> None:
-    rows = SFT_ROWS if algorithm == "sft" else DPO_ROWS
-    task = TrainingTask(algorithm=algorithm, model_dir=model_dir, train_rows=rows, validation_rows=rows[:4])
-    open_trainer(cfg).prepare(task, work_dir)
+    optim: OptimConfig = SFTConfig(global_batch_size=4, max_epochs=2, save_interval=1, **common)
+    if algorithm == "dpo":
+        dpo = {**common, "beta": BETA, "preference_loss": preference_loss}
+        optim = DPOConfig(global_batch_size=4, max_epochs=3, save_interval=1, **dpo)
+    return Training(algorithm, optim, NemoAlignerSettings(**{"precision": "32", **trainer}))
 
 
 @pytest.fixture(scope="module")
@@ -125,16 +149,15 @@ def run_of(
     """Train once for every combination of arguments."""
     done: dict[str, Run] = {}
 
-    def run(algorithm: str, **trainer: Any) -> Run:
-        key = json.dumps([algorithm, trainer])
+    def run(algorithm: str, **changes: Any) -> Run:
+        key = json.dumps([algorithm, changes])
         if key not in done:
             base = tmp_path_factory.mktemp(algorithm)
-            cfg, work_dir = config(algorithm, **trainer), base / "work"
-            prepare(cfg, algorithm, model_dir, work_dir)
-            codes = launch(work_dir, num_ranks=cfg.trainer.world_size)
+            of, work_dir = training(algorithm, **changes), base / "work"
+            of.prepare(model_dir, work_dir)
+            codes = launch(work_dir, num_ranks=of.settings.world_size)
             assert set(codes) == {0}, (work_dir / "log_0.txt").read_text()[-3000:]
-            summary = dict(open_trainer(cfg).export(work_dir, base / "hf"))
-            done[key] = Run(work_dir, base / "hf", summary)
+            done[key] = Run(work_dir, base / "hf", of.export(work_dir, base / "hf"))
         return done[key]
 
     return run
@@ -143,42 +166,40 @@ def run_of(
 @pytest.fixture(scope="module")
 def killed(
     launch: Callable[..., list[int]], model_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], tuple[dict[str, torch.Tensor], Run]]:
-    """Train, kill -9 after the second step, before its checkpoint; then go on to the end.
+) -> Callable[..., Killed]:
+    """Train, kill -9 after the second step, before its checkpoint; then go on to the end."""
 
-    Also returns the optimizer's first moments after step 1, from the checkpoint that was left.
-    """
-
-    def run(algorithm: str) -> tuple[dict[str, torch.Tensor], Run]:
+    def run(algorithm: str, **changes: Any) -> Killed:
         base = tmp_path_factory.mktemp(f"{algorithm}_killed")
-        cfg, work_dir = config(algorithm), base / "work"
-        prepare(cfg, algorithm, model_dir, work_dir)
+        of, work_dir = training(algorithm, **changes), base / "work"
+        of.prepare(model_dir, work_dir)
         assert launch(work_dir, at_step=2) == [-signal.SIGKILL]
         with pytest.raises(ConfigError, match="has not reached step"):
-            open_trainer(cfg).export(work_dir, base / "hf")
+            of.export(work_dir, base / "hf")
         (checkpoint,) = (work_dir / "nemo" / "checkpoints").glob("*-last")
         assert "step=1" in checkpoint.name
         moments = read_first_moments(checkpoint)
+        nemo_to_hf(checkpoint, base / "after_step_1", template_hf_dir=model_dir)
         # As if it had been killed between writing this checkpoint and removing the one before.
         older = checkpoint.with_name(checkpoint.name.replace("step=1", "step=0"))
         shutil.copytree(checkpoint, older)
-        prepare(cfg, algorithm, model_dir, work_dir)  # as the stage does: must not start over
+        of.prepare(model_dir, work_dir)  # as the stage does: must not start over
         assert not older.exists()
         assert checkpoint.exists()
         assert launch(work_dir) == [0], (work_dir / "log_0.txt").read_text()[-3000:]
-        summary = dict(open_trainer(cfg).export(work_dir, base / "hf"))
-        return moments, Run(work_dir, base / "hf", summary)
+        run = Run(work_dir, base / "hf", of.export(work_dir, base / "hf"))
+        return Killed(moments, base / "after_step_1", run)
 
     return run
 
 
 @pytest.fixture(scope="module")
-def killed_dpo(killed: Callable[[str], Any]) -> tuple[dict[str, torch.Tensor], Run]:
+def killed_dpo(killed: Callable[..., Killed]) -> Killed:
     return killed("dpo")
 
 
 @pytest.fixture(scope="module")
-def killed_sft(killed: Callable[[str], Any]) -> tuple[dict[str, torch.Tensor], Run]:
+def killed_sft(killed: Callable[..., Killed]) -> Killed:
     return killed("sft")
 
 
@@ -271,10 +292,8 @@ def test_first_dpo_loss_is_ln_2_and_nothing_is_preferred_yet(run_of: Callable[..
     assert first["rewards_margin"] == 0.0
 
 
-def test_dpo_gradients_equal_those_of_transformers(
-    killed_dpo: tuple[dict[str, torch.Tensor], Run], model_dir: Path
-) -> None:
-    moments, run = killed_dpo
+def test_dpo_gradients_equal_those_of_transformers(killed_dpo: Killed, model_dir: Path) -> None:
+    moments, run = killed_dpo.first_moments, killed_dpo.run
     reference = HuggingFace(model_dir)
     reference.dpo_loss().backward()
     expected = reference.gradients()
@@ -283,11 +302,10 @@ def test_dpo_gradients_equal_those_of_transformers(
     assert run.steps[0]["grad_norm"] == pytest.approx(norm(expected), rel=1e-4)
 
 
-def test_logged_rewards_are_beta_times_the_log_ratios(run_of: Callable[..., Run], model_dir: Path) -> None:
-    """The validation after the last step, recomputed in transformers from the exported model."""
-    run = run_of("dpo")
-    validation = [r for r in read_metrics(run.work_dir / "metrics.jsonl") if "val_loss" in r][-1]
-    policy, reference = HuggingFace(run.model_dir), HuggingFace(model_dir)
+def test_logged_rewards_are_beta_times_the_log_ratios(killed_dpo: Killed, model_dir: Path) -> None:
+    """The second step, which sees all rows, recomputed in transformers from the checkpoint of the first."""
+    logged = killed_dpo.run.steps[1]
+    policy, reference = HuggingFace(killed_dpo.model_after_step_1), HuggingFace(model_dir)
     rewards = {}
     with torch.no_grad():
         for side in ("chosen", "rejected"):
@@ -298,11 +316,28 @@ def test_logged_rewards_are_beta_times_the_log_ratios(run_of: Callable[..., Run]
             ]
             rewards[side] = BETA * torch.stack(ratios)
     margin = rewards["chosen"] - rewards["rejected"]
-    assert validation["val_rewards_chosen"] == pytest.approx(float(rewards["chosen"].mean()), abs=1e-4)
-    assert validation["val_rewards_rejected"] == pytest.approx(float(rewards["rejected"].mean()), abs=1e-4)
-    assert validation["val_acc"] == float((margin > 0).float().mean())
+    assert logged["rewards_chosen"] == pytest.approx(float(rewards["chosen"].mean()), abs=1e-4)
+    assert logged["rewards_rejected"] == pytest.approx(float(rewards["rejected"].mean()), abs=1e-4)
+    assert logged["rewards_margin"] > 0.01, "the first step has moved the policy away from the reference"
+    assert logged["acc"] == float((margin > 0).float().mean())
     expected_loss = float(-torch.nn.functional.logsigmoid(margin).mean())
-    assert validation["val_loss"] == pytest.approx(expected_loss, abs=1e-4)
+    assert logged["loss"] == pytest.approx(expected_loss, abs=1e-4)
+
+
+def test_a_users_loss_trains_as_nemo_aligners_own(run_of: Callable[..., Run], killed: Callable[..., Killed]) -> None:
+    """DPO's formula written by a user, in a training that was also killed and went on: the plan keeps the path."""
+    own, users = run_of("dpo"), killed("dpo", preference_loss="tests.user_losses:dpo").run
+    for key in ("loss", "preference_loss", "acc", "rewards_margin"):
+        assert [step[key] for step in users.steps] == pytest.approx([step[key] for step in own.steps], rel=1e-4)
+    assert max_difference(own.weights, users.weights) < 1e-4
+    assert users.steps[0]["loss"] != users.steps[2]["loss"]
+
+
+def test_a_users_loss_gets_the_judges_scores(run_of: Callable[..., Run]) -> None:
+    own = run_of("dpo", preference_loss="rpo_sq")
+    users = run_of("dpo", preference_loss="tests.user_losses:rpo_sq", pipeline_model_parallel_size=2)
+    assert own.steps[0]["loss"] == pytest.approx((4.0 - 1.0) ** 2)
+    assert_same_training(own, users)
 
 
 def test_training_prefers_the_chosen_responses(run_of: Callable[..., Run]) -> None:
@@ -341,7 +376,7 @@ def assert_same_training(alone: Run, parallel: Run) -> None:
 def test_killed_and_resumed_equals_uninterrupted(
     run_of: Callable[..., Run], request: pytest.FixtureRequest, algorithm: str
 ) -> None:
-    _, resumed = request.getfixturevalue(f"killed_{algorithm}")
+    resumed = request.getfixturevalue(f"killed_{algorithm}").run
     alone = run_of(algorithm)
     assert max_difference(alone.weights, resumed.weights) < 1e-6
     timeless = [[{k: v for k, v in s.items() if k != "step_time"} for s in run.steps] for run in (alone, resumed)]
@@ -352,15 +387,15 @@ def test_asked_to_stop_saves_and_goes_on_later(
     run_of: Callable[..., Run], launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path
 ) -> None:
     """SIGTERM to one of two ranks: both stop at the same step, between two checkpoints."""
-    cfg = config("dpo", tensor_model_parallel_size=2)
-    cfg.dpo.save_interval = 100
-    prepare(cfg, "dpo", model_dir, tmp_path / "work")
+    of = training("dpo", tensor_model_parallel_size=2)
+    of.optim.save_interval = 100
+    of.prepare(model_dir, tmp_path / "work")
     assert launch(tmp_path / "work", num_ranks=2, at_step=2, number=signal.SIGTERM) == [1, 1]
     assert "StoppedError" in (tmp_path / "work" / "log_1.txt").read_text()
     (checkpoint,) = (tmp_path / "work" / "nemo" / "checkpoints").iterdir()
     assert "step=2" in checkpoint.name
     assert launch(tmp_path / "work", num_ranks=2) == [0, 0]
-    open_trainer(cfg).export(tmp_path / "work", tmp_path / "hf")
+    of.export(tmp_path / "work", tmp_path / "hf")
     resumed = load_file(tmp_path / "hf" / "model.safetensors")
     assert max_difference(run_of("dpo", tensor_model_parallel_size=2).weights, resumed) < 1e-6
 
@@ -400,14 +435,14 @@ def test_sft_loss_and_gradient_norm_equal_those_of_transformers(
 ) -> None:
     """One batch of all rows, so that the order in which NeMo draws them does not matter."""
     if kind.startswith("tied"):
-        cfg = config("sft", tensor_model_parallel_size=2)
+        of = training("sft", tensor_model_parallel_size=2)
     else:
-        cfg = config("sft", pipeline_model_parallel_size=2)
+        of = training("sft", pipeline_model_parallel_size=2)
         model_dir = untied_with_scaled_rope(tmp_path / "model")
-    cfg.sft.global_batch_size, cfg.sft.max_epochs = len(SFT_ROWS), 1
-    prepare(cfg, "sft", model_dir, tmp_path / "work")
+    of.optim.global_batch_size, of.optim.max_epochs = len(SFT_ROWS), 1
+    of.prepare(model_dir, tmp_path / "work")
     assert launch(tmp_path / "work", num_ranks=2) == [0, 0]
-    (step,) = [r for r in read_metrics(tmp_path / "work" / "metrics.jsonl") if "loss" in r]
+    (step,) = steps_of(tmp_path / "work")
     reference = HuggingFace(model_dir)
     loss = reference.sft_loss()
     loss.backward()
@@ -418,11 +453,11 @@ def test_sft_loss_and_gradient_norm_equal_those_of_transformers(
 def test_dropout_changes_the_training(
     run_of: Callable[..., Run], launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path
 ) -> None:
-    cfg = config("sft")
-    cfg.sft.hidden_dropout = cfg.sft.attention_dropout = 0.1
-    prepare(cfg, "sft", model_dir, tmp_path / "work")
+    of = training("sft")
+    of.optim.hidden_dropout = of.optim.attention_dropout = 0.1
+    of.prepare(model_dir, tmp_path / "work")
     assert launch(tmp_path / "work") == [0]
-    losses = [r["loss"] for r in read_metrics(tmp_path / "work" / "metrics.jsonl") if "loss" in r]
+    losses = [step["loss"] for step in steps_of(tmp_path / "work")]
     plain = [step["loss"] for step in run_of("sft").steps]
     assert losses != plain
     assert losses == pytest.approx(plain, rel=0.2)
@@ -432,8 +467,8 @@ def test_checkpoints_hold_parameters_and_optimizer_state_and_little_else(
     launch: Callable[..., list[int]], tmp_path: Path
 ) -> None:
     model_dir = make_model(tmp_path / "model", QUESTIONS, hidden_size=256, num_layers=4)
-    cfg = config("dpo")
-    prepare(cfg, "dpo", model_dir, tmp_path / "work")
+    of = training("dpo")
+    of.prepare(model_dir, tmp_path / "work")
     assert launch(tmp_path / "work") == [0]
     checkpoints = list((tmp_path / "work" / "nemo" / "checkpoints").iterdir())
     assert checkpoints == [last_checkpoint(tmp_path / "work")]
@@ -441,7 +476,7 @@ def test_checkpoints_hold_parameters_and_optimizer_state_and_little_else(
     expected = num_parameters * 4 * 4  # parameters, masters and two moments of 4 bytes
     size = sum(file.stat().st_size for file in checkpoints[0].iterdir())
     assert expected <= size <= 1.1 * expected
-    open_trainer(cfg).export(tmp_path / "work", tmp_path / "hf")
+    of.export(tmp_path / "work", tmp_path / "hf")
     assert not (tmp_path / "work" / "nemo" / "checkpoints").exists()
     assert not (tmp_path / "work" / "start").exists()
 
@@ -450,16 +485,16 @@ def test_a_training_of_its_own_process_under_torchrun(
     model_dir: Path, run_of: Callable[..., Run], tmp_path: Path
 ) -> None:
     """Without the fork server, through `Trainer.train`, as a job does."""
-    cfg = config("dpo", pipeline_model_parallel_size=2)
-    prepare(cfg, "dpo", model_dir, tmp_path / "work")
+    of = training("dpo", pipeline_model_parallel_size=2)
+    of.prepare(model_dir, tmp_path / "work")
     program = tmp_path / "program.py"
     program.write_text(
         "import sys\n"
         "from pathlib import Path\n"
-        "from nemo_srl.config import Config\n"
         "from nemo_srl.trainers import open_trainer\n"
+        "from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings\n"
         "if __name__ == '__main__':\n"
-        "    open_trainer(Config(run_dir='unused')).train(Path(sys.argv[1]))\n"
+        "    open_trainer(NemoAlignerSettings()).train(Path(sys.argv[1]))\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
     result = subprocess.run(
@@ -472,11 +507,11 @@ def test_a_training_of_its_own_process_under_torchrun(
     assert result.returncode == 0, result.stderr[-3000:]
     assert "Training steps: 100%" in result.stderr
     assert len(result.stderr) < 20_000
-    open_trainer(cfg).export(tmp_path / "work", tmp_path / "hf")
+    of.export(tmp_path / "work", tmp_path / "hf")
     assert max_difference(load_file(tmp_path / "hf" / "model.safetensors"), run_of("dpo").weights) < 1e-4
 
 
 def test_a_wrong_number_of_ranks_is_refused(launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path) -> None:
-    prepare(config("dpo", tensor_model_parallel_size=2), "dpo", model_dir, tmp_path / "work")
+    training("dpo", tensor_model_parallel_size=2).prepare(model_dir, tmp_path / "work")
     assert launch(tmp_path / "work", num_ranks=1) == [1]
     assert "2 ranks were planned, and 1 were started" in (tmp_path / "work" / "log_0.txt").read_text()

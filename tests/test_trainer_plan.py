@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from nemo_srl.config import Config, DPOConfig, SFTConfig, TrainerConfig
+from nemo_srl.config import DPOConfig, RefreshConfig, SFTConfig
 from nemo_srl.errors import ConfigError
-from nemo_srl.models.hf import ModelSpec
-from nemo_srl.trainers import open_trainer
+from nemo_srl.models.spec import ModelSpec
+from nemo_srl.trainers import open_trainer, trainer_backend
 from nemo_srl.trainers.nemo_aligner.data import DataStatistics
+from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 from nemo_srl.trainers.nemo_aligner.training_plan import make_plan
 
 GOLDEN = Path(__file__).parent / "data"
 SPEC = ModelSpec(
+    model_type="llama",
     num_layers=32,
     hidden_size=4096,
     ffn_hidden_size=14336,
@@ -55,16 +57,14 @@ def plan(
     *,
     spec: ModelSpec = SPEC,
     train: DataStatistics | None = None,
-    validation: int = 0,
     **trainer: Any,
 ) -> dict[str, Any]:
     return make_plan(
         optim or DPOConfig(),
-        TrainerConfig(**trainer),
+        NemoAlignerSettings(**trainer),
         seed=1234,
         spec=spec,
         train=train or rows(1000),
-        validation=rows(validation),
     )
 
 
@@ -75,7 +75,6 @@ def test_plan_equals_golden_file(optim: SFTConfig | DPOConfig) -> None:
         OmegaConf.create(
             plan(
                 optim,
-                validation=40,
                 precision="bf16-O2",
                 tensor_model_parallel_size=4,
                 pipeline_model_parallel_size=2,
@@ -93,8 +92,7 @@ def test_plan_equals_golden_file(optim: SFTConfig | DPOConfig) -> None:
 def test_planning_needs_neither_torch_nor_nemo() -> None:
     program = (
         "import sys, nemo_srl.trainers, nemo_srl.trainers.nemo_aligner.training_plan, nemo_srl.trainers.nemo_aligner\n"
-        "from nemo_srl.config import Config\n"
-        "nemo_srl.trainers.open_trainer(Config(run_dir='x'))\n"
+        "nemo_srl.trainers.open_trainer(nemo_srl.trainers.nemo_aligner.BACKEND.settings())\n"
         "assert not {'torch', 'nemo', 'megatron', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[1])
@@ -128,14 +126,13 @@ def test_schedule_spans_exactly_the_steps_there_are(num_rows: int, warmup_fracti
 
 @pytest.mark.parametrize("save_interval", [1, 7, 10_000])
 def test_saving_always_falls_on_a_validation(save_interval: int) -> None:
-    section = plan(DPOConfig(save_interval=save_interval), validation=100)["trainer"]["dpo"]
+    section = plan(DPOConfig(save_interval=save_interval))["trainer"]["dpo"]
     assert section["save_interval"] % section["val_check_interval"] == 0
     assert 1 <= section["val_check_interval"] <= section["max_steps"]
 
 
-def test_validation_without_a_whole_batch_is_off() -> None:
-    assert plan(validation=15)["trainer"]["dpo"]["limit_val_batches"] == 0
-    assert plan(validation=33)["trainer"]["dpo"]["limit_val_batches"] == 2
+def test_there_is_no_validation() -> None:
+    assert plan()["trainer"]["dpo"]["limit_val_batches"] == 0
 
 
 def test_clipping_is_set_where_the_distributed_optimizer_reads_it() -> None:
@@ -192,6 +189,11 @@ def test_linear_and_no_rope_scaling() -> None:
         ({"train": rows(7)}, r"dpo.global_batch_size=16: .*only 7 training rows.*at most 7"),
         ({"train": rows(7, too_long=20)}, r"only 7 training rows \(20 more were longer than dpo.max_seq_length\)"),
         ({"optim": SFTConfig(max_seq_length=200_000)}, r"sft.max_seq_length=200000: .*131072"),
+        ({"optim": RefreshConfig(max_seq_length=200_000)}, r"^refresh.max_seq_length=200000: .*131072"),
+        ({"optim": DPOConfig(preference_loss="simpo")}, r"dpo.preference_loss='simpo': .*'rpo_sq'.*dotted path"),
+        ({"optim": DPOConfig(preference_loss="tests.user_losses:absent")}, r"preference_loss='tests.*absent"),
+        ({"optim": DPOConfig(preference_loss="tests.user_losses:NUMBER")}, r"preference_loss=.*NUMBER.*not a callable"),
+        ({"optim": DPOConfig(preference_loss="tests.user_losses:no_beta")}, r"cannot be called as loss.*beta"),
         (
             {"spec": dataclasses.replace(SPEC, rope_scaling={"rope_type": "yarn", "factor": 4.0})},
             r"rope_scaling.rope_type='yarn'.*linear and llama3",
@@ -205,4 +207,22 @@ def test_what_cannot_work_is_refused_with_key_value_reason_and_remedy(arguments:
 
 def test_unknown_trainer_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"trainer.name='trl'.*nemo_aligner"):
-        open_trainer(Config(run_dir="x", trainer=TrainerConfig(name="trl")))
+        open_trainer(NemoAlignerSettings(name="trl"))
+
+
+def test_a_refresh_is_planned_as_sft() -> None:
+    assert plan(RefreshConfig()) == plan(SFTConfig())
+
+
+def test_a_users_loss_is_kept_in_the_plan() -> None:
+    assert plan(DPOConfig(preference_loss="tests.user_losses:dpo"))["model"]["dpo"]["preference_loss"] == (
+        "tests.user_losses:dpo"
+    )
+
+
+def test_the_backend_checks_every_training_of_a_run() -> None:
+    settings = NemoAlignerSettings()
+    backend = trainer_backend(settings)
+    backend.check(settings, [SFTConfig(), DPOConfig(), RefreshConfig()], SPEC)
+    with pytest.raises(ConfigError, match=r"refresh\.max_seq_length=200000"):
+        backend.check(settings, [SFTConfig(), DPOConfig(), RefreshConfig(max_seq_length=200_000)], SPEC)

@@ -21,7 +21,7 @@ from nemo_srl.config.evidence import AnchorConfig, EvaluationConfig, TrackingCon
 from nemo_srl.config.generation import CandidatesConfig, JudgeConfig, PairsConfig, PromptsConfig, SamplingConfig
 from nemo_srl.config.load import BACKENDS, default_settings, load
 from nemo_srl.config.placement import ClusterConfig, ResourcesConfig
-from nemo_srl.config.training import DPOConfig, OptimConfig, RefreshConfig, SFTConfig
+from nemo_srl.config.training import DPOConfig, OptimConfig, RefreshConfig, SFTConfig, TrainerSettings
 
 __all__ = [
     "BACKENDS",
@@ -43,6 +43,7 @@ __all__ = [
     "SFTConfig",
     "SamplingConfig",
     "TrackingConfig",
+    "TrainerSettings",
     "load",
 ]
 

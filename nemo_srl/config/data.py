@@ -9,6 +9,9 @@ from dataclasses import dataclass
 class ModelConfig:
     path: str = "smollm2-135m-instruct"
     """M0: a Hugging Face Llama directory, or the name of a model that this package can fetch."""
+    family: str = ""
+    """The module of your own model family, such as my.module, which has a FAMILY (`nemo_srl/models/families`). Empty
+    string: the family is one of this package's, found by `model_type` in the model's config.json."""
     cache_dir: str = "~/.cache/nemo_srl"
     """Where fetched models are kept between runs. Placement: not part of any identity."""
     chat_template: str | None = None

@@ -1,7 +1,7 @@
 """Models on disk: Hugging Face directories, the one that can be fetched, and NeMo checkpoints.
 
-`hf` describes a directory, `smollm2` fetches the default M0, `convert` goes to NeMo and back. Importing
-this package imports neither torch nor gguf.
+`hf` describes a directory, `families` holds what differs between families of models, `smollm2` fetches the default
+M0, `convert` goes to NeMo and back. Importing this package imports neither torch nor gguf.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _FETCHERS: Mapping[str, Callable[[Path], Path]] = {smollm2.NAME: smollm2.fetch}
 
 
 def resolve(path: str, cache_dir: Path) -> Path:
-    """The directory of the model that a user named: fetched by name, or a local directory, checked.
+    """The directory of the model that a user named: one that is fetched by its name, or a local one, which is checked.
 
-    Raises `ModelError` for what is neither, or cannot be used (see `hf`).
+    Raises `ModelError` for what is neither, and for a directory that cannot be used (see `hf`).
     """
     if path in _FETCHERS:
         return _FETCHERS[path](cache_dir.expanduser())
@@ -27,7 +27,7 @@ def resolve(path: str, cache_dir: Path) -> Path:
     if not directory.exists():
         raise ModelError(
             f"model.path={path!r}: is neither a directory nor a model that can be fetched ({', '.join(_FETCHERS)}). "
-            "Models are not downloaded from a hub by name: download one yourself and give its directory."
+            "Models are not downloaded from a hub by their name. Download it yourself and give its directory."
         )
     read_spec(directory)
     tensor_index(directory)

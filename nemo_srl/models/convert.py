@@ -1,17 +1,17 @@
 """Hugging Face directory <-> NeMo distributed checkpoint, exactly and one layer at a time.
 
-Same dtype, same bits: weights are only moved, so HF -> NeMo -> HF gives back what went in. Peak memory is
-about one layer and two blocks of the embedding, however large the model is. Neither NeMo nor
-Megatron is imported. The format is not cut by tensor or pipeline parallelism: what one layout
-trained, another loads, and both directions here run in one process.
+Weights are only moved. With the same dtype they keep their bits, so HF -> NeMo -> HF gives back what went in. Peak
+memory is about two layers or two blocks of the embedding, however large the model is. Neither NeMo nor Megatron is
+imported. Tensor and pipeline parallelism do not change the format: one layout can load what another one trained, and
+both directions here run in one process.
 
-Fails with `ModelError`, before anything is written, for a model that is unsupported, incomplete or does not
-fit its config. Results appear under their final name by a rename once they are complete; a leftover
-`<name>.partial` of a killed run is replaced.
+Raises `ModelError`, before anything is written, for a model that is unsupported, incomplete or does not fit its
+config. A result gets its final name by a rename when it is complete. A `<name>.partial` that a killed run left is
+replaced.
 
-Not covered: optimizer state (never read, never written); adapters (merge them first); fp32 master weights
-of Megatron's bf16-O2 mode, which live in the optimizer's shards: what is exported there are the model's
-own bf16 parameters, which is what training's forward pass used.
+Not covered: optimizer state, which is never read or written; adapters, which must be merged first; the fp32 master
+weights of Megatron's bf16-O2 mode, which are in the optimizer's shards. Of such a training the model's own bf16
+parameters are exported, which its forward pass used.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from typing import Any
 import torch
 
 from nemo_srl.errors import ModelError
-from nemo_srl.models import nemo_layout
+from nemo_srl.models import families, nemo_layout
 from nemo_srl.models.directories import fresh_partial, publish, refuse_existing
 from nemo_srl.models.distributed_checkpoint import CheckpointReader, Chunk, write_checkpoint
-from nemo_srl.models.hf import COMPANION_FILES, ModelSpec, read_spec
+from nemo_srl.models.hf import COMPANION_FILES, read_spec
 from nemo_srl.models.nemo_layout import Parameter
+from nemo_srl.models.spec import ModelSpec
 from nemo_srl.models.tensor_io import ShardedWriter, TensorReader
 
 _PREFIX = "model."
 _BLOCK_BYTES = 256 * 1024 * 1024
-"""Embeddings are moved in blocks of rows of about this size: Llama 3's is larger than its layers."""
+"""Embeddings are moved in blocks of rows of about this size, since Llama 3's is larger than one of its layers."""
 
 
 def hf_to_nemo(
@@ -45,12 +46,12 @@ def hf_to_nemo(
     tensor_model_parallel_size: int = 1,
     make_vocab_size_divisible_by: int = 128,
 ) -> None:
-    """Write `weights_dir` (NeMo's `model_weights/`) from a Hugging Face Llama directory.
+    """Write `weights_dir` (NeMo's `model_weights/`) from a Hugging Face directory.
 
     `dtype` None keeps the model's. The embedding gets as many rows as NeMo computes from
-    `tensor_model_parallel_size` and `make_vocab_size_divisible_by`, the new ones zero. Mind that NeMo's
-    softmax includes those rows (each adds exp(0) to the denominator): a divisor that makes padding
-    unnecessary trains on exactly the Hugging Face model.
+    `tensor_model_parallel_size` and `make_vocab_size_divisible_by`; the additional rows are zero. NeMo's softmax
+    includes those rows: each adds exp(0) to the denominator. With a divisor that makes padding unnecessary, NeMo
+    trains exactly the Hugging Face model.
     """
     spec = read_spec(hf_dir)
     padded_vocab = nemo_layout.padded_vocab_size(
@@ -78,9 +79,9 @@ def nemo_to_hf(
     """Write the Hugging Face directory `hf_dir` from a NeMo checkpoint.
 
     `weights_dir` is a `model_weights` directory or a training checkpoint (`...-last`), of which only the
-    tensors under `prefix` are read. `template_hf_dir` is the model that training started from: config and
-    tokenizer are copied from there, with `torch_dtype` set to what was written. `dtype` None keeps each
-    tensor's; padded vocabulary rows are dropped.
+    tensors under `prefix` are read. `template_hf_dir` is the model that the training started from. Config and
+    tokenizer are copied from there, and `torch_dtype` is set to the dtype that was written. `dtype` None keeps each
+    tensor's. Padded rows of the vocabulary are dropped.
     """
     spec = read_spec(template_hf_dir)
     refuse_existing(hf_dir)
@@ -99,7 +100,7 @@ def nemo_to_hf(
 
 
 _Located = tuple[int | None, Parameter]
-"""A parameter with its layer; None outside the layers."""
+"""A parameter and its layer; the layer is None outside the layers."""
 
 
 def _all_parameters(spec: ModelSpec, padded_vocab: int) -> list[_Located]:
@@ -115,7 +116,7 @@ def _hf_names(parameter: Parameter, layer: int | None) -> list[str]:
 
 
 def _check_weights(reader: TensorReader, hf_dir: Path, spec: ModelSpec, dtype: torch.dtype | None) -> torch.dtype:
-    """Compare all names, shapes and types with what `spec` asks for; returns the type to write."""
+    """Compare all names, shapes and types with those that `spec` needs; return the type to write."""
     shapes = {
         name: shape
         for layer, parameter in _all_parameters(spec, spec.vocab_size)
@@ -123,16 +124,17 @@ def _check_weights(reader: TensorReader, hf_dir: Path, spec: ModelSpec, dtype: t
     }
     for name, shape in shapes.items():
         reader.check(name, shape)
-    # Old checkpoints carry rotary frequencies, which are computed, and some tied ones a copy of the embedding.
-    derived = ("rotary_emb.inv_freq", *(("lm_head.weight",) if spec.tie_word_embeddings else ()))
+    # Old checkpoints also hold the rotary frequencies, and some tied ones hold a copy of the embedding.
+    derived = ("rotary_emb.inv_freq", *((families.of(spec).output,) if spec.tie_word_embeddings else ()))
     if unknown := sorted(n for n in reader.names() if n not in shapes and not n.endswith(derived)):
         raise ModelError(
-            f"{hf_dir}: holds {unknown[0]}, which a LlamaForCausalLM of this config.json has no place for; leaving it "
-            "out would give another model. Merge adapters first; biases and extra norms are not supported."
+            f"{hf_dir}: holds {unknown[0]}, which a {spec.model_type} model of this config.json has no place for. "
+            "Without it, the result would be another model. Merge adapters first; biases and extra norms are not "
+            "supported."
         )
     dtypes = {reader.dtype(name) for name in shapes}
     if dtype is None and len(dtypes) > 1:
-        raise ModelError(f"{hf_dir}: its tensors are of several types ({sorted(map(str, dtypes))}); give dtype=")
+        raise ModelError(f"{hf_dir}: its tensors are of several types ({sorted(map(str, dtypes))}). Set dtype= to one.")
     return dtype or dtypes.pop()
 
 
@@ -198,12 +200,12 @@ def _row_chunks(reader: TensorReader, parameter: Parameter, dtype: torch.dtype) 
 
 
 def _checked_parameters(reader: CheckpointReader, weights_dir: Path, spec: ModelSpec, prefix: str) -> list[_Located]:
-    """All parameters, after comparing every shape in the checkpoint with what `spec` asks for."""
+    """All parameters, after every shape in the checkpoint was compared with the one that `spec` needs."""
     padded_vocab = reader.shape(prefix + nemo_layout.whole_parameters(spec, 0)[0].key)[0]
     if padded_vocab < spec.vocab_size:
         raise ModelError(
             f"{weights_dir}: its embedding has {padded_vocab} rows, but the template's vocab_size is "
-            f"{spec.vocab_size}; the template must be the model that training started from"
+            f"{spec.vocab_size}. The template must be the model that training started from."
         )
     parameters = _all_parameters(spec, padded_vocab)
     for _, parameter in parameters:
@@ -212,15 +214,15 @@ def _checked_parameters(reader: CheckpointReader, weights_dir: Path, spec: Model
         if found != expected:
             raise ModelError(
                 f"{weights_dir}: {prefix + parameter.key} has shape {list(found)}, but the template's config asks for "
-                f"{list(expected)}; the template must be the model that training started from"
+                f"{list(expected)}. The template must be the model that training started from."
             )
     known = {prefix + parameter.key for _, parameter in parameters}
     model_keys = tuple(prefix + start for start in ("decoder.", "embedding.", "output_layer."))
     if unknown := sorted(key for key in reader.tensor_keys() if key.startswith(model_keys) and key not in known):
         raise ModelError(
             f"{weights_dir}: holds {unknown[0]}, which a model of the template's config has no place for "
-            f"(tie_word_embeddings={spec.tie_word_embeddings}, no biases, no adapters): leaving it out would give "
-            "another model. Use the template that training started from; merge adapters first."
+            f"(tie_word_embeddings={spec.tie_word_embeddings}, no biases, no adapters). Without it, the result would "
+            "be another model. Use the template that training started from, and merge adapters first."
         )
     return parameters
 

@@ -1,7 +1,7 @@
-"""Model directories appear whole: written as `<name>.partial`, then renamed, also across a power failure.
+"""A model directory is written as `<name>.partial` and renamed when it is complete and on disk.
 
-A killed writer leaves a `.partial`, which the next one replaces; so a directory under its final name is
-complete. Two writers of one directory at a time are not covered: callers hold a lock or own the run.
+So a directory with its final name is complete, also after a power failure. A killed writer leaves a `.partial`, which
+the next writer replaces. Not covered: two writers of one directory at a time. Callers hold a lock, or own the run.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ def refuse_existing(directory: Path) -> None:
     """Raise `ModelError` unless `directory` is free to be written (absent, or empty)."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ModelError(
-            f"{directory}: exists already. Model directories get their name when they are complete: use it, or remove "
-            "it to have it written again."
+            f"{directory}: exists already. A model directory with its final name is complete. Use it, or remove it to "
+            "have it written again."
         )
 
 
 def fresh_partial(directory: Path) -> Path:
-    """A new, empty directory beside `directory`, to be passed to `publish`."""
+    """Make a new, empty directory beside `directory`. The caller fills it and passes it to `publish`."""
     partial = directory.with_name(directory.name + ".partial")
     if partial.exists():
         shutil.rmtree(partial)
@@ -32,7 +32,7 @@ def fresh_partial(directory: Path) -> Path:
 
 
 def publish(partial: Path, directory: Path) -> None:
-    """Force the files of `partial` to disk and give it its final name."""
+    """Force the files of `partial` to disk and give it its final name, `directory`."""
     for path in [*partial.iterdir(), partial]:
         _fsync(path)
     partial.replace(directory)

@@ -1,12 +1,12 @@
 """PyTorch distributed checkpoints, as megatron-core 0.10/0.11 reads and writes them, chunk by chunk.
 
-A checkpoint is a `.metadata` file (which tensor has which shape, and in which chunks it lies where) and
-`*.distcp` files of chunks; megatron-core adds `common.pt` and `metadata.json`. A stacked tensor
-[num_layers, ...] is one tensor with a chunk for each layer, so a model is written and read one layer at
-a time through the planner interfaces of `torch.distributed.checkpoint`, without a process group.
+A checkpoint has a `.metadata` file (the shape of every tensor, and where its chunks are) and `*.distcp` files of
+chunks. megatron-core adds `common.pt` and `metadata.json`. A stacked tensor [num_layers, ...] is one tensor with a
+chunk for each layer. So a model is written and read one layer at a time, through the planner interfaces of
+`torch.distributed.checkpoint` and without a process group.
 
-Chunks are read with `weights_only=True`. `.metadata` is a pickle by its format; it is read by an
-unpickler that knows only the classes such a file is made of, and refuses any other.
+Chunks are read with `weights_only=True`. The format of `.metadata` is pickle. It is read by an unpickler that knows
+the classes of which such a file is made, and refuses any other.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _MCORE_FORMAT = {
 
 @dataclass(frozen=True)
 class Chunk:
-    """A block of the tensor `key` at `offsets`, made by `produce` when its turn to be written comes."""
+    """A block of the tensor `key` at `offsets`. `produce` makes it when it is to be written."""
 
     key: str
     tensor_shape: tuple[int, ...]
@@ -71,11 +71,11 @@ class Chunk:
 def write_checkpoint(directory: Path, chunks: list[Chunk]) -> None:
     """Write `chunks` in their order into the existing, empty `directory`.
 
-    In memory are the chunk that is written, the next one, and (which torch's writer holds on to) the last
-    one of each key. The calls are those that `torch.distributed.checkpoint.save` makes for one process.
-    Files are not forced to disk: that is for the caller, who publishes the directory.
+    In memory are the chunk that is written, the next one, and the last one of each key, which torch's writer keeps.
+    The calls are those that `torch.distributed.checkpoint.save` makes for one process. Files are not forced to disk:
+    the caller does that when it publishes the directory.
     """
-    # With per_thread_copy_ahead=0 and one thread, chunks are asked for in the plan's order, CUDA or not.
+    # With per_thread_copy_ahead=0 and one thread the writer asks for chunks in the plan's order, also with CUDA.
     writer = FileSystemWriter(directory, thread_count=1, sync_files=False, per_thread_copy_ahead=0)
     writer.set_up_storage_writer(True)
     plan = writer.prepare_local_plan(SavePlan([_write_item(chunk) for chunk in chunks]))
@@ -88,12 +88,12 @@ def write_checkpoint(directory: Path, chunks: list[Chunk]) -> None:
         tensors.setdefault(chunk.key, new).chunks.append(_storage(chunk))
     torch.save({}, directory / "common.pt")
     (directory / "metadata.json").write_text(json.dumps(_MCORE_FORMAT), encoding="utf-8")
-    writer.finish(Metadata(dict(tensors)), [results])  # writes .metadata, by which a checkpoint is known
+    writer.finish(Metadata(dict(tensors)), [results])  # writes .metadata, which makes it a checkpoint
 
 
 @contextmanager
 def _without_checksums() -> Iterator[None]:
-    """Leave out the CRC of each chunk, which takes longer than writing it and which torch never looks at."""
+    """Leave out the CRC of each chunk. It takes longer than writing the chunk, and torch never reads it."""
     serialization: Any = torch.serialization
     if not hasattr(serialization, "set_crc32_options"):  # torch < 2.6
         yield
@@ -107,7 +107,7 @@ def _without_checksums() -> Iterator[None]:
 
 
 class _ChunkPlanner(SavePlanner):
-    """Hands each chunk to the storage writer when its turn comes."""
+    """Makes each chunk when the storage writer asks for it."""
 
     def __init__(self, chunks: list[Chunk]) -> None:
         self._chunks = iter(chunks)
@@ -143,14 +143,14 @@ def _write_item(chunk: Chunk) -> WriteItem:
 
 
 class CheckpointReader:
-    """The tensors of a checkpoint directory; reads blocks of them, however they are cut into chunks."""
+    """The tensors of a checkpoint directory. Reads any block of them, however they are cut into chunks."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._metadata = _read_metadata(directory)
 
     def tensor_keys(self) -> list[str]:
-        """Every tensor's name, those of optimizer state included."""
+        """The name of every tensor, also of the optimizer's state."""
         found = self._metadata.state_dict_metadata
         return [name for name, kind in found.items() if isinstance(kind, TensorStorageMetadata)]
 
@@ -163,7 +163,7 @@ class CheckpointReader:
     def row_blocks(self, key: str, num_rows: int, *, max_bytes: int) -> Iterator[tuple[int, int]]:
         """Cut the first `num_rows` rows of a matrix into (first, past the last) along the stored chunks.
 
-        Blocks over `max_bytes` are cut further, at the price that a chunk is loaded once for each.
+        A block larger than `max_bytes` is cut further. Its chunk is then loaded once for each part.
         """
         size, itemsize = self.shape(key), self.dtype(key).itemsize
         step = max(1, max_bytes // (size[1] * itemsize))
@@ -178,10 +178,10 @@ class CheckpointReader:
         items = create_read_items_for_chunk_list(key, self._tensor(key), [wanted])
         if sum(item.lengths.numel() for item in items) != math.prod(shape):
             raise ModelError(
-                f"{self._directory}: {key} is incomplete at {offsets}: its chunks do not cover it. The checkpoint "
-                "was not saved to its end; use an earlier one."
+                f"{self._directory}: {key} is incomplete at {offsets}: its chunks do not cover it. The checkpoint was "
+                "not saved to its end. Use an earlier one."
             )
-        if len(items) == 1:  # the usual case, and a copy less
+        if len(items) == 1:  # the usual case, which needs no copy
             return _narrow(self._load_chunk(items[0]), items[0].storage_offsets, items[0].lengths)
         block = torch.empty(shape, dtype=self.dtype(key))
         for item in items:
@@ -210,9 +210,9 @@ class CheckpointReader:
         if not isinstance(found, TensorStorageMetadata):
             names = [name for name in self.tensor_keys() if not name.startswith("optimizer")][:4]
             raise ModelError(
-                f"{self._directory}: tensor {key} is not in this checkpoint, which holds {names}, ... Either it is of "
-                "another architecture (tied embeddings? see config.json of the template), or holds adapters only, "
-                "which must be merged first."
+                f"{self._directory}: tensor {key} is not in this checkpoint, which holds {names}, ... Either it has "
+                "another architecture (compare tie_word_embeddings in the template's config.json), or it holds only "
+                "adapters, which must be merged first."
             )
         return found
 
@@ -224,7 +224,7 @@ def _narrow(tensor: torch.Tensor, offsets: Sequence[int], lengths: Sequence[int]
 
 
 class _FileView(io.RawIOBase):
-    """Bytes [offset, offset + length) of a file, as a file: a chunk is a `torch.save` of its own in a larger file."""
+    """Bytes [offset, offset + length) of a file, as a file: each chunk is a `torch.save` of its own."""
 
     def __init__(self, file: FileIO, offset: int, length: int) -> None:
         self._file, self._offset, self._length = file, offset, length
@@ -255,8 +255,8 @@ def _read_metadata(directory: Path) -> Metadata:
             metadata = _MetadataUnpickler(file).load()
     except FileNotFoundError:
         raise ModelError(
-            f"{directory}: no {METADATA_FILE} here, so this is no finished NeMo checkpoint. Expected is a "
-            "`model_weights` directory or one of the trainer's checkpoints (...-last); an interrupted save has none."
+            f"{directory}: no {METADATA_FILE} here, so this is no finished NeMo checkpoint. Give a `model_weights` "
+            "directory or one of the trainer's checkpoints (...-last). An interrupted save has no such file."
         ) from None
     except (pickle.UnpicklingError, EOFError, AttributeError, IndexError) as error:
         raise ModelError(f"{path}: cannot be read ({error}). Use another checkpoint.") from error
@@ -266,11 +266,11 @@ def _read_metadata(directory: Path) -> Metadata:
 
 
 class _MegatronBookkeeping:
-    """Stands in for what megatron-core adds to the metadata (its save plans), which is not needed here."""
+    """Takes the place of what megatron-core adds to the metadata, its save plans. They are not needed here."""
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Builds plain data and the dataclasses of checkpoint metadata; nothing that could run code."""
+    """Builds plain data and the dataclasses of checkpoint metadata, and nothing that could run code."""
 
     _DATACLASS_MODULES = frozenset(
         f"torch.distributed.checkpoint.{name}" for name in ("metadata", "filesystem", "planner")
@@ -297,4 +297,4 @@ class _MetadataUnpickler(pickle.Unpickler):
             found = super().find_class(module, name)
             if isinstance(found, type) and found.__module__ == module:
                 return found
-        raise pickle.UnpicklingError(f"refused {module}.{name}, which is no part of checkpoint metadata")
+        raise pickle.UnpicklingError(f"refused {module}.{name}, which does not belong to checkpoint metadata")

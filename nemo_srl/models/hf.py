@@ -1,10 +1,10 @@
-"""Hugging Face Llama directories: what is in one, and whether this package can work with it.
+"""Hugging Face model directories: what is in one, and whether this package can work with it.
 
-Only small files and safetensors headers are read here; no tensor is, and torch is not imported. Whatever
-cannot be used raises `ModelError` with the path, the reason and the remedy: another architecture,
+Only small files and safetensors headers are read here. No tensor is read, and torch is not imported. A directory that
+cannot be used raises `ModelError` with the path, the reason and the remedy: an architecture of no known family,
 biases, quantised weights, weights that are pickles, missing or truncated files.
 
-Not covered: whether the tokenizer fits the weights, and any architecture but Llama's.
+Not covered: whether the tokenizer fits the weights.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from nemo_srl.errors import ModelError
+from nemo_srl.models import families
+from nemo_srl.models.spec import ModelSpec as ModelSpec
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -33,40 +35,11 @@ COMPANION_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-"""What makes up a model directory beside its weights; the same list is copied and digested."""
+"""The files of a model directory beside its weights. All of them are copied with a model and are in its digest."""
 
-_SUPPORTED = (
-    "Supported is LlamaForCausalLM (Llama 2, Llama 3.x, SmolLM2, TinyLlama, ...) with hidden_act=silu, without "
-    "biases and without quantization, in safetensors format."
-)
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 _SAMPLE_BYTES = 16 * 1024
 _SAMPLES_PER_TENSOR = 4
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """The shape of a Llama model, by the names of its `config.json` where Megatron has no other.
-
-    `num_query_groups` is Megatron's name for the number of key-value heads. `head_dim` need not be
-    hidden_size / num_attention_heads (Megatron: `kv_channels`). `torch_dtype` is a name such as
-    "bfloat16". Generation ends at any of `eos_token_ids`.
-    """
-
-    num_layers: int
-    hidden_size: int
-    ffn_hidden_size: int
-    num_attention_heads: int
-    num_query_groups: int
-    head_dim: int
-    vocab_size: int
-    max_position_embeddings: int
-    rope_theta: float
-    rope_scaling: dict[str, Any] | None
-    rms_norm_eps: float
-    tie_word_embeddings: bool
-    torch_dtype: str
-    eos_token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -81,14 +54,14 @@ class TensorEntry:
 
 
 def read_spec(model_dir: Path) -> ModelSpec:
-    """Read `config.json` and `generation_config.json`, and see that weights and tokenizer are there.
+    """Read `config.json` and `generation_config.json`, and check that weights and tokenizer are there.
 
-    Raises `ModelError` for all that the head of this file lists, except the contents of the weights.
+    Raises `ModelError` for everything that the head of this file lists, except for the contents of the weights.
     """
     if not model_dir.is_dir():
         raise ModelError(
             f"{model_dir}: no such directory. Give the path of a Hugging Face model directory that holds "
-            f"config.json, *.safetensors and a tokenizer. {_SUPPORTED}"
+            f"config.json, *.safetensors and a tokenizer. {families.supported()}"
         )
     spec = read_shape(model_dir)
     _check_tokenizer(model_dir)
@@ -97,37 +70,23 @@ def read_spec(model_dir: Path) -> ModelSpec:
 
 
 def read_shape(model_dir: Path) -> ModelSpec:
-    """What `config.json` and `generation_config.json` alone say: a model can be planned for before it is there."""
-    config = _read_json(model_dir / "config.json", "a Hugging Face model directory has one")
-    _check_architecture(model_dir, config)
-    heads = _positive(model_dir, config, "num_attention_heads")
-    hidden = _positive(model_dir, config, "hidden_size")
-    groups = _positive(model_dir, config, "num_key_value_heads", heads)
-    if heads % groups:
-        raise ModelError(
-            f"{model_dir / 'config.json'}: num_attention_heads={heads} is not a multiple of "
-            f"num_key_value_heads={groups}, which grouped-query attention needs"
-        )
-    return ModelSpec(
-        num_layers=_positive(model_dir, config, "num_hidden_layers"),
-        hidden_size=hidden,
-        ffn_hidden_size=_positive(model_dir, config, "intermediate_size"),
-        num_attention_heads=heads,
-        num_query_groups=groups,
-        head_dim=_positive(model_dir, config, "head_dim", hidden // heads),
-        vocab_size=_positive(model_dir, config, "vocab_size"),
-        max_position_embeddings=_positive(model_dir, config, "max_position_embeddings"),
-        rope_theta=float(config.get("rope_theta", 10000.0)),
-        rope_scaling=config.get("rope_scaling"),
-        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        torch_dtype=str(config.get("torch_dtype") or config.get("dtype") or "float32"),
-        eos_token_ids=_eos_token_ids(model_dir, config),
-    )
+    """What `config.json` and `generation_config.json` alone say, so that a model can be planned for before it is there.
+
+    `quantization_config` is refused here: it is about the weights, whatever the family.
+    """
+    path = model_dir / "config.json"
+    config = _read_json(path, "a Hugging Face model directory has one")
+    try:
+        spec = families.read_spec(config)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    if (quantization := config.get("quantization_config")) is not None:
+        raise ModelError(f"{path}: quantization_config={quantization!r} is not supported. {families.supported()}")
+    return replace(spec, eos_token_ids=_eos_token_ids(model_dir, config))
 
 
 def shard_paths(model_dir: Path) -> list[Path]:
-    """The safetensors files of the model, sorted; `ModelError` if any is missing."""
+    """The safetensors files of the model, sorted. Raises `ModelError` if one is missing."""
     index = model_dir / INDEX_FILE
     if index.is_file():
         weight_map = _read_json(index, "it was found a moment ago").get("weight_map")
@@ -144,8 +103,8 @@ def shard_paths(model_dir: Path) -> list[Path]:
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in model_dir.glob(pattern))
     if pickles and not index.is_file():
         raise ModelError(
-            f"{model_dir}: its weights are pickles ({pickles[0]}), which can run code when they are loaded, so "
-            "they are not read. Save them once as safetensors where you trust them: "
+            f"{model_dir}: its weights are pickles ({pickles[0]}), which can run code when they are loaded. So "
+            "they are not read. If you trust them, save them once as safetensors: "
             "AutoModelForCausalLM.from_pretrained(src).save_pretrained(dst, safe_serialization=True)"
         )
     raise ModelError(
@@ -156,7 +115,7 @@ def shard_paths(model_dir: Path) -> list[Path]:
 
 
 def tensor_index(model_dir: Path) -> dict[str, Path]:
-    """Every tensor's name with the file that holds it, from the headers (not from the index file)."""
+    """Every tensor's name and the file that holds it. Read from the headers, not from the index file."""
     found: dict[str, Path] = {}
     for path in shard_paths(model_dir):
         for name in read_header(path):
@@ -200,10 +159,10 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 def digest(model_dir: Path) -> str:
     """A hex SHA-256 that tells models apart at the cost of a few megabytes read, never all weights.
 
-    Covers the companion files and the headers in full, and of each tensor 4 evenly spaced blocks of
-    16 KiB (a tensor of up to 64 KiB: all of it). A training step moves every tensor, and an optimizer moves
-    nearly every element of each, so two trainings differ in the sample. An edit of single elements by
-    hand can escape: this is a guard against mistaken identity, not against tampering.
+    It covers the companion files and the headers in full, and 4 evenly spaced blocks of 16 KiB of each tensor (all of a
+    tensor of up to 64 KiB). A training step changes nearly every element of every tensor, so two trainings differ in
+    these blocks. An edit of single elements by hand can stay unnoticed: the digest tells models apart, it does not
+    protect against tampering.
     """
     total = hashlib.sha256()
     for name in COMPANION_FILES:
@@ -234,7 +193,7 @@ def _hash_samples(file: BinaryIO, entry: TensorEntry, total: hashlib._Hash) -> N
 
 
 def _raw_header(path: Path, file: BinaryIO) -> tuple[int, bytes]:
-    """The offset at which the data begins, and the header's JSON."""
+    """The offset of the first byte of the data, and the header's JSON."""
     prefix = file.read(8)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER_BYTES + 1
     header = file.read(length) if length <= _MAX_HEADER_BYTES else b""
@@ -250,28 +209,12 @@ def _read_json(path: Path, why: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{path}: is missing; {why}. {_SUPPORTED}") from None
+        raise ModelError(f"{path}: is missing; {why}. {families.supported()}") from None
     except ValueError as error:
         raise ModelError(f"{path}: is not valid JSON ({error}). Copy or download it again.") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return cast(dict[str, Any], value)
-
-
-def _check_architecture(model_dir: Path, config: dict[str, Any]) -> None:
-    path = model_dir / "config.json"
-    architectures = config.get("architectures")
-    if architectures != ["LlamaForCausalLM"]:
-        raise ModelError(f"{path}: architectures={architectures!r} is not supported. {_SUPPORTED}")
-    wrong = {
-        "hidden_act": config.get("hidden_act", "silu") != "silu",
-        "attention_bias": bool(config.get("attention_bias", False)),
-        "mlp_bias": bool(config.get("mlp_bias", False)),
-        "quantization_config": config.get("quantization_config") is not None,
-    }
-    for key, is_wrong in wrong.items():
-        if is_wrong:
-            raise ModelError(f"{path}: {key}={config.get(key)!r} is not supported. {_SUPPORTED}")
 
 
 def _check_tokenizer(model_dir: Path) -> None:
@@ -283,16 +226,8 @@ def _check_tokenizer(model_dir: Path) -> None:
             )
 
 
-def _positive(model_dir: Path, config: dict[str, Any], key: str, default: int | None = None) -> int:
-    value = config.get(key)
-    value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ModelError(f"{model_dir / 'config.json'}: {key}={value!r} must be a positive integer")
-    return value
-
-
 def _eos_token_ids(model_dir: Path, config: dict[str, Any]) -> tuple[int, ...]:
-    """`generation_config.json` wins: Llama 3 Instruct lists several ids there and one in config.json."""
+    """`generation_config.json` comes first: Llama 3 Instruct lists several ids there and one in config.json."""
     generation = model_dir / "generation_config.json"
     sources = [_read_json(generation, "it was found a moment ago")] if generation.is_file() else []
     for source in [*sources, config]:

@@ -1,6 +1,6 @@
-"""The license of a base model, from the model card in its directory. For models that we fetch, it is known here.
+"""The license of a base model: what its own directory says, or what is known of the model that is fetched.
 
-`license_of` never guesses: it returns None when no license is found.
+`license_of` never guesses: it returns None where neither says anything.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _LICENSE = re.compile(r"^license:[ \t]*[\"']?([A-Za-z0-9._+-]+)[\"']?[ \t]*$", r
 
 
 def license_of(name: str, model_dir: Path) -> str | None:
-    """The Hub's name of the license, e.g. `apache-2.0`. `name` is `model.path`."""
+    """The Hub's identifier of the license, such as `apache-2.0`, of the model with this `model.path`."""
     if name in _KNOWN:
         return _KNOWN[name]
     card = model_dir / "README.md"

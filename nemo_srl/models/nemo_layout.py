@@ -1,20 +1,21 @@
-"""How a Llama model is laid out in a NeMo (megatron-core) distributed checkpoint, as pure functions.
+"""How a model is laid out in a NeMo (megatron-core) distributed checkpoint, as pure functions.
 
-    Hugging Face, per layer i                  NeMo, stacked over layers: [num_layers, ...]
-    self_attn.{q,k,v}_proj    fused to         decoder.layers.self_attention.linear_qkv.weight
-    self_attn.o_proj                           decoder.layers.self_attention.linear_proj.weight
-    mlp.{gate,up}_proj        fused to         decoder.layers.mlp.linear_fc1.weight
-    mlp.down_proj                              decoder.layers.mlp.linear_fc2.weight
-    input_layernorm                            decoder.layers.self_attention.linear_qkv.layer_norm_weight
-    post_attention_layernorm                   decoder.layers.mlp.linear_fc1.layer_norm_weight
+    Hugging Face, one tensor per layer    NeMo, stacked over layers: [num_layers, ...]
+    q, k, v           fused to            decoder.layers.self_attention.linear_qkv.weight
+    o                                     decoder.layers.self_attention.linear_proj.weight
+    gate, up          fused to            decoder.layers.mlp.linear_fc1.weight
+    down                                  decoder.layers.mlp.linear_fc2.weight
+    input_norm                            decoder.layers.self_attention.linear_qkv.layer_norm_weight
+    post_attention_norm                   decoder.layers.mlp.linear_fc1.layer_norm_weight
 
-    embed_tokens, norm, lm_head (untied only)  embedding.word_embeddings, decoder.final_layernorm, output_layer
+    embedding, final_norm                 embedding.word_embeddings, decoder.final_layernorm
+    output (untied only)                  output_layer
 
-The layer norms have Transformer Engine's names, where the norm is fused into the linear layer behind it
-(in megatron-core: `TELayerNormColumnParallelLinear`). `linear_qkv` goes by query group: the queries of
-group 0, its key, its value, then group 1, so that tensor parallelism cuts between groups
-(`SelfAttention.get_query_key_value_tensors`). `linear_fc1` is [gate; up]. Rotary embeddings need no
-permutation: both sides rotate halves.
+The names on the left are the fields of `families.Family`, which has Hugging Face's. The layer norms have Transformer
+Engine's names: it fuses a norm into the linear layer behind it (`TELayerNormColumnParallelLinear` in megatron-core).
+`linear_qkv` is sorted by query group: the queries of group 0, its key, its value, then group 1. So tensor parallelism
+cuts between groups (`SelfAttention.get_query_key_value_tensors`). `linear_fc1` is [gate; up]. Rotary embeddings need
+no permutation, since both sides rotate halves.
 """
 
 from __future__ import annotations
@@ -25,18 +26,19 @@ from typing import Literal
 
 import torch
 
-from nemo_srl.models.hf import ModelSpec
+from nemo_srl.models import families
+from nemo_srl.models.spec import ModelSpec
 
 Fusion = Literal["none", "qkv", "gate_up"]
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One NeMo tensor (of one layer, if `stacked`) and the Hugging Face tensors it is made of.
+    """One NeMo tensor (of one layer, if `stacked`) and the Hugging Face tensors that it is made of.
 
-    `key` comes without the checkpoint's prefix, `hf_names` with "{layer}" where the layer's number goes;
-    `hf_shapes` are theirs, `shape` is the fused one, without the layer axis. A `padded` tensor has its
-    first axis filled up with zeros to `shape`.
+    `key` has no prefix of the checkpoint. `hf_names` have "{layer}" in the place of the layer's number, and `hf_shapes`
+    are their shapes. `shape` is the fused shape, without the layer axis. The first axis of a `padded` tensor is filled
+    up to `shape` with zeros.
     """
 
     key: str
@@ -49,9 +51,9 @@ class Parameter:
 
 
 def padded_vocab_size(vocab_size: int, *, tensor_model_parallel_size: int, divisible_by: int = 128) -> int:
-    """The vocabulary of NeMo's embedding: the next multiple of `divisible_by` x tensor parallel size.
+    """The rows of NeMo's embedding: the next multiple of `divisible_by` x tensor parallel size.
 
-    As NeMo computes it from `make_vocab_size_divisible_by`; another number of rows is refused at loading.
+    NeMo computes this number from `make_vocab_size_divisible_by` and loads no checkpoint with another one.
     """
     multiple = divisible_by * tensor_model_parallel_size
     return -(-vocab_size // multiple) * multiple
@@ -59,59 +61,58 @@ def padded_vocab_size(vocab_size: int, *, tensor_model_parallel_size: int, divis
 
 def whole_parameters(spec: ModelSpec, padded_vocab: int) -> list[Parameter]:
     """The parameters outside the layers; the output layer only if it is not tied to the embedding."""
-    vocab, hidden = (spec.vocab_size, spec.hidden_size), (spec.hidden_size,)
+    family, vocab, hidden = families.of(spec), (spec.vocab_size, spec.hidden_size), (spec.hidden_size,)
 
     def rows(key: str, hf_name: str) -> Parameter:
         return Parameter(key, (padded_vocab, *hidden), (hf_name,), (vocab,), stacked=False, padded=True)
 
-    found = [rows("embedding.word_embeddings.weight", "model.embed_tokens.weight")]
-    found.append(Parameter("decoder.final_layernorm.weight", hidden, ("model.norm.weight",), (hidden,), stacked=False))
+    found = [rows("embedding.word_embeddings.weight", family.embedding)]
+    found.append(Parameter("decoder.final_layernorm.weight", hidden, (family.final_norm,), (hidden,), stacked=False))
     if not spec.tie_word_embeddings:
-        found.append(rows("output_layer.weight", "lm_head.weight"))
+        found.append(rows("output_layer.weight", family.output))
     return found
 
 
 def layer_parameters(spec: ModelSpec) -> list[Parameter]:
     """The parameters of one layer."""
-    hidden, ffn = spec.hidden_size, spec.ffn_hidden_size
+    family, hidden, ffn = families.of(spec), spec.hidden_size, spec.ffn_hidden_size
     query, key_value = spec.num_attention_heads * spec.head_dim, spec.num_query_groups * spec.head_dim
 
     def layer(
         key: str, shape: tuple[int, ...], hf: Sequence[tuple[str, tuple[int, ...]]], fusion: Fusion = "none"
     ) -> Parameter:
-        names = tuple(f"model.layers.{{layer}}.{name}.weight" for name, _ in hf)
-        return Parameter(f"decoder.layers.{key}", shape, names, tuple(s for _, s in hf), fusion)
+        return Parameter(f"decoder.layers.{key}", shape, tuple(n for n, _ in hf), tuple(s for _, s in hf), fusion)
 
     return [
-        layer("self_attention.linear_qkv.layer_norm_weight", (hidden,), [("input_layernorm", (hidden,))]),
+        layer("self_attention.linear_qkv.layer_norm_weight", (hidden,), [(family.input_norm, (hidden,))]),
         layer(
             "self_attention.linear_qkv.weight",
             (query + 2 * key_value, hidden),
             [
-                ("self_attn.q_proj", (query, hidden)),
-                ("self_attn.k_proj", (key_value, hidden)),
-                ("self_attn.v_proj", (key_value, hidden)),
+                (family.q, (query, hidden)),
+                (family.k, (key_value, hidden)),
+                (family.v, (key_value, hidden)),
             ],
             "qkv",
         ),
-        layer("self_attention.linear_proj.weight", (hidden, query), [("self_attn.o_proj", (hidden, query))]),
-        layer("mlp.linear_fc1.layer_norm_weight", (hidden,), [("post_attention_layernorm", (hidden,))]),
+        layer("self_attention.linear_proj.weight", (hidden, query), [(family.o, (hidden, query))]),
+        layer("mlp.linear_fc1.layer_norm_weight", (hidden,), [(family.post_attention_norm, (hidden,))]),
         layer(
             "mlp.linear_fc1.weight",
             (2 * ffn, hidden),
-            [("mlp.gate_proj", (ffn, hidden)), ("mlp.up_proj", (ffn, hidden))],
+            [(family.gate, (ffn, hidden)), (family.up, (ffn, hidden))],
             "gate_up",
         ),
-        layer("mlp.linear_fc2.weight", (hidden, ffn), [("mlp.down_proj", (hidden, ffn))]),
+        layer("mlp.linear_fc2.weight", (hidden, ffn), [(family.down, (hidden, ffn))]),
     ]
 
 
 def parts(parameter: Parameter, fused: torch.Tensor, spec: ModelSpec) -> list[torch.Tensor]:
     """Views into `fused` (shape `parameter.shape`) that are the Hugging Face tensors, in their order.
 
-    Reading copies out of the views and writing copies into them, so both directions are this one
-    function. Views of a "qkv" are [groups, heads per group, head_dim, hidden] and not contiguous: they
-    have the elements of [heads x head_dim, hidden] in the same order.
+    One conversion copies out of the views, the other copies into them. So this one function is both directions. The
+    views of a "qkv" are [groups, heads per group, head_dim, hidden] and not contiguous. They have the elements of
+    [heads x head_dim, hidden] in the same order.
     """
     if parameter.fusion == "gate_up":
         return list(fused.chunk(2))

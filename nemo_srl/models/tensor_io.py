@@ -1,9 +1,10 @@
-"""Reading and writing safetensors files one tensor at a time, with memory for one tensor.
+"""Reads and writes safetensors files one tensor at a time, with memory for two tensors.
 
-The safetensors library maps whole files (every page that was touched counts as resident) and writes a
-file from tensors that are all in memory. A 140 GB model needs neither: the format is a length, a JSON
-header and raw bytes, so this reads with plain reads and writes the header first, since all shapes are
-known beforehand. Raises `ModelError` for names, shapes or types that are not as expected.
+The safetensors library maps whole files, and every page that was touched counts as resident. `save_file` needs all
+tensors of a file in memory. For a 70B model that is a shard of 5 GB, and in float32 an embedding of 4 GB as a whole,
+where this keeps two blocks of 256 MB. It also sorts tensors in a way of its own, which would change `hf.digest` of
+every model. The format is simple: a length, a JSON header and raw bytes. So this uses plain reads, and writes the
+header first, since all shapes are known beforehand. Raises `ModelError` for unexpected names, shapes or types.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _T = TypeVar("_T")
 
 
 def ahead(source: Iterable[_T]) -> Iterator[_T]:
-    """The items of `source`, each made in a thread while the one before it is in use; two exist at most."""
+    """The items of `source`. A thread makes the next one while the caller uses this one; two exist at most."""
     iterator, end = iter(source), object()
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(next, iterator, end)
@@ -66,8 +67,8 @@ class TensorReader:
         entry = self._entry(name)[0]
         if entry.dtype not in DTYPES:
             raise ModelError(
-                f"{self._model_dir}: {name} is of type {entry.dtype}; only {sorted(DTYPES)} are supported. Quantised "
-                "weights must be dequantised first."
+                f"{self._model_dir}: {name} has the type {entry.dtype}, and only {sorted(DTYPES)} are supported. "
+                "Dequantise the weights first."
             )
         return DTYPES[entry.dtype]
 
@@ -77,12 +78,12 @@ class TensorReader:
         self.dtype(name)
         if entry.shape != tuple(shape):
             raise ModelError(
-                f"{self._model_dir}: {name} has shape {list(entry.shape)}, but config.json asks for {list(shape)}; "
-                "weights and config are not of the same model"
+                f"{self._model_dir}: {name} has shape {list(entry.shape)}, but config.json asks for {list(shape)}. "
+                "Weights and config are not of the same model: copy both from the same place."
             )
 
     def read_into(self, name: str, out: torch.Tensor, *, first_row: int = 0) -> None:
-        """Fill `out` with the tensor's elements in their order, from `first_row` on, converting to its type."""
+        """Fill `out` with the tensor's elements in their order, from `first_row` on, converted to its type."""
         entry, file = self._entry(name)
         target = out
         if out.dtype != self.dtype(name) or not out.is_contiguous():
@@ -94,7 +95,7 @@ class TensorReader:
         while view:
             count = file.readinto(view)
             if not count:
-                raise ModelError(f"{self._model_dir}: {name} ends early; the file was changed while it was read")
+                raise ModelError(f"{self._model_dir}: {name} ends early. The file was changed while it was read.")
             view = view[count:]
         if target is not out:
             out.copy_(target)
@@ -104,17 +105,16 @@ class TensorReader:
             return self._entries[name]
         except KeyError:
             raise ModelError(
-                f"{self._model_dir}: tensor {name} is missing from the weights, but config.json asks for it; weights "
-                "and config are not of the same model, or a shard is missing"
+                f"{self._model_dir}: tensor {name} is missing from the weights, but config.json asks for it. Weights "
+                "and config are not of the same model, or a shard is missing: copy the directory again."
             ) from None
 
 
 class ShardedWriter:
-    """Writes tensors, in the order announced, into a new directory's safetensors shards.
+    """Writes tensors, in the announced order, into safetensors shards of a new directory.
 
-    `plan` is (name, shape, dtype) of every tensor; a shard is closed before it would exceed
-    `max_shard_bytes` (a larger tensor gets a shard of its own). With more than one shard an index
-    file is written too, as transformers does.
+    `plan` is (name, shape, dtype) of every tensor. A shard ends before it would exceed `max_shard_bytes`; a larger
+    tensor gets a shard of its own. With more than one shard there is an index file, as transformers writes it.
     """
 
     def __init__(
@@ -128,9 +128,9 @@ class ShardedWriter:
         self._shards = _split_shards(plan, max_shard_bytes)
 
     def write(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Consume `tensors`, one after the other; the next is made while one is written.
+        """Write `tensors` one after the other. The next one is made while one is written.
 
-        A tensor may come as several blocks of rows, one after the other, each with its name.
+        A tensor may come as several blocks of rows, one after the other, each with the tensor's name.
         """
         source = ahead(tensors)
         names = _shard_names(len(self._shards))
@@ -171,7 +171,7 @@ def _shard_names(count: int) -> list[str]:
 
 
 def _write_shard(path: Path, shard: Sequence[_Announced], source: Iterator[tuple[str, torch.Tensor]]) -> None:
-    # transformers refuses a file whose metadata does not say which framework wrote it.
+    # transformers refuses a file whose metadata does not name the framework that wrote it.
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, shape, dtype in shard:

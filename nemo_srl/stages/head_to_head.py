@@ -13,7 +13,6 @@ be read is a tie, as in the paper. The settings `judge` and their engine say how
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from statistics import fmean
 import numpy as np
 
 from nemo_srl.errors import DataError
-from nemo_srl.judging import agreement
+from nemo_srl.judging.agreement import proportion, sign_test
 from nemo_srl.judging.pairwise import check_rubric
 from nemo_srl.records import Candidate, Comparison, Metric
 from nemo_srl.stages.base import Context, Made, Need, settings_of, table_stage
@@ -49,36 +48,22 @@ class Match:
         return 1.0 if won else 0.0 if lost else 0.5
 
 
-def metrics_of(matches: Sequence[Match], *, seed: int) -> list[Metric]:
+def metrics_of(matches: Sequence[Match]) -> list[Metric]:
     """The figures that the module's docstring names."""
     found = [(m.outcome, m.length_difference) for m in matches]
     outcomes = [x for x, _ in found if x is not None]
     named = {"win_rate": 1.0, "tie_rate": 0.5, "loss_rate": 0.0}
-    metrics = [_share(name, [x == value for x in outcomes], seed) for name, value in named.items()]
+    rates = [proportion(outcomes.count(value), len(outcomes)).named(name) for name, value in named.items()]
     firsts = [x for m in matches for x in (m.first, None if m.second is None else 1 - m.second) if x is not None]
     wins, losses = outcomes.count(1.0), outcomes.count(0.0)
     adjusted = length_controlled([(x, d) for x, d in found if x is not None])
     return [
-        *metrics,
+        *rates,
         Metric(name="sign_test_p", value=sign_test(wins, losses), n=wins + losses),
         Metric(name="first_position_rate", value=float(np.mean(firsts)) if firsts else None, n=len(firsts)),
         Metric(name="length_controlled_win_rate", value=adjusted, n=len(outcomes)),
-        _share("unjudged_rate", [m.outcome is None for m in matches], seed),
+        proportion(len(matches) - len(outcomes), len(matches)).named("unjudged_rate"),
     ]
-
-
-def _share(name: str, hits: Sequence[bool], seed: int) -> Metric:
-    e = agreement.mean_estimate([[float(hit)] for hit in hits], seed=seed)
-    return Metric(name=name, value=e.value, n=e.n, low=e.low, high=e.high)
-
-
-def sign_test(wins: int, losses: int) -> float | None:
-    """Two-sided p-value of the sign test, exactly; None when nothing was decided."""
-    n, fewer = wins + losses, min(wins, losses)
-    if n == 0:
-        return None
-    tail = sum(math.comb(n, k) for k in range(fewer + 1))
-    return min(1.0, float(2 * tail / 2**n))
 
 
 def length_controlled(outcomes: Sequence[tuple[float, int]]) -> float | None:
@@ -139,7 +124,7 @@ def run(ctx: Context) -> Made[Metric]:
     material = {key: (answer.prompt, answer.response, b[key].response) for key, answer in a.items()}
     with open_caller(ctx) as caller:
         comparisons = caller.judge.compare(material, title="head to head")
-    metrics = metrics_of(matches_of(a, b, comparisons), seed=cfg.seed)
+    metrics = metrics_of(matches_of(a, b, comparisons))
     return Made(metrics, {m.name: m.value for m in metrics if m.value is not None}, {"verdicts": comparisons})
 
 

@@ -1,60 +1,71 @@
-"""Trainers, chosen by `trainer.name`. Today there is one: `nemo_aligner`, NVIDIA's NeMo-Aligner as a library.
+"""Trainers, found by `trainer.name`: `nemo_aligner`, or the dotted path of a user's own module.
 
-Importing this package imports neither torch nor NeMo; opening a trainer does not either. Raises
-`ConfigError` for a name that is not known.
+Each exports one `BACKEND`. Importing it imports neither torch nor NeMo, and neither does opening a trainer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_srl.config import Config
-from nemo_srl.errors import ConfigError
-from nemo_srl.models.hf import ModelSpec
+from nemo_srl import registry
+from nemo_srl.config.training import OptimConfig, TrainerSettings
+from nemo_srl.models.spec import ModelSpec
 from nemo_srl.protocols import Trainer
 
+WORK_DIR = "training"
+"""Where in a stage's directory its trainer keeps its files."""
 
-def open_trainer(cfg: Config) -> Trainer:
-    """The trainer that `cfg.trainer.name` asks for. Raises `ConfigError`."""
-    if cfg.trainer.name == "nemo_aligner":
-        from nemo_srl.trainers.nemo_aligner import NemoAlignerTrainer
 
-        return NemoAlignerTrainer(cfg)
-    raise ConfigError(
-        f"trainer.name={cfg.trainer.name!r}: there is no such trainer. Use trainer.name=nemo_aligner, "
-        "the only one so far."
-    )
+@dataclass(frozen=True, kw_only=True)
+class TrainingMemory:
+    """Bytes on the fullest GPU of a training."""
+
+    weights_and_gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    overhead: float
+    """What the training's tensors do not account for: CUDA's context, communication buffers, fragmentation."""
+
+    @property
+    def total(self) -> float:
+        return self.weights_and_gradients + self.optimizer + self.activations + self.logits + self.overhead
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerBackend:
+    """Everything that the rest of the package asks of a trainer. `Any` stands for the trainer's own settings."""
+
+    settings: type
+    """A dataclass whose instances are `TrainerSettings`; its first field is `name`, the trainer's own name."""
+    decisive: tuple[str, ...]
+    """The settings that change what is trained, and so are part of an artifact's identity."""
+    open: Callable[[Any], Trainer]
+    check: Callable[[Any, Sequence[OptimConfig], ModelSpec], None]
+    """Raises `ConfigError` for settings with which one of these trainings of this model could not start.
+
+    What depends on the data (number of rows, their lengths) is checked by `Trainer.prepare`.
+    """
+    memory: Callable[[OptimConfig, Any, ModelSpec], TrainingMemory]
+    checkpoint_bytes: Callable[[Any, ModelSpec], float]
+    """The size of one checkpoint, from which an interrupted training goes on."""
+
+
+def trainer_backend(settings: TrainerSettings) -> TrainerBackend:
+    """The backend that `settings.name` names. Raises `ConfigError`."""
+    found: TrainerBackend = registry.load("trainers", settings.name)
+    return found
+
+
+def open_trainer(settings: TrainerSettings) -> Trainer:
+    """The trainer that `settings.name` names. Raises `ConfigError`."""
+    return trainer_backend(settings).open(settings)
 
 
 def read_metrics(name: str, work_dir: Path) -> list[dict[str, Any]]:
-    """What the trainer of this name recorded in `work_dir`, a row for each step; empty before the first step."""
-    if name != "nemo_aligner":
-        raise ConfigError(f"trainer.name={name!r}: there is no such trainer. Use nemo_aligner, the only one so far.")
-    from nemo_srl.trainers.nemo_aligner import metrics
-
-    path = work_dir / metrics.METRICS_FILE
-    return metrics.read_metrics(path) if path.exists() else []
-
-
-def check_plan(cfg: Config, model_dir: Path) -> None:
-    """Raise `ConfigError` for settings with which SFT or DPO of this model could not start.
-
-    What depends on the data (rows against batch size, lengths) is checked when a training is prepared.
-    """
-    from nemo_srl.models.hf import read_spec
-
-    check_shape(cfg, read_spec(model_dir))
-
-
-def check_shape(cfg: Config, spec: ModelSpec) -> None:
-    """As `check_plan`, for a model that need not be there yet."""
-    open_trainer(cfg)
-    from nemo_srl.trainers.nemo_aligner.data import DataStatistics
-    from nemo_srl.trainers.nemo_aligner.training_plan import make_plan
-
-    for optim in (cfg.sft, cfg.dpo):
-        enough = DataStatistics(
-            num_rows=optim.global_batch_size, num_rows_too_long=0, num_boundary_merges=0, num_tokens=0, max_length=0
-        )
-        make_plan(optim, cfg.trainer, seed=cfg.seed, spec=spec, train=enough, validation=enough)
+    """What the trainer of this name recorded in `work_dir`: a row for each step. Raises `ConfigError`."""
+    backend: TrainerBackend = registry.load("trainers", name)
+    return backend.open(backend.settings()).metrics(work_dir)

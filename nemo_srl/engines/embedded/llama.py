@@ -4,8 +4,8 @@ This is the Llama of the Hugging Face checkpoint format: RMSNorm, rotary embeddi
 Query, key and value are one matrix product, and so are gate and up. In float32 its logits agree with
 `LlamaForCausalLM` up to rounding.
 
-Not covered: accelerators, training, biases and other architectures (`models.hf` refuses them), and rotary scaling other
-than `llama3` and `linear` (refused here).
+Not covered: accelerators, training, biases, architectures of no known family (`models.families` refuses them), and
+rotary scaling other than `llama3` and `linear` (refused here).
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from torch import Tensor
 from nemo_srl.engines.embedded.batching import Segment
 from nemo_srl.engines.embedded.kv_cache import KVCache
 from nemo_srl.errors import ModelError
-from nemo_srl.models import hf
+from nemo_srl.models import families, hf
+from nemo_srl.models.spec import ModelSpec
 
 Linear = Callable[[Tensor], Tensor]
 """x [num_tokens, in_features] -> [num_tokens, out_features]."""
@@ -74,11 +75,11 @@ class LlamaModel:
         self.dtype = dtype
         self.query_size = spec.num_attention_heads * spec.head_dim
         self.inverse_frequencies = inverse_frequencies(spec)
-        read = _Weights(model_dir, dtype)
-        self.embedding = read("model.embed_tokens.weight")
-        self.final_norm = read("model.norm.weight")
-        self.head = make_linear(self.embedding if spec.tie_word_embeddings else read("lm_head.weight"))
-        self.layers = [_read_layer(read, f"model.layers.{i}.") for i in range(spec.num_layers)]
+        read, family = _Weights(model_dir, dtype), families.of(spec)
+        self.embedding = read(family.embedding)
+        self.final_norm = read(family.final_norm)
+        self.head = make_linear(self.embedding if spec.tie_word_embeddings else read(family.output))
+        self.layers = [_read_layer(read, family, i) for i in range(spec.num_layers)]
 
     def new_cache(self, *, num_rows: int, max_prompt: int, max_tokens: int) -> KVCache:
         return KVCache(
@@ -205,19 +206,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos).addcmul_(swapped, sin)
 
 
-def inverse_frequencies(spec: hf.ModelSpec) -> Tensor:
+def inverse_frequencies(spec: ModelSpec) -> Tensor:
     """Angles per position, [head_dim / 2]. Long wavelengths are scaled if the model's configuration says so.
 
     Raises `ModelError` for a kind of scaling that is not known. To ignore it would give wrong text.
     """
     plain = spec.rope_theta ** (-torch.arange(0, spec.head_dim, 2).float() / spec.head_dim)
     scaling = spec.rope_scaling or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
+    if spec.rope_type == "default":
         return plain
-    if kind == "linear":
+    if spec.rope_type == "linear":
         return plain / float(scaling["factor"])
-    if kind != "llama3":
+    if spec.rope_type != "llama3":
         raise ModelError(
             f"rope_scaling={spec.rope_scaling}: the embedded engine knows the types default, linear and llama3. "
             "Serve this model with another engine."
@@ -260,22 +260,22 @@ class _Weights:
 
     def __call__(self, name: str) -> Tensor:
         if name not in self.index:
-            raise ModelError(f"{self.model_dir}: the weights lack {name}, which a Llama model needs")
+            raise ModelError(f"{self.model_dir}: the weights have no {name}, which this model needs")
         with safe_open(self.index[name], framework="pt") as file:
             return file.get_tensor(name).to(self.dtype)  # type: ignore[no-any-return]
 
 
-def _read_layer(read: _Weights, prefix: str) -> Layer:
+def _read_layer(read: _Weights, family: families.Family, layer: int) -> Layer:
     def merged(*names: str) -> Linear:
-        return make_linear(torch.cat([read(f"{prefix}{name}.weight") for name in names]))
+        return make_linear(torch.cat([read(name.format(layer=layer)) for name in names]))
 
     return Layer(
-        input_norm=read(prefix + "input_layernorm.weight"),
-        qkv=merged("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        output=merged("self_attn.o_proj"),
-        post_attention_norm=read(prefix + "post_attention_layernorm.weight"),
-        gate_up=merged("mlp.gate_proj", "mlp.up_proj"),
-        down=merged("mlp.down_proj"),
+        input_norm=read(family.input_norm.format(layer=layer)),
+        qkv=merged(family.q, family.k, family.v),
+        output=merged(family.o),
+        post_attention_norm=read(family.post_attention_norm.format(layer=layer)),
+        gate_up=merged(family.gate, family.up),
+        down=merged(family.down),
     )
 
 

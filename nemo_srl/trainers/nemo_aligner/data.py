@@ -1,16 +1,16 @@
 """From rendered text to the token ids that are trained on, and what is counted on the way.
 
-NeMo-Aligner's own datasets tokenise while training: an over-long pair is cut to 32 masked tokens and still
-counts in the batch, a tokenizer that merges characters across the prompt's end stops the run in its middle,
-and the SFT dataset strips spaces from the text. Here every row is tokenised once, before anything starts, and
-the files hold token ids, so that what is counted is what is trained on:
+NeMo-Aligner's own datasets tokenise during the training. They cut an over-long pair to 32 masked tokens that still
+count in the batch. They stop the run in its middle when a tokenizer merges characters across the prompt's end. The
+SFT dataset strips spaces from the text. Here every row is tokenised once, before anything starts, and the file holds
+token ids. So what is counted is what is trained on:
 
-- a row longer than `max_seq_length` is dropped and counted;
-- prompt and response are tokenised together, as NeMo-Aligner does; where the tokenizer would merge across
-  the boundary they are tokenised apart (which is how the policy sees a prompt that it answers) and counted;
-- every response ends with the model's end-of-sequence token, so that the policy learns to stop.
+- A row longer than `max_seq_length` is dropped and counted.
+- Prompt and response are tokenised together, as NeMo-Aligner does. Where the tokenizer would merge across their
+  boundary, they are tokenised apart and counted. The policy also sees the prompt alone when it answers.
+- Every response ends with the model's end-of-sequence token, so that the policy learns to stop.
 
-Raises `DataError` for rows that cannot be used. Needs no torch. Covers text-only rows.
+Raises `DataError` for rows that cannot be used. Needs no torch. Covers rows of text only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from nemo_srl.errors import DataError
 from nemo_srl.protocols import DPORow, SFTRow
 
 TRAIN_FILE = "train.jsonl"
-VALIDATION_FILE = "validation.jsonl"
 
 Encode = Callable[[str], list[int]]
 """Text to token ids, without any special token that is not in the text."""
@@ -33,14 +32,14 @@ Encode = Callable[[str], list[int]]
 
 @dataclass(frozen=True, kw_only=True)
 class DataStatistics:
-    """What became of the rows of one split. Lengths and tokens count prompt + response (+ both of a pair)."""
+    """What became of the rows. A length is that of prompt and response; tokens count both responses of a pair."""
 
     num_rows: int
     """Rows that can be trained on."""
     num_rows_too_long: int
-    """Dropped: longer than `max_seq_length`."""
+    """Rows that were dropped because they are longer than `max_seq_length`."""
     num_boundary_merges: int
-    """Kept, with prompt and response tokenised apart."""
+    """Rows that were kept, with prompt and response tokenised apart."""
     num_tokens: int
     max_length: int
 
@@ -62,7 +61,7 @@ class _Encoder:
 def tokenize_rows(
     rows: Sequence[SFTRow | DPORow], *, encode: Encode, eos_token_id: int, max_seq_length: int
 ) -> tuple[list[dict[str, Any]], DataStatistics]:
-    """Token ids per row, in order, without those that are too long, and the counts."""
+    """Token ids per row, in order and without the rows that are too long, and the counts."""
     encoder = _Encoder(encode, eos_token_id)
     kept: list[dict[str, Any]] = []
     num_too_long = num_merges = num_tokens = max_length = 0
@@ -70,8 +69,8 @@ def tokenize_rows(
         ids, merged = _row_ids(row, encoder)
         if not ids["prompt_ids"]:
             raise DataError(
-                f"row {index}: the prompt is empty. The first token of a response cannot be trained without "
-                "a token before it; give the row a prompt (a chat template always writes one)."
+                f"row {index}: the prompt is empty. The first token of a response can only be trained after another "
+                "token. Give the row a prompt; a chat template always writes one."
             )
         prompt_length = len(ids["prompt_ids"])
         lengths = [prompt_length + len(v) for k, v in ids.items() if k.endswith("_ids") and k != "prompt_ids"]

@@ -1,7 +1,7 @@
-"""The files of `data.py` as NeMo-Aligner's loops want them: torch datasets and the SFT collate function.
+"""The file that `data.py` writes, as NeMo-Aligner's loops want it: torch datasets and the SFT collate function.
 
 Items have the keys, shapes and padding of NeMo-Aligner's own `DPOModelDataset` and NeMo's `GPTSFTDataset`
-(0.7.0 and 2.2.1), built from token ids instead of text. All rows are held in memory.
+(0.7.0 and 2.2.1), but are built from token ids instead of text. All rows are in memory.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""What one training step was like, one JSON object a line, under names that say what they are.
-
-NeMo-Aligner logs the implicit rewards of DPO without their factor beta, and with the distributed optimizer
-it logs no gradient norm at all, because the clipping happens inside `step`. Both are put right here.
+"""The metrics of every training step, one JSON object a line.
 
     {"step": 1, "loss": 0.693, "lr": 1e-06, "grad_norm": 4.1, "rewards_chosen": 0.0, ...}
 
-A training that goes on from a checkpoint drops the lines of the steps that it repeats.
+NeMo-Aligner logs the implicit rewards of DPO without their factor beta; here they have it. With the distributed
+optimizer it logs no gradient norm, because the clipping happens inside `step`; here it is logged. A training that goes
+on from a checkpoint drops the lines of the steps that it repeats.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _SAME_NAME = ("loss", "lr", "grad_norm", "preference_loss", "sft_loss", "acc", "
 
 
 def step_record(metrics: Mapping[str, float], *, step: int, beta: float | None) -> dict[str, Any]:
-    """Our names and units for what NeMo-Aligner reports about a step (1 is the first).
+    """What NeMo-Aligner reports about one step, in our names and units. The first step is number 1.
 
     `rewards_chosen`, `rewards_rejected` and `rewards_margin` are beta * (log pi - log pi_ref), summed over
     the response and averaged over the batch (Rafailov et al. 2023, section 4); `acc` is the share of pairs
@@ -42,37 +41,30 @@ class MetricsFile:
     """NeMo-Aligner's logger protocol (`log_metrics`, `log_hyperparams`, `finalize`) over a JSONL file."""
 
     def __init__(self, path: Path, *, beta: float | None, first_step: int) -> None:
-        """Goes on after `first_step` completed steps; with `path` None-like ranks simply do not make one."""
+        """Keeps the lines of the first `first_step` steps, which are completed. Only rank 0 makes such a file."""
         self.path, self.beta = path, beta
         self.grad_norm = math.nan
-        kept = [line for line in read_metrics(path) if line["step"] <= first_step] if path.exists() else []
+        kept = [line for line in read_metrics(path) if line["step"] <= first_step]
         path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         train = {key.removeprefix("train/"): v for key, v in metrics.items() if key.startswith("train/")}
-        validation = {key.removeprefix("val/"): v for key, v in metrics.items() if key.startswith("val/")}
         if train and step is not None:
-            # NeMo-Aligner counts from 0 here, and from 1 for validations.
+            # NeMo-Aligner counts from 0 here.
             record = step_record({**train, "grad_norm": self.grad_norm}, step=step + 1, beta=self.beta)
-            self._append(record)
-        if validation and step is not None:
-            record = step_record(validation, step=step, beta=self.beta)
-            self._append({"step": step} | {f"val_{k}": v for k, v in record.items() if k != "step"})
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
 
     def log_hyperparams(self, params: object) -> None:
-        """The configuration is a file of its own."""
+        """Does nothing: `plan.yaml` holds the configuration."""
 
     def finalize(self, status: str) -> None:
-        """Every line is already written."""
-
-    def _append(self, record: Mapping[str, Any]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Does nothing: every line is already written."""
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a torn last one, of a killed process, is left out."""
-    lines = path.read_text().splitlines()
+    """The lines of a metrics file; empty if there is none. A last line that a killed process cut off is left out."""
+    lines = path.read_text().splitlines() if path.exists() else []
     records = []
     for index, line in enumerate(lines):
         try:

@@ -1,4 +1,4 @@
-"""NeMo-Aligner's progress bars, put right: one rank draws them, with what is worth seeing, and they end at 100%."""
+"""NeMo-Aligner's progress bars, corrected: only rank 0 draws them, they show a few metrics, and they end at 100%."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-_SHOWN = {"train_loss": "loss", "train_acc": "acc", "train_lr": "lr", "val_loss": "val_loss"}
+_SHOWN = {"train_loss": "loss", "train_acc": "acc", "train_lr": "lr"}
 
 
 class StepBar(tqdm):  # type: ignore[misc]
-    """A bar that counts the steps whose metrics it was told.
+    """A bar that counts the calls of `set_postfix`, of which NeMo-Aligner makes one for every step.
 
-    NeMo-Aligner zips its bar behind a range, so the bar never hears that the last step was made; and every
-    rank draws one.
+    NeMo-Aligner iterates over a range and the bar together, the range first. So the bar is never told that the last
+    step is done. NeMo-Aligner also lets every rank draw a bar.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

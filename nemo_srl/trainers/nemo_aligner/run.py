@@ -3,9 +3,9 @@
 Follows NeMo-Aligner 0.7.0's `examples/nlp/gpt/train_gpt_{sft,dpo}.py` step by step, without Hydra and with
 our own datasets and metrics. Goes on from the last checkpoint in the work directory, if there is one.
 
-Ranks come from torchrun's environment (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or from
-Slurm's with one task per rank (SLURM_PROCID ...; MASTER_ADDR must then be set), or there is just one.
-Raises `ConfigError` when the number of ranks is not the planned one.
+The environment tells the rank: torchrun's variables (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or
+Slurm's with one task per rank (SLURM_PROCID and others; MASTER_ADDR must then be set). Without either there is one
+rank. Raises `ConfigError` when the number of ranks is not the planned one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def train(work_dir: Path) -> None:
     adopt_rank_environment(os.environ)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # checkpoints are written by forked processes
     if not sys.warnoptions:
-        # Deprecations and missing optional packages inside NeMo, by the hundred; errors stay errors.
+        # NeMo makes hundreds of warnings, of deprecations and of missing optional packages. Errors stay errors.
         warnings.simplefilter("ignore")
     import torch
 
@@ -43,15 +43,15 @@ def train(work_dir: Path) -> None:
 def adopt_rank_environment(environ: dict[str, str] | os._Environ[str]) -> None:
     """Put torchrun's variables into `environ`, whoever started this process.
 
-    Lightning would otherwise guess among several launchers, e.g. take Slurm's variables inside an
-    allocation although torchrun started the process.
+    Otherwise Lightning would guess among several launchers. Inside a Slurm allocation, for example, it would take
+    Slurm's variables although torchrun started the process.
     """
     if "RANK" not in environ:
         if int(environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environ:
             if "MASTER_ADDR" not in environ:
                 raise ConfigError(
-                    "MASTER_ADDR: not set, and under srun nothing else tells the ranks where to meet. Export "
-                    "it in the batch script, e.g. the first host of SLURM_JOB_NODELIST."
+                    "MASTER_ADDR: it is not set, and under srun nothing else tells the ranks where to meet. Export "
+                    "it in the batch script, for example the first host of SLURM_JOB_NODELIST."
                 )
             environ["RANK"], environ["WORLD_SIZE"] = environ["SLURM_PROCID"], environ["SLURM_NTASKS"]
             environ["LOCAL_RANK"] = environ["SLURM_LOCALID"]

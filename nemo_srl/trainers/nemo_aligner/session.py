@@ -1,6 +1,6 @@
-"""NeMo-Aligner's objects, put together and run; see `run.py`. Imports NeMo, so it is imported late.
+"""Builds NeMo-Aligner's objects and runs them; see `run.py`. It imports NeMo, so others import it late.
 
-Covers SFT and DPO of a full model. What fails here was not foreseen by `plan.py` and comes as NeMo's error.
+Covers SFT and DPO of a full model. An error that `feasibility.py` did not foresee appears here, as NeMo's own.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from nemo_aligner.utils.utils import load_from_nemo, retrieve_model_state_dict_i
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_srl.errors import ConfigError, StoppedError
-from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, VALIDATION_FILE
+from nemo_srl.trainers.nemo_aligner import losses
+from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE
 from nemo_srl.trainers.nemo_aligner.datasets import DPODataset, SFTDataset, collate_sft
 from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, MetricsFile
 from nemo_srl.trainers.nemo_aligner.progress import StepBar
@@ -52,11 +53,11 @@ def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None] | No
     _check_world_size(cfg)
     if adapt_plan is not None:
         adapt_plan(cfg)
-    # NeMo's warnings list every key that a configuration could have; Lightning tells what it does not use.
+    # NeMo warns of every key that a configuration could have, and Lightning lists the accelerators it does not use.
     nemo_logging.setLevel(nemo_logging.ERROR)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Upstream's scripts do so: CUDA cannot be used again in a forked child.
+    # As upstream's scripts do: a forked child cannot use CUDA.
     torch.multiprocessing.set_start_method("spawn", force=True)
     algorithm = "dpo" if "dpo" in cfg.trainer else "sft"
     dpo_algorithm.tqdm = supervised_algorithm.tqdm = StepBar
@@ -70,14 +71,14 @@ def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None] | No
         loop.load_state_dict(progress)
     loop.fit()
     if loop.step < cfg.num_steps:
-        torch.distributed.barrier()  # a launcher may end all ranks as soon as one has left
+        torch.distributed.barrier()  # a launcher may end all ranks as soon as the first one ends
         raise StoppedError(f"training was asked to stop and saved step {loop.step} of {cfg.num_steps}")
 
 
 def _check_world_size(cfg: DictConfig) -> None:
     planned, started = cfg.trainer.num_nodes * cfg.trainer.devices, int(os.environ["WORLD_SIZE"])
     if started != planned:
-        # Without this the ranks would wait for the others until a timeout.
+        # Otherwise the ranks would wait for the missing ones until a timeout.
         raise ConfigError(
             f"trainer.devices={cfg.trainer.devices}: num_nodes x devices = {planned} ranks were planned, and "
             f"{started} were started. Start one process per rank."
@@ -98,16 +99,18 @@ def _load_model(cfg: DictConfig, trainer: Any, algorithm: str, start_dir: Path) 
     init_peft(model, cfg.model)
     if algorithm == "dpo":
         _keep_logits_in_float32(model)
-        # The reference: a copy of the starting weights, swapped in for every batch.
+        if (loss := losses.find(cfg.model.dpo.preference_loss)) is not None:
+            losses.install(model, loss)
+        # The reference is a copy of the starting weights, which NeMo-Aligner swaps in for every batch.
         model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(model, megatron_amp_O2=cfg.model.megatron_amp_O2)
     return model
 
 
 def _keep_logits_in_float32(model: Any) -> None:
-    """Compute log-probabilities in float32 under autocast too, as NeMo does by itself in O2.
+    """Compute log-probabilities in float32 also under autocast, as NeMo does by itself in O2.
 
-    Otherwise NeMo-Aligner's log-softmax gives bfloat16: a log-probability of -5 off by up to 0.016, and a response
-    sums hundreds of them.
+    Otherwise NeMo-Aligner's log-softmax returns bfloat16. A log-probability of -5 is then wrong by up to 0.016, and
+    hundreds of them are summed for one response.
     """
 
     def to_float32(module: Any, inputs: Any, output: Any) -> Any:
@@ -124,33 +127,20 @@ def _build_loop(
 ) -> Any:
     pad_id = model.tokenizer.eos_id
     multiple = cfg.model.data.pad_length_to_multiple_of
-    consumed_samples = progress["consumed_samples"] if progress else 0
-
-    def dataset(path: Path) -> Any:
-        return DPODataset(path, pad_id=pad_id) if algorithm == "dpo" else SFTDataset(path)
-
-    def loader(data: Any, *, consumed: int, shuffle: bool) -> Any:
-        collate = identity_collate if algorithm == "dpo" else partial(collate_sft, pad_id=pad_id, multiple=multiple)
-        return build_dataloader(
-            cfg=cfg,
-            dataset=data,
-            consumed_samples=consumed,
-            mbs=cfg.model.micro_batch_size,
-            gbs=cfg.model.global_batch_size,
-            load_gbs=True,
-            pad_samples_to_global_batch_size=False,
-            collate_fn=collate,
-            use_random_sampler=shuffle,
-        )
-
-    train_data = dataset(work_dir / TRAIN_FILE)
-    train_loader = loader(train_data, consumed=consumed_samples, shuffle=True)
-    # Without validation the loop still asks for the length of a loader.
-    validates = cfg.trainer[algorithm].limit_val_batches > 0
-    val_data = dataset(work_dir / VALIDATION_FILE) if validates else train_data
-    val_loader = loader(val_data, consumed=0, shuffle=False)
-
-    init_using_ptl(trainer, model, train_loader, train_data)
+    path = work_dir / TRAIN_FILE
+    data = DPODataset(path, pad_id=pad_id) if algorithm == "dpo" else SFTDataset(path)
+    loader = build_dataloader(
+        cfg=cfg,
+        dataset=data,
+        consumed_samples=progress["consumed_samples"] if progress else 0,
+        mbs=cfg.model.micro_batch_size,
+        gbs=cfg.model.global_batch_size,
+        load_gbs=True,
+        pad_samples_to_global_batch_size=False,
+        collate_fn=(identity_collate if algorithm == "dpo" else partial(collate_sft, pad_id=pad_id, multiple=multiple)),
+        use_random_sampler=True,
+    )
+    init_using_ptl(trainer, model, loader, data)
     optimizer, scheduler = extract_optimizer_scheduler_from_ptl_model(model)
     loggers = []
     if trainer.is_global_zero:
@@ -163,8 +153,8 @@ def _build_loop(
         "model": model,
         "optimizer": optimizer,
         "scheduler": scheduler,
-        "train_dataloader": train_loader,
-        "val_dataloader": val_loader,
+        "train_dataloader": loader,
+        "val_dataloader": loader,  # there is no validation, but the loop asks for the length of a loader
         "test_dataloader": None,
         "logger": CustomLoggerWrapper(loggers),
         "ckpt_callback": add_custom_checkpoint_callback(trainer, model),
@@ -177,7 +167,7 @@ def _build_loop(
 
 
 def _record_grad_norm(optimizer: Any, metrics: MetricsFile) -> None:
-    """Tell `metrics` the norm before clipping, which only `step` of the distributed optimizer knows."""
+    """Give `metrics` the norm before clipping, which only the distributed optimizer's `step` returns."""
     inner_step = optimizer.step
 
     def step(closure: Any = None) -> Any:

@@ -1,9 +1,8 @@
-"""Stop at the next step and save, when SIGTERM comes: a time limit, a preemption, Ctrl-C at the orchestrator.
+"""At SIGTERM, stop after the running step and save. A time limit, a preemption or Ctrl-C sends this signal.
 
-NeMo-Aligner's loops ask a timer after every step whether to save and leave; this is that timer. Rank 0
-decides for all, since a signal may reach the ranks in different steps. Further signals change nothing: a
-batch script and Slurm itself may both send one. Not covered: a rank that is stuck in a collective notices
-nothing and has to be killed.
+NeMo-Aligner's loops ask a timer after every step whether to save and stop. This is that timer. Rank 0 decides for all
+ranks, since the signal may reach them in different steps. A second signal changes nothing: a batch script and Slurm
+may both send one. Not covered: a rank that hangs in a collective operation does not see the request and must be killed.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ import torch
 
 
 class StopRequest:
-    """Implements what NeMo-Aligner's loops use of its `nemo_aligner.utils.distributed.Timer`."""
+    """Has those methods of `nemo_aligner.utils.distributed.Timer` that NeMo-Aligner's loops call."""
 
     def __init__(self) -> None:
         self._requested = False
 
     def start_time(self) -> None:
-        """Called when training begins: from here on SIGTERM is a request. Before, there is nothing to save."""
+        """Called when the training begins. Before that there is nothing to save, and SIGTERM ends the process."""
         signal.signal(signal.SIGTERM, self._request)
 
     def is_finished(self) -> bool:

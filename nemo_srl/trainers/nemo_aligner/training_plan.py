@@ -1,11 +1,11 @@
 """The whole NeMo-Aligner configuration as a pure function of our settings, the model and the data.
 
-What NeMo-Aligner would only notice after minutes of start-up, in the middle of training, or never is decided
-here and in `feasibility.py`, before anything runs, or refused with a `ConfigError`. Needs neither NeMo nor torch.
+Everything is decided here, before anything runs. `feasibility.py` refuses what NeMo-Aligner would notice after
+minutes of start-up, in the middle of the training, or never. Needs neither NeMo nor torch.
 
 The result is the tree of NeMo-Aligner's `examples/nlp/gpt/conf/gpt_{sft,dpo}.yaml` merged with the model's
-part of NeMo's `megatron_gpt_config.yaml`. Paths in it are relative to the work directory. It describes
-training on GPUs with Transformer Engine; what a machine without them needs instead is `cpu.py`'s business.
+part of NeMo's `megatron_gpt_config.yaml`. Paths in it are relative to the work directory. It describes a
+training on GPUs with Transformer Engine. `cpu.adapt_plan` changes what a machine without them needs otherwise.
 
 Does not cover: LoRA, context parallelism, virtual pipeline stages, fp8, packed sequences.
 """
@@ -13,12 +13,16 @@ Does not cover: LoRA, context parallelism, virtual pipeline stages, fp8, packed 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from nemo_srl.config import DPOConfig, SFTConfig, TrainerConfig
+from nemo_srl.config.training import DPOConfig, OptimConfig
 from nemo_srl.errors import ConfigError
-from nemo_srl.models.hf import ModelSpec
+from nemo_srl.models import families
+from nemo_srl.models.spec import ModelSpec
+from nemo_srl.trainers.nemo_aligner import feasibility
 from nemo_srl.trainers.nemo_aligner.data import DataStatistics
+from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 
 PLAN_FILE = "plan.yaml"
 START_DIR = "start"
@@ -28,39 +32,39 @@ NEMO_DIR = "nemo"
 TOKENIZER_DIR = "start/tokenizer"
 
 
+def check_plan(trainer: NemoAlignerSettings, optims: Sequence[OptimConfig], spec: ModelSpec) -> None:
+    """Raise `ConfigError` for settings with which one of these trainings could not start, whatever the data is."""
+    for optim in optims:
+        enough = DataStatistics(
+            num_rows=optim.global_batch_size, num_rows_too_long=0, num_boundary_merges=0, num_tokens=0, max_length=0
+        )
+        make_plan(optim, trainer, seed=1, spec=spec, train=enough)
+
+
 def make_plan(
-    optim: SFTConfig | DPOConfig,
-    trainer: TrainerConfig,
-    *,
-    seed: int,
-    spec: ModelSpec,
-    train: DataStatistics,
-    validation: DataStatistics,
+    optim: OptimConfig, trainer: NemoAlignerSettings, *, seed: int, spec: ModelSpec, train: DataStatistics
 ) -> dict[str, Any]:
-    """The configuration to train with: SFT for an `SFTConfig`, DPO for a `DPOConfig`.
+    """The configuration to train with: DPO for a `DPOConfig`, SFT for any other.
 
     Its sections are `trainer`, `exp_manager`, `model` (NeMo's) and `num_steps`, the number of optimizer steps
     that the learning-rate schedule was computed from. Raises `ConfigError`.
     """
     section = "dpo" if isinstance(optim, DPOConfig) else "sft"
-    feasibility.check(section, optim, trainer, spec=spec, train=train)
+    feasibility.check(optim, trainer, spec=spec, train=train)
     num_steps_per_epoch = train.num_rows // optim.global_batch_size
     num_steps = num_steps_per_epoch * optim.max_epochs
     return {
         "num_steps": num_steps,
-        "trainer": _trainer_section(section, optim, trainer, validation, num_steps),
+        "trainer": _trainer_section(section, optim, trainer, num_steps),
         "exp_manager": _exp_manager_section(section, trainer),
         "model": _model_section(section, optim, trainer, seed=seed, spec=spec, num_steps=num_steps),
     }
 
 
-def _trainer_section(
-    section: str, optim: SFTConfig | DPOConfig, trainer: TrainerConfig, validation: DataStatistics, num_steps: int
-) -> dict[str, Any]:
-    # One interval for both: NeMo-Aligner asserts that saving falls on a validation, but only after step 1.
+def _trainer_section(section: str, optim: OptimConfig, trainer: NemoAlignerSettings, num_steps: int) -> dict[str, Any]:
     interval = min(optim.save_interval, num_steps)
-    # `mcore_distributed_optim` clips by Lightning's own setting and never sees that of the algorithm. It
-    # also computes the norm that is logged only when it clips, so "no clipping" is a bound of infinity.
+    # `mcore_distributed_optim` clips by Lightning's own setting and never reads the algorithm's. It computes the norm,
+    # which is logged, only when it clips. So "no clipping" is a bound of infinity.
     clip = optim.gradient_clip_val if optim.gradient_clip_val > 0 else math.inf
     return {
         "num_nodes": trainer.num_nodes,
@@ -82,20 +86,19 @@ def _trainer_section(
             "val_check_interval": interval,
             "save_interval": interval,
             "limit_train_batches": 1.0,
-            # Whole batches only, as in training; with less than one there is no validation.
-            "limit_val_batches": validation.num_rows // optim.global_batch_size,
+            "limit_val_batches": 0,  # no validation: the judge and the held-out prompts measure the model
             "gradient_clip_val": clip,
         },
     }
 
 
-def _exp_manager_section(section: str, trainer: TrainerConfig) -> dict[str, Any]:
+def _exp_manager_section(section: str, trainer: NemoAlignerSettings) -> dict[str, Any]:
     return {
         "explicit_log_dir": NEMO_DIR,
         "exp_dir": None,
         "name": section,
         "max_time_per_run": None,
-        # NeMo's would save at SIGTERM from hooks that NeMo-Aligner's loops never call; see `stopping.py`.
+        # It saves at SIGTERM in hooks that NeMo-Aligner's loops never call. `stopping.py` does it instead.
         "create_preemption_callback": False,
         "create_tensorboard_logger": False,
         "create_wandb_logger": False,
@@ -107,7 +110,8 @@ def _exp_manager_section(section: str, trainer: TrainerConfig) -> dict[str, Any]
         "resume_ignore_no_checkpoint": True,
         "create_checkpoint_callback": True,
         "checkpoint_callback_params": {
-            # Only the last checkpoint is of use: the one to go on from, and at the end the result.
+            # Only the last checkpoint is needed: an interrupted training goes on from it, and at the end it is the
+            # result.
             "monitor": "step",
             "mode": "max",
             "save_top_k": 0,
@@ -122,18 +126,19 @@ def _exp_manager_section(section: str, trainer: TrainerConfig) -> dict[str, Any]
 
 
 def _vocab_divisor(spec: ModelSpec, *, tensor_model_parallel_size: int) -> int:
-    """NeMo's `make_vocab_size_divisible_by`: up to 128, and as large as it can be without needless padding.
+    """NeMo's `make_vocab_size_divisible_by`: the largest divisor up to 128 without needless padding.
 
-    NeMo's softmax counts padded rows, each as exp(0), so with padding it trains another model than the one
-    that is served. Llama 3 on 8 ranks: 128256 / 8 is a multiple of 32, so 32 instead of 768 rows of zeros.
+    NeMo's softmax includes padded rows, each as exp(0). With padding it would train another model than the one that
+    is served. For Llama 3 on 8 ranks, 128256 / 8 is a multiple of 32. So the divisor is 32; with 128 there would be
+    768 rows of zeros.
     """
     return math.gcd(128, -(-spec.vocab_size // tensor_model_parallel_size))
 
 
 def _model_section(
     section: str,
-    optim: SFTConfig | DPOConfig,
-    trainer: TrainerConfig,
+    optim: OptimConfig,
+    trainer: NemoAlignerSettings,
     *,
     seed: int,
     spec: ModelSpec,
@@ -145,8 +150,8 @@ def _model_section(
         "mcore_gpt": True,
         "seed": seed,
         "precision": "32" if trainer.precision == "32" else "bf16",
-        # O2: bfloat16 weights, float32 masters in the optimizer. Without, weights stay float32 and only the
-        # products are bfloat16: at a learning rate of 1e-6 an exported bfloat16 weight would hardly move.
+        # O2: bfloat16 weights, with float32 masters in the optimizer. Without O2, weights stay float32 and only the
+        # products are bfloat16. At a learning rate of 1e-6 a bfloat16 weight would hardly change.
         "megatron_amp_O2": trainer.precision == "bf16-O2",
         "micro_batch_size": trainer.micro_batch_size,
         "global_batch_size": optim.global_batch_size,
@@ -159,7 +164,7 @@ def _model_section(
         # From the model, not from the tokenizer, whose vocabulary may be smaller.
         "override_vocab_size": math.ceil(spec.vocab_size / (divisor * tp)) * divisor * tp,
         "tokenizer": {"library": "huggingface", "type": TOKENIZER_DIR, "use_fast": True},
-        # Checkpoints written without Transformer Engine lack its `_extra_state`.
+        # Transformer Engine's `_extra_state` is missing from checkpoints that were written without it.
         "dist_ckpt_format": "torch_dist",
         "dist_ckpt_load_strictness": "log_all",
         "transformer_engine": True,
@@ -173,21 +178,21 @@ def _model_section(
     }
     if isinstance(optim, DPOConfig):
         model["dpo"] = {
-            # As in training: with another micro-batch the reference would differ by rounding at step 1.
+            # The same as in training. Otherwise policy and reference would differ by rounding at step 1.
             "log_prob_forward_micro_batch_size": trainer.micro_batch_size,
             "ref_policy_kl_penalty": optim.beta,
             "preference_average_log_probs": False,
             "sft_average_log_probs": False,
             "gt_reward_scale": 1.0,
-            "preference_loss": optim.preference_loss,
+            "preference_loss": optim.preference_loss,  # a user's function too: `session.py` installs it from here
             "preference_loss_weight": 1.0,
             "sft_loss_weight": optim.sft_loss_weight,
         }
     return model
 
 
-def _architecture(optim: SFTConfig | DPOConfig, spec: ModelSpec) -> dict[str, Any]:
-    """A Llama in the words of NeMo's `megatron_gpt_config.yaml`."""
+def _architecture(optim: OptimConfig, spec: ModelSpec) -> dict[str, Any]:
+    """The model in the words of NeMo's `megatron_gpt_config.yaml`: a Llama, and what the family changes of it."""
     return {
         "encoder_seq_length": optim.max_seq_length,
         "max_position_embeddings": spec.max_position_embeddings,
@@ -220,18 +225,18 @@ def _architecture(optim: SFTConfig | DPOConfig, spec: ModelSpec) -> dict[str, An
         "apply_rope_fusion": True,
         "gradient_accumulation_fusion": False,
         "get_attention_mask_from_fusion": True,
+        **families.of(spec).nemo_settings,
     }
 
 
 def _rope_scaling(spec: ModelSpec) -> dict[str, Any]:
-    """Hugging Face's `rope_scaling` in NeMo's words; refuses a kind that NeMo 2.2 cannot express."""
-    scaling = spec.rope_scaling
-    kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
-    if scaling is None or kind == "default":
+    """Hugging Face's `rope_scaling` in NeMo's words. Refuses a type that NeMo 2.2 does not have."""
+    scaling = spec.rope_scaling or {}
+    if spec.rope_type == "default":
         return {"seq_len_interpolation_factor": None, "scale_positional_embedding": False}
-    if kind == "linear":
+    if spec.rope_type == "linear":
         return {"seq_len_interpolation_factor": scaling["factor"], "scale_positional_embedding": False}
-    if kind == "llama3":
+    if spec.rope_type == "llama3":
         return {
             "seq_len_interpolation_factor": None,
             "scale_positional_embedding": True,
@@ -241,15 +246,15 @@ def _rope_scaling(spec: ModelSpec) -> dict[str, Any]:
             "old_context_len": scaling["original_max_position_embeddings"],
         }
     raise ConfigError(
-        f"rope_scaling.rope_type={kind!r} in the model's config.json: NeMo 2.2 has no such scaling of the "
-        "rotary embedding, and training with another would be a silently different model. Supported are no "
-        "scaling, linear and llama3."
+        f"rope_scaling.rope_type={spec.rope_type!r} in the model's config.json: NeMo 2.2 has no such scaling of the "
+        "rotary embedding, and a training with another scaling would make another model. Use a model without scaling, "
+        "or with linear and llama3, the types that NeMo has."
     )
 
 
-def _optim_section(optim: SFTConfig | DPOConfig, *, num_steps: int) -> dict[str, Any]:
+def _optim_section(optim: OptimConfig, *, num_steps: int) -> dict[str, Any]:
     return {
-        # Megatron-core's own; `distributed_fused_adam` is Apex's, and its checkpoints depend on the layout.
+        # Megatron-core's own. The checkpoints of Apex's `distributed_fused_adam` depend on the parallel layout.
         "name": "mcore_distributed_optim",
         "lr": optim.learning_rate,
         "weight_decay": optim.weight_decay,
@@ -259,8 +264,8 @@ def _optim_section(optim: SFTConfig | DPOConfig, *, num_steps: int) -> dict[str,
         "grad_sync_dtype": "fp32",
         "sched": {
             "name": "CosineAnnealing",
-            # With upstream's constant_steps of 1000 a short run would fall to min_lr right after its warm-up
-            # and its first step would have a learning rate of 0.
+            # Upstream has constant_steps of 1000. With that, a short run would fall to min_lr right after its
+            # warm-up, and its first step would have a learning rate of 0.
             "warmup_steps": int(optim.warmup_fraction * num_steps),
             "constant_steps": 0,
             # The schedule counts from 0, so the last step is number num_steps - 1.
@@ -270,7 +275,7 @@ def _optim_section(optim: SFTConfig | DPOConfig, *, num_steps: int) -> dict[str,
     }
 
 
-def _data_section(section: str, optim: SFTConfig | DPOConfig, trainer: TrainerConfig) -> dict[str, Any]:
+def _data_section(section: str, optim: OptimConfig, trainer: NemoAlignerSettings) -> dict[str, Any]:
     data: dict[str, Any] = {
         "seq_length": optim.max_seq_length,
         "num_workers": 0,
@@ -278,11 +283,11 @@ def _data_section(section: str, optim: SFTConfig | DPOConfig, trainer: TrainerCo
         "reset_attention_mask": False,
         "eod_mask_loss": False,
         "validation_drop_last": True,
-        # Sequence parallelism cuts sequences by rank; fp8 and tensor cores like multiples of 16.
+        # Sequence parallelism cuts sequences by rank. Tensor cores are fastest with multiples of 16.
         "pad_length_to_multiple_of": (8 * trainer.tensor_model_parallel_size if trainer.sequence_parallel else 16),
     }
     if section == "sft":
         batch = {"global_batch_size": optim.global_batch_size, "micro_batch_size": trainer.micro_batch_size}
-        # GPTSFTModel sets its batch sizes from here around every validation.
+        # GPTSFTModel's batch sizes, which it sets around a validation.
         data |= {"train_ds": dict(batch), "validation_ds": dict(batch)}
     return data

@@ -1,7 +1,8 @@
-"""Is this the stack that the trainer was written for? `python -m nemo_srl.trainers.nemo_aligner.versions` says so.
+"""Checks that the installed packages are those that the trainer was written for.
 
-Looks at installed packages only, without importing them, so a wrong container is named in a second and not by
-an AttributeError minutes later. Patch releases are accepted, as are NVIDIA's suffixes (`2.2.0rc3`).
+`python -m nemo_srl.trainers.nemo_aligner.versions` prints the result. Only package metadata is read and nothing is
+imported. So a wrong container is reported within a second, and not by an AttributeError minutes later. Patch releases
+are accepted, and so are NVIDIA's suffixes (`2.2.0rc3`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ STACK = {"nemo-toolkit": "2.2", "nemo-aligner": "0.7", "megatron-core": "0.11"}
 
 
 def check_versions(*, installed: Callable[[str], str] = version) -> dict[str, str]:
-    """What is installed of `STACK`. Raises `ConfigError` for what is missing or of another version."""
+    """The installed versions of `STACK`. Raises `ConfigError` if a package is missing or has another version."""
     found: dict[str, str] = {}
     problems = []
     for package, wanted in STACK.items():

@@ -1,0 +1,65 @@
+"""Llama 2, Llama 3.x, and what has their architecture, such as SmolLM2 and TinyLlama."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nemo_srl.errors import ModelError
+from nemo_srl.models.families import Family, positive
+from nemo_srl.models.spec import ModelSpec
+
+
+def read_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """Transformers' `LlamaConfig`, with its defaults for what older files leave out."""
+    wrong = [key for key in ("attention_bias", "mlp_bias") if config.get(key)]
+    if config.get("hidden_act", "silu") != "silu":
+        wrong.append("hidden_act")
+    for key in wrong:
+        raise ModelError(f"{key}={config[key]!r} is not supported. Supported is {FAMILY.supported}.")
+    heads = positive(config, "num_attention_heads")
+    hidden = positive(config, "hidden_size")
+    groups = positive(config, "num_key_value_heads", heads)
+    if heads % groups:
+        raise ModelError(
+            f"num_attention_heads={heads} is not a multiple of num_key_value_heads={groups}, which grouped-query "
+            "attention needs"
+        )
+    return ModelSpec(
+        model_type=str(config["model_type"]),
+        num_layers=positive(config, "num_hidden_layers"),
+        hidden_size=hidden,
+        ffn_hidden_size=positive(config, "intermediate_size"),
+        num_attention_heads=heads,
+        num_query_groups=groups,
+        head_dim=positive(config, "head_dim", hidden // heads),
+        vocab_size=positive(config, "vocab_size"),
+        max_position_embeddings=positive(config, "max_position_embeddings"),
+        rope_theta=float(config.get("rope_theta", 10000.0)),
+        rope_scaling=config.get("rope_scaling"),
+        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        torch_dtype=str(config.get("torch_dtype") or config.get("dtype") or "float32"),
+    )
+
+
+_LAYER = "model.layers.{layer}."
+
+FAMILY = Family(
+    model_types=("llama",),
+    architectures=("LlamaForCausalLM",),
+    supported="LlamaForCausalLM (Llama 2, Llama 3.x, SmolLM2, TinyLlama, ...) with hidden_act=silu and without biases",
+    read_spec=read_spec,
+    embedding="model.embed_tokens.weight",
+    final_norm="model.norm.weight",
+    output="lm_head.weight",
+    input_norm=_LAYER + "input_layernorm.weight",
+    q=_LAYER + "self_attn.q_proj.weight",
+    k=_LAYER + "self_attn.k_proj.weight",
+    v=_LAYER + "self_attn.v_proj.weight",
+    o=_LAYER + "self_attn.o_proj.weight",
+    post_attention_norm=_LAYER + "post_attention_layernorm.weight",
+    gate=_LAYER + "mlp.gate_proj.weight",
+    up=_LAYER + "mlp.up_proj.weight",
+    down=_LAYER + "mlp.down_proj.weight",
+)

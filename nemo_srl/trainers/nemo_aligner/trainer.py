@@ -1,0 +1,208 @@
+"""NeMo-Aligner behind `nemo_srl.protocols.Trainer`.
+
+A work directory holds `plan.yaml` (the whole configuration), `data.json` (counts), `train.jsonl` (token ids), `start/`
+(the weights to start from), `nemo/` (NeMo's logs and checkpoints) and `metrics.jsonl` (one line per step). `export`
+removes `start/` and the checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from nemo_srl.errors import ConfigError, DataError
+from nemo_srl.models import hf
+from nemo_srl.protocols import DPORow, SFTRow, TrainingTask
+from nemo_srl.trainers.nemo_aligner import training_plan as planning
+from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, DataStatistics, Encode, tokenize_rows, write_rows
+from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, read_metrics
+from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
+
+DATA_FILE = "data.json"
+_TASK_FILE = "task.json"
+"""What was prepared. `prepare` writes it last, and does nothing when it finds the same again."""
+
+
+class NemoAlignerTrainer:
+    """Implements `nemo_srl.protocols.Trainer`."""
+
+    def __init__(self, settings: NemoAlignerSettings) -> None:
+        self._settings = settings
+
+    def prepare(self, task: TrainingTask, work_dir: Path) -> None:
+        """Check everything, then write the work directory.
+
+        When the same task was prepared before, this does nothing, and a started training goes on. When settings or
+        data differ, it discards the earlier training in `work_dir`.
+        """
+        spec = hf.read_spec(task.model_dir)
+        encode, eos_token_id = _load_tokenizer(task.model_dir, spec)
+        _check_rows(task)
+        rows, statistics = tokenize_rows(
+            task.rows, encode=encode, eos_token_id=eos_token_id, max_seq_length=task.optim.max_seq_length
+        )
+        plan = planning.make_plan(task.optim, self._settings, seed=task.seed, spec=spec, train=statistics)
+        self._write(task, work_dir, plan, rows, statistics)
+
+    def train(self, work_dir: Path) -> None:
+        """Train to the end, from the last checkpoint if there is one. Every rank calls it."""
+        from nemo_srl.trainers.nemo_aligner import run
+
+        run.train(work_dir)
+
+    def export(self, work_dir: Path, model_dir: Path) -> Mapping[str, float]:
+        """Write the trained weights as `model_dir`, remove the checkpoints, and return a summary of the training.
+
+        It may be called again after an interruption. Raises `ConfigError` when the training has not ended.
+        """
+        from nemo_srl.models.convert import nemo_to_hf
+
+        task = json.loads((work_dir / _TASK_FILE).read_text())
+        if not model_dir.exists():
+            checkpoint = last_checkpoint(work_dir)
+            nemo_to_hf(checkpoint, model_dir, template_hf_dir=Path(task["model_dir"]))
+        for directory in (work_dir / planning.START_DIR, work_dir / planning.NEMO_DIR / "checkpoints"):
+            shutil.rmtree(directory, ignore_errors=True)
+        return _summary(work_dir)
+
+    def metrics(self, work_dir: Path) -> list[dict[str, Any]]:
+        """One mapping per step that was made so far; `metrics.step_record` says what its values are."""
+        return read_metrics(work_dir / METRICS_FILE)
+
+    def _write(
+        self,
+        task: TrainingTask,
+        work_dir: Path,
+        plan: dict[str, Any],
+        rows: list[dict[str, Any]],
+        statistics: DataStatistics,
+    ) -> None:
+        import torch
+
+        from nemo_srl.models.convert import hf_to_nemo
+
+        identity = {
+            "algorithm": task.algorithm,
+            "model_dir": str(task.model_dir.resolve()),
+            "model_digest": hf.digest(task.model_dir),
+            "plan": plan,
+            "rows": rows,
+        }
+        task_file = work_dir / _TASK_FILE
+        text = json.dumps(identity)
+        if task_file.exists() and task_file.read_text() == text:
+            _keep_newest_checkpoint(work_dir)
+            return
+        if work_dir.exists():
+            _clear(work_dir)
+        work_dir.mkdir(parents=True, exist_ok=True)
+        write_rows(rows, work_dir / TRAIN_FILE)
+        (work_dir / DATA_FILE).write_text(json.dumps(asdict(statistics), indent=2) + "\n")
+        OmegaConf.save(OmegaConf.create(plan), work_dir / planning.PLAN_FILE)
+        start = work_dir / planning.START_DIR
+        # Without O2 the trained weights are float32, whatever type the directory's weights have.
+        hf_to_nemo(
+            task.model_dir,
+            start / "model_weights",
+            dtype=torch.bfloat16 if plan["model"]["megatron_amp_O2"] else torch.float32,
+            tensor_model_parallel_size=self._settings.tensor_model_parallel_size,
+            make_vocab_size_divisible_by=plan["model"]["make_vocab_size_divisible_by"],
+        )
+        OmegaConf.save(OmegaConf.create(plan["model"]), start / "model_config.yaml")
+        (work_dir / planning.TOKENIZER_DIR).mkdir()
+        for name in hf.COMPANION_FILES:
+            if (task.model_dir / name).is_file():
+                shutil.copy(task.model_dir / name, work_dir / planning.TOKENIZER_DIR / name)
+        task_file.write_text(text)
+
+
+def last_checkpoint(work_dir: Path) -> Path:
+    """The checkpoint of the last step. Raises `ConfigError` if the training has not reached that step."""
+    num_steps = OmegaConf.load(work_dir / planning.PLAN_FILE).num_steps
+    found = sorted((work_dir / planning.NEMO_DIR / "checkpoints").glob(f"*-step={num_steps}-*-last"))
+    unfinished = [path for path in found if path.with_name(f"{path.name}-unfinished").exists()]
+    if not found or unfinished:
+        raise ConfigError(
+            f"{work_dir}: training has not reached step {num_steps}, so there is nothing to export. Run train "
+            "again; it goes on from its last checkpoint."
+        )
+    return found[-1]
+
+
+def _keep_newest_checkpoint(work_dir: Path) -> None:
+    """Remove all complete checkpoints but the newest.
+
+    A training leaves two when it is killed after it wrote the new one and before it removed the old one. NeMo's
+    exp_manager then refuses to choose. A checkpoint is marked as unfinished before it is removed, as NeMo does, so
+    that one that is half removed is never taken for a complete one.
+    """
+    found = (work_dir / planning.NEMO_DIR / "checkpoints").glob("*-step=*-last")
+    whole = [path for path in found if not path.with_name(f"{path.name}-unfinished").exists()]
+    for path in sorted(whole, key=lambda path: int(path.name.split("-step=")[1].split("-")[0]))[:-1]:
+        marker = path.with_name(f"{path.name}-unfinished")
+        marker.touch()
+        shutil.rmtree(path)
+        marker.unlink()
+
+
+def _check_rows(task: TrainingTask) -> None:
+    expected = SFTRow if task.algorithm == "sft" else DPORow
+    for row in task.rows:
+        if not isinstance(row, expected):
+            raise DataError(
+                f"algorithm={task.algorithm}: needs rows of {expected.__name__}, found {type(row).__name__}"
+            )
+
+
+def _load_tokenizer(model_dir: Path, spec: hf.ModelSpec) -> tuple[Encode, int]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True)
+    eos_token_id = tokenizer.eos_token_id
+    if eos_token_id not in spec.eos_token_ids:
+        raise ConfigError(
+            f"eos_token_id={eos_token_id} in the tokenizer of {model_dir}: generation ends at "
+            f"{spec.eos_token_ids} (generation_config.json, config.json), so a model trained to end its responses "
+            "with the tokenizer's token would never stop. Make the two agree."
+        )
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return encode, int(eos_token_id)
+
+
+def _clear(work_dir: Path) -> None:
+    (work_dir / _TASK_FILE).unlink(missing_ok=True)
+    for name in (planning.START_DIR, planning.NEMO_DIR):
+        shutil.rmtree(work_dir / name, ignore_errors=True)
+    (work_dir / METRICS_FILE).unlink(missing_ok=True)
+
+
+def _summary(work_dir: Path) -> dict[str, float]:
+    """First and last training losses, and the counts of `data.json`, as one flat mapping."""
+    steps = read_metrics(work_dir / METRICS_FILE)
+    data = json.loads((work_dir / DATA_FILE).read_text())
+    plan = OmegaConf.load(work_dir / planning.PLAN_FILE)
+    num_used = plan.num_steps * plan.model.global_batch_size // plan.trainer.max_epochs
+    summary: dict[str, float] = {
+        "num_steps": len(steps),
+        "train_loss_first": steps[0]["loss"],
+        "train_loss_last": steps[-1]["loss"],
+        "grad_norm_max": max(record["grad_norm"] for record in steps),
+        "num_rows": data["num_rows"],
+        "num_rows_too_long": data["num_rows_too_long"],
+        "num_rows_not_in_a_batch": data["num_rows"] - num_used,
+        "num_boundary_merges": data["num_boundary_merges"],
+        "num_tokens": data["num_tokens"] * plan.trainer.max_epochs,
+        "seconds_per_step": sum(record["step_time"] for record in steps) / len(steps),
+    }
+    if "rewards_margin" in steps[-1]:
+        summary |= {"rewards_margin_last": steps[-1]["rewards_margin"], "acc_last": steps[-1]["acc"]}
+    return summary
