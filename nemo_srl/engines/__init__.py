@@ -1,7 +1,7 @@
 """Generation engines. Each folder here that exports `BACKEND` is one; `engine.name` chooses.
 
-A backend is imported only when it is asked for, and what it needs only when it is opened. So no engine needs what
-another one needs.
+A backend is imported only when it is asked for. What it needs is imported only when it is opened. So an engine does not
+need the packages of another one.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
     stop.py       stop strings
     engine.py     the loop, and `GenerationEngine` around it
 
-One process, one model, torch's own number of threads. It needs no server and sends nothing anywhere.
+There is one process and one model, with torch's own number of threads. It needs no server and sends nothing anywhere.
 """
 
 from __future__ import annotations

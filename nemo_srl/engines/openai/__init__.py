@@ -1,8 +1,8 @@
-"""The client of servers with an OpenAI-style API: hosted models, NIM, vLLM, `trtllm-serve`.
+"""The client of servers with an OpenAI-style API: hosted models, NIM, vLLM, and TensorRT-LLM's own.
 
     settings.py    what can be set
     transport.py   one HTTP call: deadlines, retries, the key
-    dialects.py    what is sent and read: token ids to /completions, text to /chat/completions
+    dialects.py    what it sends and reads: token ids to /completions, text to /chat/completions
     engine.py      many requests at once, and `GenerationEngine` around it
 
 Raises `ConfigError` before anything is sent, for settings that cannot work. Raises `EngineError` for a server that
@@ -23,7 +23,7 @@ from nemo_srl.protocols import GenerationEngine, GenerationRequest, SamplingPara
 
 
 def _open(settings: OpenAISettings, model_dir: Path) -> GenerationEngine:
-    """The server at `engine.base_url`. `model_dir` gives the tokenizer that counts (and makes) token ids."""
+    """An engine on the server at `engine.base_url`. Its tokens are counted with the tokenizer of `model_dir`."""
     from nemo_srl.engines.openai.dialects import ChatDialect, CompletionsDialect, load_tokenizer
     from nemo_srl.engines.openai.engine import OpenAIEngine, ServerSettings
     from nemo_srl.models.hf import read_spec
@@ -49,7 +49,7 @@ def api_key(variable: str) -> str:
         return ""
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise ConfigError(f"engine.api_key_env={variable!r}: this environment variable is not set; put the key there")
+        raise ConfigError(f"engine.api_key_env={variable!r}: this environment variable is not set. Put the key there.")
     return key
 
 
@@ -59,7 +59,7 @@ def _check(settings: OpenAISettings, model_dir: Path) -> None:
 
 def _check_texts(requests: Sequence[GenerationRequest], params: SamplingParams) -> None:
     if without := [r.key for r in requests if not r.text]:
-        raise DataError(f"request {without[0]!r}: has no text, which is what engine.api='chat' sends")
+        raise DataError(f"request {without[0]!r}: it has no text, and engine.api='chat' sends texts")
 
 
 BACKEND = EngineBackend(

@@ -10,7 +10,7 @@ from nemo_srl.config.check import check
 
 @dataclass
 class ClientSettings:
-    """How requests are sent, by every engine that talks to a server."""
+    """How every engine that talks to a server sends requests."""
 
     max_concurrency: int = 64
     """Requests under way at once, over all replicas."""
@@ -27,7 +27,7 @@ class ClientSettings:
 
 @dataclass
 class OpenAISettings(ClientSettings):
-    """`engine=openai`: a server that runs already (hosted, NIM, vLLM, trtllm-serve), at `base_url`."""
+    """`engine=openai`: a server that runs already, such as a hosted model, NIM or vLLM."""
 
     name: str = "openai"
     base_url: str = ""
@@ -38,7 +38,7 @@ class OpenAISettings(ClientSettings):
     """`chat` sends the text of a prompt as the user's turn, and the server renders it. `completions` sends token ids,
     for a server whose model has the same tokenizer as the policy."""
     extra_body: dict[str, Any] = field(default_factory=dict)
-    """Fields added to every request, for what only that server knows."""
+    """Fields that are added to every request, for what only that server knows. A null takes a field away."""
     api_key_env: str = ""
     """Name of the environment variable that holds the key. The key is read, sent and never stored."""
 

@@ -1,13 +1,13 @@
 """What TensorRT-LLM is started with: options of its LLM API and flags of `trtllm-serve`, from our configuration.
 
-The names are TensorRT-LLM's and were read in its sources (`tests/contracts/`); a test holds everything that
-is emitted here against that record. The same options go to the servers, as a YAML file, and to the
-in-process `LLM` class, as keyword arguments.
+The names are TensorRT-LLM's. They were read in its sources (`tests/contracts/`), and a test compares everything that is
+written here with that record. The servers get the options as a YAML file. The `LLM` class in this process gets them as
+keyword arguments.
 
-Why these values: MAX_UTILIZATION starts as many sequences as fit now instead of as many as could fit at
-their greatest length, which short answers never reach; block reuse computes the prompt of n samples, and a
-rubric that all judgements begin with, once; padding lets CUDA graphs serve every batch size. Left alone on
-purpose: a host cache (`host_cache_size`), which has mixed up prompts.
+Why these values: MAX_UTILIZATION starts as many sequences as fit now. Its alternative starts as many as would fit at
+their greatest length, which short answers never reach. Block reuse computes a common beginning of prompts once, such as
+the prompt of n samples, or a rubric. Padding lets CUDA graphs serve every batch size. A host cache (`host_cache_size`)
+is not set on purpose, because it has mixed up prompts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nemo_srl.engines.trtllm.settings import TrtllmSettings
 
 
 def llm_options(cfg: TrtllmSettings) -> dict[str, Any]:
-    """Options of the LLM API beside sizes; `engine.extra_options` is merged over them, deeply."""
+    """Options of the LLM API beside sizes. `engine.extra_options` is merged over them, at every level."""
     options: dict[str, Any] = {
         "dtype": cfg.dtype,
         "enable_chunked_prefill": True,
@@ -47,7 +47,7 @@ def llm_sizes(cfg: TrtllmSettings, *, max_seq_len: int) -> dict[str, int]:
 
 
 def serve_command(cfg: TrtllmSettings, model_dir: Path, options_path: Path, *, max_seq_len: int) -> list[str]:
-    """The command line of one replica; `{host}` and `{port}` are for the launcher to fill in."""
+    """The command line of one replica. The launcher replaces `{host}` and `{port}`."""
     sizes = llm_sizes(cfg, max_seq_len=max_seq_len)
     return [
         *cfg.command, str(model_dir),
@@ -64,7 +64,7 @@ def serve_command(cfg: TrtllmSettings, model_dir: Path, options_path: Path, *, m
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid over `base`; mappings in both are merged, anything else is replaced."""
+    """`base` with the values of `over`. Where both have a mapping, these are merged in the same way."""
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)

@@ -11,22 +11,22 @@ from nemo_srl.engines.openai.settings import ClientSettings
 
 @dataclass
 class TrtllmSettings(ClientSettings):
-    """`engine=trtllm`: each stage starts `trtllm-serve` on its model, as R replicas of TP x PP GPUs each."""
+    """`engine=trtllm`: each stage starts `trtllm-serve` on its model. Each replica has TP x PP GPUs."""
 
     name: str = "trtllm"
     dtype: str = "bfloat16"
     """Of weights and matrix products."""
     max_batch_size: int = 32
-    """Sequences decoded together by one replica."""
+    """Sequences that one replica decodes together."""
     command: list[str] = field(default_factory=lambda: ["trtllm-serve"])
-    """The program, and what must precede it. Under Slurm, TensorRT-LLM wants
+    """The program, and what stands before it. Under Slurm, TensorRT-LLM wants
     `[mpirun, -n, "1", --oversubscribe, --allow-run-as-root, trtllm-serve]`."""
     in_process: bool = False
-    """Use TensorRT-LLM's `LLM` class in the stage's own process instead of servers; one replica."""
+    """Use TensorRT-LLM's `LLM` class in the stage's own process, with one replica and no servers."""
     num_replicas: int = 1
-    """Servers, each with the whole model. Placement, like all sizes here."""
+    """Servers, each with the whole model. This and the other sizes decide no result."""
     num_nodes: int = 1
-    """Nodes that share the replicas evenly. A replica lies on one node. More than one needs a cluster's launcher."""
+    """Nodes that share the replicas evenly. A replica is on one node. More than one node needs a cluster's launcher."""
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     backend: str = "pytorch"
@@ -34,13 +34,13 @@ class TrtllmSettings(ClientSettings):
     max_num_tokens: int = 8192
     """Tokens of all sequences in one forward pass, prompts included."""
     max_seq_len: int | None = None
-    """Prompt and completion of one request, in tokens; null: the model's context."""
+    """Tokens of one prompt and its completion at most. null: the model's context."""
     free_gpu_memory_fraction: float = 0.9
     """Share of the memory that the weights leave free, used for keys and values."""
     extra_options: dict[str, Any] = field(default_factory=dict)
-    """More LLM API options by TensorRT-LLM's names, over those that are set for you."""
+    """Further options of the LLM API, by TensorRT-LLM's names. They win over those that this engine sets."""
     start_timeout_seconds: float = 1800
-    """Until a server must be healthy. To load 70B weights from shared storage takes minutes."""
+    """A server must be healthy after so long. To load 70B weights from shared storage takes minutes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
