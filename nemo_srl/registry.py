@@ -1,4 +1,9 @@
-"""What varies is found by name: a part of this package by a plain name, a user's own by a dotted path."""
+"""Finds things that vary by their names: engines, trainers, launchers, verdict readers, pair rules, stages.
+
+A plain name means one of this package's own, such as `embedded` for `nemo_srl/engines/embedded/`. A dotted name means
+the user's own: `my_package.my_engine` is a module that has `BACKEND`, and `my_package.rules:longest` is an object of a
+module. The user's package must be importable where the stages run. Imports nothing until it is asked.
+"""
 
 from __future__ import annotations
 
@@ -12,41 +17,51 @@ from nemo_srl.errors import ConfigError
 T = TypeVar("T")
 
 
-def load(package: str, name: str) -> Any:
-    """The `BACKEND` of `nemo_srl.<package>.<name>`, or of the user's module that a dotted `name` gives.
+def names(package: str) -> list[str]:
+    """The names of this package's own backends: the folders of `nemo_srl/<package>/`."""
+    module = importlib.import_module(f"nemo_srl.{package}")
+    return sorted(m.name for m in pkgutil.iter_modules(module.__path__) if m.ispkg)
 
-    `my.module:THING` gives another object of that module. Raises `ConfigError`, with the names that there are.
+
+def load(package: str, name: str, *, key: str = "") -> Any:
+    """The `BACKEND` with this name in `nemo_srl/<package>/`, or at the user's own dotted path.
+
+    `key` is the setting that holds the name. Raises `ConfigError` for a name that nothing has.
     """
-    root = importlib.import_module(f"nemo_srl.{package}")
-    known = [module.name for module in pkgutil.iter_modules(root.__path__)]
-    path = name if "." in name or ":" in name else f"nemo_srl.{package}.{name}"
-    return _imported(path if ":" in path else f"{path}:BACKEND", name, key=f"{package[:-1]}.name", known=known)
+    key = key or f"{package.removesuffix('s')}.name"
+    if "." in name or ":" in name:
+        return imported(name, key=key, attribute="BACKEND")
+    if name not in names(package):
+        raise _unknown(key, name, names(package))
+    return importlib.import_module(f"nemo_srl.{package}.{name}").BACKEND
 
 
-def named(entries: Mapping[str, T], name: str, *, key: str, kind: type) -> T:
-    """The entry of that name, or the user's own object that `my.module:thing` gives.
-
-    Raises `ConfigError` for a name that is neither, or an object that is no `kind`.
-    """
+def named(entries: Mapping[str, T], name: str, *, key: str) -> T:
+    """The entry with this name, or the object at the user's own dotted path. Raises `ConfigError`."""
     if name in entries:
         return entries[name]
-    found: T = _imported(name, name, key=key, known=list(entries))
-    if not isinstance(found, kind):
-        raise ConfigError(f"{key}={name!r}: this is a {type(found).__name__}, and a {kind.__name__} is needed")
-    return found
+    if "." in name or ":" in name:
+        found: T = imported(name, key=key)
+        return found
+    raise _unknown(key, name, sorted(entries))
 
 
-def _imported(path: str, name: str, *, key: str, known: list[str]) -> Any:
-    module, _, attribute = path.partition(":")
+def imported(path: str, *, key: str, attribute: str = "") -> Any:
+    """The object at `module:attribute`. Raises `ConfigError` if it cannot be imported."""
+    module_name, _, given = path.partition(":")
     try:
-        if not attribute:
-            raise AttributeError("it is no dotted path")
-        return getattr(importlib.import_module(module), attribute)
-    except (ModuleNotFoundError, AttributeError) as error:
-        # A module that is there, and itself needs one that is not, shows its own error.
-        if isinstance(error, ModuleNotFoundError) and not f"{module}.".startswith(f"{error.name}."):
-            raise
+        module = importlib.import_module(module_name)
+    except ImportError as e:
         raise ConfigError(
-            f"{key}={name!r}: there is none of this name ({error}). Use one of {known}, or the dotted path of your "
-            "own, my.module:object, in a module that Python can import."
-        ) from error
+            f"{key}={path!r}: the module cannot be imported ({e}). Install its package, or correct the path."
+        ) from e
+    wanted = given or attribute
+    if not wanted or not hasattr(module, wanted):
+        raise ConfigError(f"{key}={path!r}: {module_name} has no {wanted or 'object'!r}. Write it as module:object.")
+    return getattr(module, wanted)
+
+
+def _unknown(key: str, name: str, known: list[str]) -> ConfigError:
+    return ConfigError(
+        f"{key}={name!r}: nothing has this name. Use one of {', '.join(known)}, or the dotted path of your own."
+    )

@@ -30,7 +30,7 @@ _KEY = "dpo.preference_loss"
 def find(name: str) -> Loss | None:
     """The user's function; None for a name of NeMo-Aligner. Raises `ConfigError` for what cannot be called so."""
     none: dict[str, Loss | None] = dict.fromkeys(NAMES)
-    function = registry.named(none, name, key=_KEY, kind=object)
+    function = registry.named(none, name, key=_KEY)
     if function is None:
         return None
     try:
