@@ -5,11 +5,13 @@
         steps.json      what each step cost
         journal.jsonl   one line is one model call, appended as it completes
         data.jsonl      the result, sorted by key
+        <part>.jsonl    a further table of some stages, such as the answers that an evaluation measured
         manifest.json   written last, by rename: a directory without one is unfinished work
 
-An artifact's *identity* is its stage, the settings that decide its result and the digests of its
-inputs. The same identity is kept, another one is refused (`StaleArtifactError`, naming each change),
-whether the work in its place is finished or not; so old and new settings never mix.
+An artifact's *identity* is its stage, the settings that decide its result and the digests of its inputs. The same
+identity is kept. Another one is refused (`StaleArtifactError`, which names each change), whether the work in its place
+is finished or not. So old and new settings never mix. A setting that is newer than the directory counts as its default
+(`Schema`), so a run goes on after this package has learned a new setting.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic
 
 from nemo_srl.errors import DataError, StaleArtifactError
-from nemo_srl.records import Completion, R, from_row, to_row
+from nemo_srl.records import Completion, R, Record, from_row, to_row
+from nemo_srl.rows import read_rows
 
 MANIFEST = "manifest.json"
 SPEC = "stage.json"
@@ -33,6 +36,27 @@ DATA = "data.jsonl"
 JOURNAL = "journal.jsonl"
 
 Identity = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What an identity on disk may lack, or may call by an old name, because an older version wrote it."""
+
+    defaults: Identity = field(default_factory=dict)
+    """The default of every setting that can be part of an identity."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """New key by old key. A key that ends with a dot stands for all keys that begin with it."""
+
+    def completed(self, found: Identity, wanted: Identity) -> dict[str, Any]:
+        """`found`, with today's names, and with the defaults of those settings of `wanted` that it does not know."""
+        today = {self._name(key): value for key, value in found.items()}
+        return {**{k: v for k, v in self.defaults.items() if k in wanted}, **today}
+
+    def _name(self, key: str) -> str:
+        for old, new in self.renamed.items():
+            if key == old or (old.endswith(".") and key.startswith(old)):
+                return new + key.removeprefix(old)
+        return key
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -72,6 +96,8 @@ class Manifest:
     """Of its steps together, on rank 0; work that was killed before its step ended is not in it."""
     peak_memory_bytes: int = 0
     """The largest resident memory of a step, on rank 0."""
+    parts: dict[str, str] = field(default_factory=dict)
+    """The digests of the further tables, by their names."""
 
 
 @dataclass(frozen=True)
@@ -90,19 +116,20 @@ class Artifact:
         except (ValueError, TypeError) as e:
             raise DataError(f"{self.path / MANIFEST}: not a manifest of this version ({e}); delete {self.path}") from e
 
-    def is_published(self) -> bool:
+    def is_published(self, schema: Schema = Schema()) -> bool:
         """True when exactly this artifact is here. Raises `StaleArtifactError` for another one in its place."""
         found = self.manifest()
         if found is not None:
-            self._refuse_other(found.identity, "was made")
+            self._refuse_other(found.identity, schema, "was made")
             return True
         spec = self.path / SPEC
         if spec.exists():
-            self._refuse_other(json.loads(spec.read_text())["identity"], "was begun")
+            self._refuse_other(json.loads(spec.read_text())["identity"], schema, "was begun")
         return False
 
-    def _refuse_other(self, found: Identity, verb: str) -> None:
+    def _refuse_other(self, identity: Identity, schema: Schema, verb: str) -> None:
         wanted = json.loads(json.dumps(dict(self.identity)))
+        found = json.loads(json.dumps(schema.completed(identity, wanted)))
         if found == wanted:
             return
         keys = sorted(found.keys() | wanted.keys())
@@ -123,9 +150,18 @@ class Artifact:
         return found.digest
 
     def publish(
-        self, *, stage: str, digest: str, metrics: Mapping[str, float], seconds: float, peak_memory_bytes: int = 0
+        self,
+        *,
+        stage: str,
+        digest: str,
+        metrics: Mapping[str, float],
+        seconds: float,
+        peak_memory_bytes: int = 0,
+        parts: Mapping[str, str] | None = None,
     ) -> None:
-        manifest = Manifest(stage, dict(self.identity), digest, dict(metrics), seconds, peak_memory_bytes)
+        """Write the manifest. From here on the artifact is there."""
+        identity = dict(self.identity)
+        manifest = Manifest(stage, identity, digest, dict(metrics), seconds, peak_memory_bytes, dict(parts or {}))
         write_atomic(self.path / MANIFEST, json.dumps(asdict(manifest), indent=2, sort_keys=True) + "\n")
 
 
@@ -170,7 +206,7 @@ class SourceFile(Generic[R]):
 
 @dataclass(frozen=True)
 class Table(Artifact, Generic[R]):
-    """`data.jsonl`: one kind of record, sorted by key."""
+    """`data.jsonl`: one kind of record, sorted by key. Some stages write further tables beside it, its parts."""
 
     record: type[R]
 
@@ -178,13 +214,23 @@ class Table(Artifact, Generic[R]):
         return read_jsonl(self.path / DATA, self.record)
 
     def write(self, records: Iterable[R]) -> str:
-        """Write all records and return the content's digest; refuses two records with one key."""
-        rows = sorted(records, key=lambda r: r.key)
-        for a, b in itertools.pairwise(rows):
-            if a.key == b.key:
-                raise DataError(f"{self.path / DATA}: two records have the key {a.key!r}")
-        write_atomic(self.path / DATA, "".join(map(to_line, rows)))
-        return digest_of_file(self.path / DATA)
+        """Write all records and return the content's digest. Refuses two records with one key."""
+        return write_table(self.path / DATA, records)
+
+
+def part_file(name: str) -> str:
+    """The file name of a part."""
+    return f"{name}.jsonl"
+
+
+def write_table(path: Path, records: Iterable[Record]) -> str:
+    """Write records, sorted by key, and return the content's digest. Refuses two records with one key."""
+    rows = sorted(records, key=lambda r: r.key)
+    for a, b in itertools.pairwise(rows):
+        if a.key == b.key:
+            raise DataError(f"{path}: two records have the key {a.key!r}")
+    write_atomic(path, "".join(map(to_line, rows)))
+    return digest_of_file(path)
 
 
 def to_line(record: Any) -> str:
@@ -192,34 +238,18 @@ def to_line(record: Any) -> str:
 
 
 def read_jsonl(path: Path, record: type[R]) -> list[R]:
-    """Read records; a line that is not one is a `DataError` naming file and line number."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected a JSONL file of {record.__name__}")
+    """Read the records of a file, which is JSONL or another form that `read_rows` takes.
+
+    Raises `DataError` with the file and the line for a row that is not such a record, and for a key that occurs twice.
+    """
     records: list[R] = []
-    keys: dict[str, int] = {}
-    with path.open(encoding="utf-8", errors="strict") as f:
-        for number, line in enumerate(_lines(f, path), start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as e:
-                raise DataError(f"{where}: not JSON ({e}); expected one {record.__name__} object a line") from e
-            found = from_row(record, row, where=where)
-            if (first := keys.setdefault(found.key, number)) != number:
-                raise DataError(f"{where}: the key {found.key!r} is already used in line {first}")
-            records.append(found)
-    if not records:
-        raise DataError(f"{path}: empty; expected one {record.__name__} object a line")
+    places: dict[str, str] = {}
+    for where, row in read_rows(path, what=f"rows of {record.__name__}"):
+        found = from_row(record, row, where=where)
+        if (first := places.setdefault(found.key, where)) != where:
+            raise DataError(f"{where}: the key {found.key!r} is already used in {first.removeprefix(f'{path}, ')}")
+        records.append(found)
     return records
-
-
-def _lines(f: Iterable[str], path: Path) -> Iterator[str]:
-    try:
-        yield from f
-    except UnicodeDecodeError as e:
-        raise DataError(f"{path}: not UTF-8 ({e}); save it as UTF-8") from e
 
 
 class Journal:

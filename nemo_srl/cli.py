@@ -1,24 +1,32 @@
-"""Options of the small command-line tools, as `key=value`, the form that the recipes have: `read_options`.
+"""What the programs in `recipes/` share: options, Hydra's schemas, logging, and errors as one line.
 
-A tool's options are the fields of a dataclass; unknown keys, values of another type and missing ones raise
-`ConfigError`. Not covered: groups and files of settings, which only `recipes/iterate.py` has (by Hydra).
+Small programs take their options as `key=value` (`read_options`). `iterate`, `evaluate` and others take the whole
+configuration, by Hydra. Either way a `NemoSrlError` ends the program with its message, without a traceback.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_srl.errors import ConfigError
+from nemo_srl import registry
+from nemo_srl.config import BACKENDS, Config, load
+from nemo_srl.errors import ConfigError, NemoSrlError
 
 T = TypeVar("T")
 
 
 def read_options(schema: type[T], arguments: Sequence[str]) -> T:
-    """An instance of the dataclass `schema`, set by `arguments`; fields that are `MISSING` must be given."""
+    """An instance of the dataclass `schema`, set by `arguments`. Fields that are `MISSING` must be given.
+
+    Raises `ConfigError` for an unknown key, a value of another type, or a missing one.
+    """
     structure = OmegaConf.structured(schema)
     names = ", ".join(structure)
     for argument in arguments:
@@ -33,3 +41,69 @@ def read_options(schema: type[T], arguments: Sequence[str]) -> T:
     options = OmegaConf.to_object(merged)
     assert isinstance(options, schema)
     return options
+
+
+def schema_node(schema: type[Config]) -> DictConfig:
+    """`schema` for Hydra: the sections of backends are left to the groups `engine`, `trainer` and `launcher`."""
+    node = OmegaConf.structured(schema)
+    for section, (_, default) in BACKENDS.items():
+        if default:
+            node[section] = "???"
+    assert isinstance(node, DictConfig)
+    return node
+
+
+def register_schemas(arguments: Sequence[str], **schemas: type[Config]) -> None:
+    """Tell Hydra of all settings, so that it knows their types.
+
+    `schemas` are the roots, by the names that YAML files call them. Every backend gets an entry `<name>_schema` in its
+    group. A backend of the user's own gets one if `arguments` choose it by its dotted path, as in
+    `engine=my_package.my_engine`.
+    """
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    for name, schema in schemas.items():
+        store.store(name=name, node=schema_node(schema))
+    for package in ("engines", "trainers", "launchers"):
+        group = package.removesuffix("s")
+        for name in registry.names(package):
+            store.store(group=group, name=f"{name}_schema", node=registry.load(package, name).settings)
+        for path in _chosen_paths(arguments, group):
+            store.store(group=group, name=path, node=registry.load(package, path).settings(name=path))
+
+
+def _chosen_paths(arguments: Sequence[str], group: str) -> Iterator[str]:
+    """Dotted paths that command line arguments choose in a group: `engine=a.b` and `+engine@judge.engine=a.b`."""
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key.lstrip("+").partition("@")[0] == group and "." in value:
+            yield value
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the program with the message of a `NemoSrlError`, and exit status 1."""
+    try:
+        yield
+    except NemoSrlError as e:
+        sys.exit(f"error: {e}")
+
+
+def log_to_stderr(form: str = "%(message)s") -> None:
+    """Set up logging for a program."""
+    logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr, force=True)
+
+
+def run_program(schema: type[T], main: Callable[[T], Any], arguments: Sequence[str] | None = None) -> None:
+    """A whole small program: its options from the command line, logging, and errors as one line."""
+    log_to_stderr()
+    with one_line_errors():
+        main(read_options(schema, sys.argv[1:] if arguments is None else arguments))
+
+
+def run_composed(cfg: DictConfig, schema: type[T], main: Callable[[T], Any], *, form: str = "%(message)s") -> None:
+    """A whole program on what Hydra composed: the typed configuration, logging, and errors as one line."""
+    log_to_stderr(form)
+    with one_line_errors():
+        main(load(cfg, schema))

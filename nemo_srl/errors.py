@@ -19,6 +19,10 @@ class DataError(NemoSrlError, ValueError):
     """Input data that cannot be used: an empty file, a malformed line, a prompt over the context."""
 
 
+class InputError(NemoSrlError, TypeError):
+    """A stage was called with inputs that it does not take."""
+
+
 class ModelError(NemoSrlError, ValueError):
     """A model directory that is missing, incomplete or of an unsupported architecture."""
 

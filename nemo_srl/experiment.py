@@ -8,31 +8,30 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
+import omegaconf
 from filelock import FileLock, Timeout
 
 from nemo_srl import models, worker
-from nemo_srl.artifacts import Artifact, BaseModel, Model, SourceFile
+from nemo_srl.artifacts import Artifact, BaseModel, Model, Schema, SourceFile
 from nemo_srl.config import Config, Role
-from nemo_srl.engines import services
+from nemo_srl.engines import EngineSize, engine_backend, services
 from nemo_srl.errors import ConfigError, DataError, JobFailedError, RunDirBusyError
-from nemo_srl.launchers import open_launcher
-from nemo_srl.launchers.local import several_nodes
+from nemo_srl.judging import reader
+from nemo_srl.launchers import launcher_backend, open_launcher
 from nemo_srl.models import hf
 from nemo_srl.protocols import Job, JobStep, Service
 from nemo_srl.records import R
-from nemo_srl.stages import Stage
-from nemo_srl.worker import Input
+from nemo_srl.stages.base import A, Input, Need, Stage
+from nemo_srl.trainers import trainer_backend
 
 log = logging.getLogger(__name__)
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
-
-A = TypeVar("A", bound=Artifact)
 
 
 class Experiment:
@@ -41,8 +40,10 @@ class Experiment:
     def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
         self.run_dir = Path(cfg.run_dir).absolute()
-        if cfg.launcher.name == "local":
-            _check_one_node(cfg)
+        worker.set_up(cfg)
+        launcher_backend(cfg.launcher).check(_num_nodes(cfg))
+        if cfg.judge.rubric != omegaconf.MISSING:
+            reader(cfg.judge).check(cfg.judge)
         self._launcher = open_launcher(cfg.launcher, cfg.cluster)
         self._lock = FileLock(self.run_dir / ".lock", timeout=0)
 
@@ -78,21 +79,28 @@ class Experiment:
         source.read()
         return source
 
-    def run(self, stage: Stage, iteration: int, *, directory: str = "", **inputs: Input) -> Any:
+    def run(
+        self, stage: Stage[A], iteration: int, *, directory: str = "", **inputs: Input | Sequence[Input] | None
+    ) -> A:
         """The stage's artifact: kept if the run directory holds it, else made.
 
-        It lies in `run_dir/iter_XX/<directory>`, by default named like the stage. Raises
-        `StaleArtifactError` when another one is in its place, `JobFailedError` when making it fails.
+        It lies in `run_dir/iter_XX/<directory>`, by default named like the stage. Raises `InputError` for inputs that
+        the stage does not take, `StaleArtifactError` when another artifact is in its place, `JobFailedError` when
+        making it fails. A stage that needs neither engines nor ranks runs in this process.
         """
+        given = stage.inputs(inputs)
         name = f"iter_{iteration:02d}/{directory or stage.name}"
-        output = stage.output(self.run_dir / name, self._identity(stage, iteration, inputs))
-        if output.is_published():
+        output = stage.output(self.run_dir / name, self._identity(stage, iteration, given))
+        if output.is_published(self._schema(stage)):
             log.info("%-22s kept", name)
             return output
         log.info("%-22s ...", name)
         started = time.monotonic()
-        worker.describe(stage, self.cfg, iteration, inputs, output)
-        self._launcher.run(self._job(stage, name.replace("/", "-"), output, inputs))
+        worker.describe(stage, self.cfg, iteration, given, output)
+        if stage.engines or stage.distributed:
+            self._launcher.run(self._job(stage, name.replace("/", "-"), output, given))
+        else:
+            worker.run_steps(output.path, [s.name for s in stage.steps])
         found = output.manifest()
         if found is None:
             raise JobFailedError(f"{name} ended without publishing {output.path}; see {self.run_dir / 'logs'}")
@@ -100,35 +108,56 @@ class Experiment:
         log.info("%-22s %.0f s  %s", name, time.monotonic() - started, figures)
         return output
 
-    def _identity(self, stage: Stage, iteration: int, inputs: dict[str, Input]) -> dict[str, Any]:
-        settings = _flatten(asdict(self.cfg))
-        chosen = {
-            key: value
-            for key, value in settings.items()
-            if any(key == s or key.startswith(f"{s}.") for s in stage.settings)
-        }
-        for role in stage.engines:
-            engine = self.cfg.engine_for(role)
-            section = "engine" if engine is self.cfg.engine else f"{role}.engine"
-            chosen |= _flatten(engine.decisive(), f"{section}.")
+    def _identity(self, stage: Stage[Any], iteration: int, inputs: Mapping[str, Input]) -> dict[str, Any]:
+        chosen = _chosen(_flatten(asdict(self.cfg)), stage.settings)
+        for section, settings, decisive in self._backends(stage):
+            chosen |= _flatten({name: getattr(settings, name) for name in ("name", *decisive)}, f"{section}.")
         digests = {f"input {name}": x.digest() for name, x in inputs.items()}
         return {"stage": stage.name, "iteration": iteration, **chosen, **digests}
 
-    def _services(self, stage: Stage, output: Artifact, inputs: Mapping[str, Input]) -> list[Service]:
-        """The servers of the stage's engines, on its policy. Roles with the same engine share them."""
+    def _schema(self, stage: Stage[Any]) -> Schema:
+        """What an older run directory may not know, or may call otherwise."""
+        defaults = _chosen(_flatten(asdict(Config())), stage.settings)
+        renamed = {
+            f"input {need.formerly}": f"input {name}"
+            for name, need in stage.needs.items()
+            if isinstance(need, Need) and need.formerly
+        }
+        for section, settings, decisive in self._backends(stage):
+            known = {f.name: f.default for f in fields(settings) if f.default is not MISSING}
+            defaults |= _flatten({name: known[name] for name in decisive if name in known}, f"{section}.")
+            formerly = getattr(engine_backend(settings), "formerly", {}) if section.endswith("engine") else {}
+            renamed |= {f"{section}.{old}": f"{section}.{new}" for old, new in formerly.items()}
+        return Schema(defaults, renamed)
+
+    def _backends(self, stage: Stage[Any]) -> list[tuple[str, Any, tuple[str, ...]]]:
+        """The backends that decide the stage's result: section, settings, and the names of those that decide."""
+        found: list[tuple[str, Any, tuple[str, ...]]] = []
+        for role in stage.engines:
+            engine = self.cfg.engine_for(role)
+            section = "engine" if engine is self.cfg.engine else f"{role}.engine"
+            found.append((section, engine, engine_backend(engine).decisive))
+        if stage.distributed:
+            found.append(("trainer", self.cfg.trainer, trainer_backend(self.cfg.trainer).decisive))
+        return found
+
+    def _services(self, stage: Stage[Any], output: Artifact, inputs: Mapping[str, Input]) -> list[Service]:
+        """The servers of the stage's engines, on its model. Roles with the same engine share them."""
         found: list[Service] = []
         for i, cfg in enumerate(engines := [self.cfg.engine_for(role) for role in stage.engines]):
             if cfg not in engines[:i]:
-                policy = inputs["policy"]
-                assert isinstance(policy, (Model, BaseModel))
-                found += services(cfg, policy.model_dir.absolute(), output.path)
+                model = inputs[stage.model]
+                assert isinstance(model, (Model, BaseModel))
+                found += services(cfg, model.model_dir.absolute(), output.path)
         if len({s.name for s in found}) < len(found):
-            raise ConfigError(f"{stage.name}: needs two different TensorRT-LLM engines at once; use `engine` for both")
+            raise ConfigError(
+                f"stage {stage.name}: two different engines of its roles would start servers of the same names. Use "
+                "`engine` for both."
+            )
         return found
 
-    def _job(self, stage: Stage, name: str, output: Artifact, inputs: Mapping[str, Input]) -> Job:
-        distributed = any(s.distributed for s in stage.steps)
-        trainer = self.cfg.trainer
+    def _job(self, stage: Stage[Any], name: str, output: Artifact, inputs: Mapping[str, Input]) -> Job:
+        distributed, trainer = stage.distributed, self.cfg.trainer
         servers = self._services(stage, output, inputs)
         num_gpus = trainer.num_ranks_per_node if distributed else _num_gpus_per_node(servers)
         return Job(
@@ -136,7 +165,7 @@ class Experiment:
             steps=self._job_steps(stage, output),
             log_dir=self.run_dir / "logs",
             stage=stage.name,
-            role="trainer" if distributed else "engine" if stage.engines else "cpu",
+            role="trainer" if distributed else "engine",
             paths=[self.run_dir, *self._paths(inputs)],
             num_nodes=trainer.num_nodes if distributed else 1 + max((s.node for s in servers), default=0),
             num_ranks_per_node=trainer.num_ranks_per_node if distributed else 1,
@@ -144,7 +173,7 @@ class Experiment:
             services=servers,
         )
 
-    def _job_steps(self, stage: Stage, output: Artifact) -> list[JobStep]:
+    def _job_steps(self, stage: Stage[Any], output: Artifact) -> list[JobStep]:
         """A process per step and rank; with one rank, a single process for all, as importing takes seconds."""
         command = ["-m", "nemo_srl.worker", str(output.path)]
         names = [s.name for s in stage.steps]
@@ -152,11 +181,10 @@ class Experiment:
             return [JobStep(name=", ".join(names), command=[*command, *names])]
         return [JobStep(name=s.name, command=[*command, s.name], distributed=s.distributed) for s in stage.steps]
 
-    def _num_gpus_in_process(self, stage: Stage) -> int:
+    def _num_gpus_in_process(self, stage: Stage[Any]) -> int:
         """Of engines that run inside the stage's own process."""
-        engines = [self.cfg.engine_for(role) for role in stage.engines]
-        sizes = [e.trtllm for e in engines if e.name == "trtllm" and e.trtllm.in_process]
-        return max((s.tensor_parallel_size * s.pipeline_parallel_size for s in sizes), default=0)
+        sizes = [_size(self.cfg.engine_for(role)) for role in stage.engines]
+        return max((s.gpus_per_replica for s in sizes if s.in_process), default=0)
 
     def _paths(self, inputs: Mapping[str, Input]) -> list[Path]:
         """Directories outside the run directory that the stage reads."""
@@ -165,13 +193,19 @@ class Experiment:
         return sorted(found)
 
 
-def _check_one_node(cfg: Config) -> None:
-    """At set-up, and not when the first stage comes that would need several."""
-    engines = [cfg.engine_for(role) for role in get_args(Role)]
-    nodes = [("engine.trtllm.num_nodes", e.trtllm.num_nodes) for e in engines if e.name == "trtllm"]
-    for key, value in [("trainer.num_nodes", cfg.trainer.num_nodes), *nodes]:
-        if value > 1:
-            raise several_nodes(key, value)
+def _size(engine: Any) -> EngineSize:
+    return engine_backend(engine).size(engine)
+
+
+def _num_nodes(cfg: Config) -> dict[str, int]:
+    """The settings that say how many nodes a job has: the key, and the most that any job needs."""
+    engines = (_size(cfg.engine_for(role)).num_nodes for role in get_args(Role))
+    return {"trainer.num_nodes": cfg.trainer.num_nodes, "engine.num_nodes": max(engines)}
+
+
+def _chosen(settings: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
+    """Those of the flat `settings` that lie at or below one of the dotted `paths`."""
+    return {k: v for k, v in settings.items() if any(k == path or k.startswith(f"{path}.") for path in paths)}
 
 
 def _num_gpus_per_node(servers: Sequence[Service]) -> int:

@@ -1,6 +1,6 @@
-"""What can be known before the first stage runs: that every text fits the model, and that both trainings can.
+"""What can be known before the first stage runs: that every text fits the model, and that all trainings can start.
 
-An hour of generation that ends in "prompt too long" or "not a divisor" is an hour lost; this takes seconds.
+An hour of generation that ends in "prompt too long" or "not a divisor" is an hour lost. This takes seconds.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from nemo_srl import engines
+from nemo_srl import judging, pairing
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config, Role
+from nemo_srl.engines import engine_backend
 from nemo_srl.errors import DataError
-from nemo_srl.judging import verdicts
 from nemo_srl.models import hf
+from nemo_srl.models.hf import ModelSpec
 from nemo_srl.records import EFTExample
 from nemo_srl.trainers import trainer_backend
 
@@ -22,24 +23,34 @@ from nemo_srl.trainers import trainer_backend
 def check(cfg: Config, model_dir: Path, held_out: Sequence[EFTExample]) -> None:
     """Raises `ConfigError` or `DataError` for what would only fail later.
 
-    Training rows are not looked at here: SFT comes first and drops and counts those that are too long.
+    Training rows are not looked at here: SFT comes first, and drops and counts those that are too long.
     """
-    trainer_backend(cfg.trainer).check(cfg.trainer, [cfg.sft, cfg.dpo], hf.read_spec(model_dir))
+    spec = hf.read_spec(model_dir)
+    check_shape(cfg, spec)
     for role in get_args(Role):
-        engines.check(cfg.engine_for(role), model_dir)
+        engine = cfg.engine_for(role)
+        engine_backend(engine).check(engine, model_dir)
+    reader = judging.reader(cfg.judge)
+    reader.check(cfg.judge)
     chat = ChatTemplate(model_dir, chat_template=cfg.model.chat_template)
-    context = hf.read_spec(model_dir).max_position_embeddings
     for x in held_out:
-        _check_fits(chat, x.key, "candidates", x.instruction, cfg.candidates.max_tokens, context)
-        prompt = verdicts.render(cfg.judge.rubric, instruction=x.instruction, response=x.response)
-        _check_fits(chat, x.key, "judge", prompt, cfg.judge.max_tokens, context)
+        _check_fits(chat, x.key, "candidates", x.instruction, cfg.candidates.max_tokens, spec)
+        prompt, _ = reader.lesson(x, cfg.judge)
+        _check_fits(chat, x.key, "judge", prompt, cfg.judge.max_tokens, spec)
 
 
-def _check_fits(chat: ChatTemplate, key: str, section: str, text: str, max_tokens: int, context: int) -> None:
+def check_shape(cfg: Config, spec: ModelSpec) -> None:
+    """What the model's shape alone says, so that it need not be there yet. Raises `ConfigError`."""
+    pairing.rule(cfg.pairs)
+    trainings = [cfg.sft, cfg.dpo, *([cfg.refresh] if cfg.data.rankings_path else [])]
+    trainer_backend(cfg.trainer).check(cfg.trainer, trainings, spec)
+
+
+def _check_fits(chat: ChatTemplate, key: str, section: str, text: str, max_tokens: int, spec: ModelSpec) -> None:
     num_tokens = chat.num_tokens(chat.render(text))
-    if num_tokens + max_tokens > context:
+    if num_tokens + max_tokens > spec.max_position_embeddings:
         raise DataError(
             f"data.eft_eval_path: {key!r} has {num_tokens} tokens as a prompt, and {section}.max_tokens={max_tokens} "
-            f"more may follow, but the model's context is {context} tokens. Shorten or remove the example, or lower "
-            f"{section}.max_tokens."
+            f"more may follow, but the model's context is {spec.max_position_embeddings} tokens. Shorten or remove the "
+            f"example, or lower {section}.max_tokens."
         )

@@ -1,24 +1,30 @@
-"""The records that flow between stages: one JSON object a line, in files that `head` can read.
+"""The records that stages pass to each other: files with one JSON object a line, which `head` can show.
 
-Every record has a `key`, unique within its file; files are sorted by it. Reading refuses unknown and
-missing fields, so a file from another version is noticed and not half understood.
+Every record has a `key`, unique within its file; files are sorted by it. Unknown and missing fields are refused, so
+that a file of another version is noticed instead of half understood.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Strict, ValidationError, create_model
 
 from nemo_srl.errors import DataError
 
 FinishReason = Literal["stop", "length"]
-NumberLogprobs = list[tuple[int, dict[str, float]]]
-"""Per number in a text: where it begins, and the log-probabilities of the numbers that could stand there."""
+Order = Literal["ab", "ba"]
+"""Which of two models' answers stands first."""
+# The tuple is not strict, because JSON has no tuples: a list of two stands for one.
+NumberLogprobs = list[Annotated[tuple[int, dict[str, float]], Strict(False)]]
+"""For each number in a text: the index where it begins, and the log-probabilities of the numbers possible there."""
 
 
 class Record(Protocol):
-    """Anything that can be a line of a table."""
+    """A dataclass that can be a line of a table. Its annotations are types that JSON has; lists stand for tuples."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -58,8 +64,8 @@ class EFTExample:
 
 @dataclass(frozen=True, kw_only=True)
 class RankedAnswers:
-    """Answers to one instruction in the order that people give them: `ranks[i]` is that of `responses[i]`,
-    0 is the best, and equally good ones share a rank. There are no scores and no reasons, as in Open Assistant."""
+    """Answers to one instruction, ordered by people: `ranks[i]` is the rank of `responses[i]`. Rank 0 is the best, and
+    equally good answers share a rank. People gave neither scores nor reasons, as in Open Assistant."""
 
     example_id: str
     instruction: str
@@ -73,10 +79,10 @@ class RankedAnswers:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """One model call as it came back: sample `index` of the request `request_key`.
+    """What a model generated in one call: sample `index` of the request `request_key`.
 
-    `num_tokens` counts generated tokens, the end-of-sequence token included. `number_logprobs` is None
-    unless it was asked for; `[[7, {"4": -0.2, "3": -1.8}]]` tells of the number at `text[7]`.
+    `num_tokens` counts generated tokens, with the end-of-sequence token. `number_logprobs` is None unless the request
+    asked for it; `[[7, {"4": -0.2, "3": -1.8}]]` describes the number at `text[7]`.
     """
 
     request_key: str
@@ -105,7 +111,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One or more turns of a user, each asked after the answer to the one before; `dataset` says where it is from."""
+    """One or more turns of a user; each is asked after the answer to the one before. `dataset` is its source."""
 
     question_id: str
     turns: list[str]
@@ -118,8 +124,8 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifiablePrompt:
-    """A prompt with instructions that code can check (IFEval): `arguments[i]` are those of `instruction_ids[i]`, e.g.
-    `{"num_words": 300, "relation": "at least"}` of `length_constraints:number_words`."""
+    """A prompt with instructions that code can check (IFEval). `arguments[i]` belongs to `instruction_ids[i]`, e.g.
+    `{"num_words": 300, "relation": "at least"}` to `length_constraints:number_words`."""
 
     prompt_id: str
     text: str
@@ -149,10 +155,10 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """One verdict of the judge on one candidate; `score` is None when the verdict has none.
+    """One verdict of the judge on one candidate; `score` is None when no score can be read in the verdict.
 
-    `coverage` is None unless `score` is an expectation (`judge.mode=expected`): then it is the probability
-    that the judge gave to the points 0 to max, over which the expectation was taken.
+    `coverage` is None unless `score` is an expectation (`judge.mode=expected`). Then it is the probability that the
+    judge gave to all of the points 0 to max together; the expectation is taken over these.
     """
 
     candidate_key: str
@@ -164,6 +170,25 @@ class Judgement:
     @property
     def key(self) -> str:
         return f"{self.candidate_key}/{self.judgement_index:02d}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One verdict of the judge on two models' answers to one question.
+
+    `first_share` is 1, 0 or 0.5 for the answer that stood first (model a's in order `ab`): it won, lost or tied. It is
+    None when the verdict could not be read.
+    """
+
+    question_id: str
+    order: Order
+    verdict_index: int
+    verdict: str
+    first_share: float | None
+
+    @property
+    def key(self) -> str:
+        return f"{self.question_id}/{self.order}/{self.verdict_index:02d}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,9 +209,9 @@ class PreferencePair:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One measured value, over `n` things, with a 95% interval where one was computed.
+    """One measured value over `n` cases, with a 95% interval where one was computed.
 
-    `value` is None where nothing could be measured (`n` is 0), which is not the same as zero.
+    `value` is None where nothing could be measured (`n` is 0). That is not the same as zero.
     """
 
     name: str
@@ -208,33 +233,34 @@ def to_row(record: Record) -> dict[str, Any]:
     return dataclasses.asdict(record)
 
 
-def from_row(cls: type[R], row: object, *, where: str) -> R:
+def from_row(cls: type[R], row: Any, *, where: str) -> R:
     """Build a record from a JSON object; `where` (file and line) opens the message of the `DataError`."""
-    fields = dataclasses.fields(cls)
-    expected = [f.name for f in fields]
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: expected a JSON object with {expected}, found {type(row).__name__}")
-    required = {f.name for f in fields if f.default is dataclasses.MISSING}
-    if missing := sorted(required - row.keys()):
-        raise DataError(f"{where}: field(s) {missing} are missing; a {cls.__name__} has {expected}")
-    if unknown := sorted(row.keys() - set(expected)):
-        raise DataError(f"{where}: unknown field(s) {unknown}; a {cls.__name__} has {expected}")
-    for f in fields:
-        if f.name in row and not _fits(row[f.name], str(f.type)):
-            raise DataError(f"{where}: {f.name}={row[f.name]!r}: expected {f.type}, found {type(row[f.name]).__name__}")
+    try:
+        _checks(cls).__pydantic_validator__.validate_python(row)
+    except ValidationError as e:
+        raise DataError(f"{where}: {_fault(cls, e)}") from e
+    # From the row, not from pydantic's copy, which has 3.0 where the row has 3: records are written as they were read.
     return cls(**row)
 
 
-def _fits(value: object, annotation: str) -> bool:
-    """Whether a JSON value fits one of the few annotations that records use (they are strings here)."""
-    if annotation == "FinishReason":
-        return value in get_args(FinishReason)
-    if annotation.startswith("list["):
-        element = annotation.removeprefix("list[").removesuffix("]")
-        return isinstance(value, list) and all(_fits(x, element) for x in value)
-    names = {
-        "str": (str,), "int": (int,), "float": (int, float), "None": (type(None),), "NumberLogprobs": (list,),
-        "dict[str, Any]": (dict,),
-    }  # fmt: skip
-    kinds = tuple(kind for part in annotation.split(" | ") for kind in names[part])
-    return isinstance(value, kinds) and not isinstance(value, bool)
+@functools.cache
+def _checks(cls: type[Record]) -> type[BaseModel]:
+    """A pydantic model of the record's fields. Strict: neither "1" nor true is a number."""
+    kinds, none = get_type_hints(cls, include_extras=True), dataclasses.MISSING
+    fields: Any = {f.name: (kinds[f.name], ... if f.default is none else None) for f in dataclasses.fields(cls)}
+    return create_model(cls.__name__, __config__=ConfigDict(strict=True, extra="forbid"), **fields)
+
+
+def _fault(cls: type[Record], error: ValidationError) -> str:
+    """What is wrong with a row, and what was expected."""
+    kinds = {f.name: f.type for f in dataclasses.fields(cls)}
+    faults = error.errors(include_url=False)
+    if missing := [x["loc"][0] for x in faults if x["type"] == "missing" and len(x["loc"]) == 1]:
+        return f"field(s) {missing} are missing; a {cls.__name__} has {list(kinds)}"
+    if unknown := sorted(str(x["loc"][0]) for x in faults if x["type"] == "extra_forbidden"):
+        return f"unknown field(s) {unknown}; a {cls.__name__} has {list(kinds)}"
+    loc, value = faults[0]["loc"], faults[0]["input"]
+    if not loc:
+        return f"expected a JSON object with {list(kinds)}, found {type(value).__name__}"
+    place = f"{loc[0]}{''.join(f'[{x!r}]' for x in loc[1:])}"
+    return f"{place}={value!r}: expected {kinds[str(loc[0])]} ({faults[0]['msg']}), found {type(value).__name__}"

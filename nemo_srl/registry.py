@@ -36,14 +36,19 @@ def load(package: str, name: str, *, key: str = "") -> Any:
     return importlib.import_module(f"nemo_srl.{package}.{name}").BACKEND
 
 
-def named(entries: Mapping[str, T], name: str, *, key: str) -> T:
-    """The entry with this name, or the object at the user's own dotted path. Raises `ConfigError`."""
+def named(entries: Mapping[str, T], name: str, *, key: str, kind: type = object) -> T:
+    """The entry with this name, or the object at the user's own dotted path.
+
+    Raises `ConfigError` for a name that nothing has, or an object that is not a `kind`.
+    """
     if name in entries:
         return entries[name]
-    if "." in name or ":" in name:
-        found: T = imported(name, key=key)
-        return found
-    raise _unknown(key, name, sorted(entries))
+    if "." not in name and ":" not in name:
+        raise _unknown(key, name, sorted(entries))
+    found: T = imported(name, key=key)
+    if not isinstance(found, kind):
+        raise ConfigError(f"{key}={name!r}: this is a {type(found).__name__}, and a {kind.__name__} is needed.")
+    return found
 
 
 def imported(path: str, *, key: str, attribute: str = "") -> Any:

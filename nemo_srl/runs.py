@@ -1,7 +1,7 @@
-"""A run directory read back: what its stages left, for reports, exports and model cards.
+"""Reads a run directory back, for reports, exports and model cards.
 
-Only what is published is seen, so a run under way can be read at any time; nothing is written or locked. Raises
-`DataError` for a directory without any published stage.
+Only published stages are seen, so a run can be read while it is under way. Nothing is written and nothing is locked.
+Raises `DataError` for a directory without a published stage.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 from nemo_srl.artifacts import DATA, MANIFEST, SPEC, Artifact, Manifest, read_jsonl
 from nemo_srl.errors import DataError
 from nemo_srl.records import Metric, R
-
-_ORDER = ("sft", "prompts", "candidates", "judgements", "pairs", "anchor", "policy", "eft", "own_answers", "refresh")
+from nemo_srl.stages import LOOP
+from nemo_srl.trainers import WORK_DIR, read_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageRun:
-    """One published stage; `name` is its directory's, which tells apart what one stage made twice."""
+    """One published stage. `name` is its directory's name, because one stage may run twice in an iteration."""
 
     iteration: int
     name: str
@@ -30,49 +30,59 @@ class StageRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The published stages of a run directory, by iteration and in the order in which they are made."""
+    """The published stages of a run directory, by iteration and in the order of `stages.LOOP`."""
 
     run_dir: Path
     stages: tuple[StageRun, ...]
 
     @property
     def iterations(self) -> list[int]:
-        """The self-rewarding iterations that have begun to publish: 1, 2, ..."""
+        """The self-rewarding iterations with a published stage: 1, 2, ..."""
         return sorted({s.iteration for s in self.stages if s.iteration > 0})
 
     def find(self, iteration: int, name: str) -> StageRun | None:
-        """The stage in `iter_XX/name`, if it is published."""
+        """The stage in `iter_XX/name`; None when it is not published."""
         return next((s for s in self.stages if (s.iteration, s.name) == (iteration, name)), None)
 
-    def table(self, iteration: int, name: str, record: type[R]) -> list[R]:
-        """The records of a stage; none when it is not published."""
+    def table(self, iteration: int, name: str, record: type[R], part: str = "") -> list[R]:
+        """The records of a stage, or of one of its named parts.
+
+        Empty when the stage is not published, or when it has no such part: runs of older versions have no parts.
+        """
         found = self.find(iteration, name)
-        return read_jsonl(found.path / DATA, record) if found else []
+        if found is None:
+            return []
+        path = found.path / (f"{part}.jsonl" if part else DATA)
+        return [] if part and not path.exists() else read_jsonl(path, record)
+
+    def evaluated(self) -> dict[str, tuple[int, str]]:
+        """Where the evaluation of each model is to be found: (iteration, name) by model name, M0 first."""
+        return {"M0": (0, "evaluation_m0")} | {f"M{t + 1}": (t, "evaluation") for t in (0, *self.iterations)}
 
     def evaluations(self) -> dict[str, list[Metric]]:
-        """Metrics by model name, M0 first."""
-        found = {"M0": self.table(0, "evaluation_m0", Metric)}
-        for t in (0, *self.iterations):
-            found[f"M{t + 1}"] = self.table(t, "evaluation", Metric)
+        """The metrics of each evaluated model by model name, M0 first."""
+        found = {name: self.table(*place, Metric) for name, place in self.evaluated().items()}
         return {name: metrics for name, metrics in found.items() if metrics}
 
     def models(self) -> dict[str, StageRun]:
-        """The stage that made each trained model, M1 first. A refreshed model takes the place of DPO's."""
+        """The stage that made each trained model, M1 first. A refreshed model replaces the one that DPO made."""
         found = {"M1": self.find(0, "sft")}
         for t in self.iterations:
             found[f"M{t + 1}"] = self.find(t, "refresh") or self.find(t, "policy")
         return {name: stage for name, stage in found.items() if stage}
 
+    def training(self, stage: StageRun) -> list[dict[str, Any]]:
+        """The metrics of each training step of `stage`; empty when it trained nothing."""
+        return training_metrics(stage.path)
+
     def config(self) -> dict[str, Any]:
-        """The whole configuration, as the last stage was given it."""
-        spec: dict[str, Any] = self.spec(self.stages[-1])
-        config: dict[str, Any] = spec["config"]
+        """The whole configuration, as the last stage got it."""
+        config: dict[str, Any] = self.spec(self.stages[-1])["config"]
         return config
 
     def spec(self, stage: StageRun) -> dict[str, Any]:
-        """What `stage` was asked for: its `stage.json`."""
-        spec: dict[str, Any] = json.loads((stage.path / SPEC).read_text(encoding="utf-8"))
-        return spec
+        """The content of the stage's `stage.json`: its settings and inputs."""
+        return _spec(stage.path)
 
 
 def open_run(run_dir: Path) -> Run:
@@ -85,12 +95,27 @@ def open_run(run_dir: Path) -> Run:
         found.append(StageRun(iteration=iteration, name=path.parent.name, path=path.parent, manifest=manifest))
     if not found:
         raise DataError(
-            f"run_dir={run_dir}: no finished stage in it (no iter_*/*/{MANIFEST}). Give the run directory of "
+            f"run_dir={run_dir}: there is no finished stage (no iter_*/*/{MANIFEST}). Give the run directory of "
             "recipes/iterate.py, after its first stage has ended."
         )
     return Run(run_dir=run_dir, stages=tuple(sorted(found, key=_place)))
 
 
+def training_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The metrics of each training step in a stage's directory, which need not be published yet.
+
+    The trainer that the stage was configured with reads them. Empty when there is no training.
+    """
+    work_dir = directory / WORK_DIR
+    return read_metrics(_spec(directory)["config"]["trainer"]["name"], work_dir) if work_dir.exists() else []
+
+
+def _spec(directory: Path) -> dict[str, Any]:
+    spec: dict[str, Any] = json.loads((directory / SPEC).read_text(encoding="utf-8"))
+    return spec
+
+
 def _place(stage: StageRun) -> tuple[int, int, str]:
-    rank = _ORDER.index(stage.name) if stage.name in _ORDER else len(_ORDER)
-    return stage.iteration, rank, stage.name
+    # Some directories are not named after their stage, e.g. `own_answers`. They stand beside the stage that made them.
+    known = [name for name in (stage.name, stage.manifest.stage) if name in LOOP]
+    return stage.iteration, LOOP.index(known[0]) if known else len(LOOP), stage.name

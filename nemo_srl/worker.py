@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import importlib
 import json
 import os
 import resource
@@ -24,22 +23,22 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
 
-from nemo_srl import records
+from nemo_srl import records, registry
 from nemo_srl.artifacts import SPEC, STEPS, Artifact, BaseModel, Model, SourceFile, Table, write_atomic
-from nemo_srl.config import Config
+from nemo_srl.config import Config, load
 from nemo_srl.errors import NemoSrlError, RunDirBusyError, StoppedError
+from nemo_srl.models import families
 from nemo_srl.protocols import EXIT_STOPPED
-from nemo_srl.stages import Context, Stage
+from nemo_srl.records import Record
+from nemo_srl.stages import Context, Input, Stage, stage_at
 
-Input = Artifact | BaseModel | SourceFile[Any]
 
-
-def describe(stage: Stage, cfg: Config, iteration: int, inputs: Mapping[str, Input], output: Artifact) -> None:
+def describe(stage: Stage[Any], cfg: Config, iteration: int, inputs: Mapping[str, Input], output: Artifact) -> None:
     """Write `stage.json`."""
     spec = {
         "stage": stage.name,
+        "module": stage.module,
         "iteration": iteration,
         "config": asdict(cfg),
         "identity": dict(output.identity),
@@ -53,9 +52,9 @@ def _describe_input(x: Input) -> dict[str, str]:
         case BaseModel():
             return {"kind": "base_model", "path": str(x.model_dir.absolute()), "digest": x.content_digest}
         case SourceFile():
-            return {"kind": "file", "path": str(x.path.absolute()), "record": x.record.__name__}
+            return {"kind": "file", "path": str(x.path.absolute()), "record": _record_name(x.record)}
         case Table():
-            return {"kind": "table", "path": str(x.path.absolute()), "record": x.record.__name__}
+            return {"kind": "table", "path": str(x.path.absolute()), "record": _record_name(x.record)}
         case _:
             return {"kind": "model", "path": str(x.path.absolute())}
 
@@ -66,31 +65,51 @@ def _open_input(row: Mapping[str, str]) -> Input:
         case "base_model":
             return BaseModel(path, row["digest"])
         case "file":
-            return SourceFile(path, getattr(records, row["record"]))
+            return SourceFile(path, _record(row["record"]))
         case "table":
-            return Table(path, {}, getattr(records, row["record"]))
+            return Table(path, {}, _record(row["record"]))
         case _:
             return Model(path, {})
 
 
-def stage_named(name: str) -> Stage:
-    """Each stage's module is named like the stage."""
-    stage: Stage = importlib.import_module(f"nemo_srl.stages.{name}").STAGE
-    return stage
+def _record_name(record: type[Record]) -> str:
+    """Records of this package go by their names, a user's own by `module:name`."""
+    own = record.__module__ == records.__name__
+    return record.__name__ if own else f"{record.__module__}:{record.__name__}"
 
 
-def run_step(stage_dir: Path, step_name: str) -> None:
-    """Run a step; the last one of a stage publishes its artifact, with what its steps cost on rank 0."""
+def _record(name: str) -> Any:
+    return registry.imported(name if ":" in name else f"{records.__name__}:{name}", key="record")
+
+
+def set_up(cfg: Config) -> None:
+    """What every process must know before it reads a model."""
+    if cfg.model.family:
+        families.register(cfg.model.family)
+
+
+def run_steps(stage_dir: Path, step_names: Sequence[str]) -> None:
+    """Run steps of a stage, one after the other. Raises `RunDirBusyError` while another process does."""
+    try:
+        with FileLock(stage_dir / f".lock-{rank()}", timeout=0):
+            for name in step_names:
+                _run_step(stage_dir, name)
+    except Timeout:
+        raise RunDirBusyError(f"{stage_dir}: another worker is still busy in this directory; wait, or end it") from None
+
+
+def _run_step(stage_dir: Path, step_name: str) -> None:
+    """Run a step. The last one of a stage publishes its artifact, with what its steps cost on rank 0."""
     started = time.monotonic()
     spec = json.loads((stage_dir / SPEC).read_text())
-    stage = stage_named(spec["stage"])
-    cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), spec["config"]))
-    assert isinstance(cfg, Config)
+    stage, cfg = stage_at(spec["module"]), load(spec["config"], Config)
+    set_up(cfg)
     ctx = Context(
         cfg=cfg,
         iteration=spec["iteration"],
         inputs={name: _open_input(row) for name, row in spec["inputs"].items()},
         output=stage.output(stage_dir, spec["identity"]),
+        model=stage.model,
     )
     step = next(s for s in stage.steps if s.name == step_name)
     result = step.run(ctx)
@@ -103,6 +122,7 @@ def run_step(stage_dir: Path, step_name: str) -> None:
                 metrics=result.metrics,
                 seconds=sum(c["seconds"] for c in costs.values()),
                 peak_memory_bytes=int(max(c["peak_memory_bytes"] for c in costs.values())),
+                parts=result.parts,
             )
 
 
@@ -141,19 +161,13 @@ def main(stage_dir: Path, step_names: Sequence[str]) -> int:
     # torch reads it at its first large tensor. Without huge pages page faults take a quarter of a CPU training.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
-        with FileLock(stage_dir / f".lock-{rank()}", timeout=0):
-            for name in step_names:
-                run_step(stage_dir, name)
+        run_steps(stage_dir, step_names)
         return 0
-    except Timeout:
-        error: Exception = RunDirBusyError(
-            f"{stage_dir}: another worker is still busy in this directory; wait, or end it"
-        )
     except StoppedError as e:
         print(f"stopped: {e}", file=sys.stderr)
         return EXIT_STOPPED
     except NemoSrlError as e:
-        error = e
+        error: Exception = e
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -17,19 +17,19 @@ import sys
 from pathlib import Path
 
 import hydra
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from nemo_srl import cli
 from nemo_srl.artifacts import DATA
 from nemo_srl.config import Config
-from nemo_srl.errors import ConfigError, NemoSrlError
+from nemo_srl.errors import ConfigError
 from nemo_srl.experiment import Experiment
 from nemo_srl.records import IFTExample, RankedAnswers
 from nemo_srl.stages import eft, sft
 
 log = logging.getLogger(__name__)
 
-ConfigStore.instance().store(name="schema", node=Config)
+cli.register_schemas(sys.argv[1:], schema=Config)
 
 
 def build(cfg: Config, exp: Experiment) -> Path:
@@ -37,9 +37,11 @@ def build(cfg: Config, exp: Experiment) -> Path:
     if not cfg.data.rankings_path:
         raise ConfigError("data.rankings_path='': give answers that people ranked, such as prepare_oasst.py writes")
     rankings = exp.source(cfg.data.rankings_path, RankedAnswers)
-    judge = exp.run(sft.STAGE, 0, policy=exp.base_model(), ift=exp.source(cfg.data.ift_path, IFTExample))
-    verdicts = exp.run(eft.STAGE, 0, policy=judge, rankings=rankings)
-    figures = verdicts.manifest().metrics
+    m1 = exp.run(sft.STAGE, 0, policy=exp.base_model(), ift=exp.source(cfg.data.ift_path, IFTExample))
+    verdicts = exp.run(eft.STAGE, 0, judge=m1, rankings=rankings)
+    manifest = verdicts.manifest()
+    assert manifest is not None
+    figures = manifest.metrics
     log.info(
         "%.0f rankings, scores in %.1f%% of the verdicts, agreement in %.1f%%, %.0f examples kept (the paper: 1,630)",
         figures["num_rankings"],
@@ -52,16 +54,14 @@ def build(cfg: Config, exp: Experiment) -> Path:
     return path
 
 
+def run(cfg: Config) -> None:
+    with Experiment(cfg) as exp:
+        print(build(cfg, exp))
+
+
 @hydra.main(version_base="1.3", config_path="../conf", config_name="iterate")
 def main(cfg: DictConfig) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    try:
-        config = OmegaConf.to_object(cfg)
-        assert isinstance(config, Config)
-        with Experiment(config) as exp:
-            print(build(config, exp))
-    except NemoSrlError as e:
-        sys.exit(f"error: {e}")
+    cli.run_composed(cfg, Config, run)
 
 
 if __name__ == "__main__":

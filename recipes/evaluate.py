@@ -27,15 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from nemo_srl import report
+from nemo_srl import cli, report
 from nemo_srl.artifacts import BaseModel, SourceFile, to_line, write_atomic
 from nemo_srl.config import Config
 from nemo_srl.data import questions as formats
 from nemo_srl.data import verifiable
-from nemo_srl.errors import ConfigError, NemoSrlError
+from nemo_srl.errors import ConfigError
 from nemo_srl.experiment import Experiment
 from nemo_srl.records import Candidate, EFTExample, Metric, Question, VerifiablePrompt
 from nemo_srl.runs import open_run
@@ -64,7 +63,7 @@ class EvaluateConfig(Config):
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
 
-ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
+cli.register_schemas(sys.argv[1:], evaluate_schema=EvaluateConfig)
 
 
 def evaluate(settings: EvaluateSettings, exp: Experiment) -> str:
@@ -133,7 +132,7 @@ def compare(exp: Experiment, judge: BaseModel, answered: Mapping[str, Any]) -> d
     """Every two models, head to head."""
     return {
         (a, b): exp.run(
-            head_to_head.STAGE, 0, policy=judge, a=answered[a], b=answered[b], directory=f"match_{a}_{b}"
+            head_to_head.STAGE, 0, judge=judge, a=answered[a], b=answered[b], directory=f"match_{a}_{b}"
         ).read()
         for a, b in itertools.combinations(answered, 2)
     }
@@ -155,20 +154,18 @@ def write_exports(directory: Path, asked: Sequence[Question], found: Sequence[Ca
         write_atomic(directory / "mt_bench.jsonl", "".join(lines))
 
 
+def run(config: EvaluateConfig) -> None:
+    plain = Config(**{f.name: getattr(config, f.name) for f in fields(Config)})
+    with Experiment(plain) as exp:
+        text = evaluate(config.evaluate, exp)
+        write_atomic(exp.run_dir / "evaluation.md", f"# {exp.run_dir.name}\n\n{text}\n")
+        page = report.write_report(open_run(exp.run_dir))
+    print(f"{text}\n\n{page}")
+
+
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    try:
-        config = OmegaConf.to_object(cfg)
-        assert isinstance(config, EvaluateConfig)
-        plain = Config(**{f.name: getattr(config, f.name) for f in fields(Config)})
-        with Experiment(plain) as exp:
-            text = evaluate(config.evaluate, exp)
-            write_atomic(exp.run_dir / "evaluation.md", f"# {exp.run_dir.name}\n\n{text}\n")
-            page = report.write_report(open_run(exp.run_dir))
-        print(f"{text}\n\n{page}")
-    except NemoSrlError as e:
-        sys.exit(f"error: {e}")
+    cli.run_composed(cfg, EvaluateConfig, run)
 
 
 if __name__ == "__main__":

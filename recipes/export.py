@@ -1,11 +1,12 @@
-"""Take out of a run what other programs read: preference pairs, and the last model with its card.
+"""Export what other programs read from a run: its preference pairs, and a model with its card.
 
     python recipes/export.py run_dir=runs/srl-smollm2-135m-cpu
     python recipes/export.py run_dir=runs/x output_dir=out 'formats=[trl,parquet]' iterations=[2] model=M2
-    python recipes/export.py run_dir=runs/x model=none                         # the pairs alone
+    python recipes/export.py run_dir=runs/x model=none                         # only the pairs
 
-Into `<run_dir>/export` unless told otherwise: `pairs/` (see nemo_srl/interchange.py for the formats) and `M3/` or
-whatever the last model is, a Hugging Face directory. Existing pairs are written anew; an existing model is refused.
+The files go to `output_dir`, which is `<run_dir>/export` by default. `pairs/` has the pairs, in the formats that
+nemo_srl/data/interchange.py describes. The model is a Hugging Face directory with the model's name, e.g. `M3/`.
+Existing pairs are replaced. An existing model is never overwritten: the export stops with an error.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ class Options:
     """Empty: `<run_dir>/export`."""
     formats: list[str] = field(default_factory=lambda: list(FORMATS))
     iterations: list[int] = field(default_factory=list)
-    """Whose pairs are exported; empty: all."""
+    """The iterations whose pairs are exported. Empty: all of them."""
     model: str = "last"
-    """M1, M2, ..., last or none."""
-    licence: str = ""
-    """The base model's, as the Hub calls it (`apache-2.0`); empty: what its own card says."""
+    """M1, M2, ..., or `last`, or `none`."""
+    license: str = ""
+    """The license of the base model by its name on the Hub, e.g. apache-2.0. Empty: what the base model's card says."""
 
 
 def chosen_pairs(run: Run, iterations: list[int]) -> list[ExportedPair]:
@@ -49,22 +50,26 @@ def chosen_pairs(run: Run, iterations: list[int]) -> list[ExportedPair]:
     wanted = iterations or run.iterations
     pairs = [ExportedPair(iteration=t, pair=p) for t in wanted for p in run.table(t, "pairs", PreferencePair)]
     if not pairs:
-        raise DataError(f"iterations={wanted}: {run.run_dir} holds no pairs of these; it has those of {run.iterations}")
+        raise DataError(
+            f"iterations={wanted}: {run.run_dir} holds no pairs of these iterations. It has the iterations "
+            f"{run.iterations}."
+        )
     return pairs
 
 
 def chosen_model(run: Run, name: str) -> tuple[str, StageRun]:
+    """The model's name, and the stage that made it."""
     models = run.models()
     if not models:
-        raise DataError(f"{run.run_dir}: no model is finished there yet")
+        raise DataError(f"run_dir={run.run_dir}: no model is finished yet. Export after the first training has ended.")
     name = list(models)[-1] if name == "last" else name
     if name not in models:
-        raise ConfigError(f"model={name}: this run has {', '.join(models)}; or give last or none")
+        raise ConfigError(f"model={name}: this run has {', '.join(models)}. Give one of them, or last, or none.")
     return name, models[name]
 
 
-def licence(run: Run) -> str | None:
-    """Of the base model, as far as its directory tells."""
+def base_license(run: Run) -> str | None:
+    """The license of the base model; None when its directory does not name one."""
     sft = run.find(0, "sft")
     base = Path(run.spec(sft)["inputs"]["policy"]["path"]) if sft else Path()
     return license_of(run.config()["model"]["path"], base)
@@ -83,7 +88,7 @@ def export(options: Options) -> None:
         ):
             log.info("%6d pairs  %s", len(pairs), path)
     if options.model != "none":
-        card = model_card(run, name, licence=options.licence or licence(run))
+        card = model_card(run, name, license=options.license or base_license(run))
         publish_model(stage.path / "hf", output / name, card=card, chat_template=template)
         log.info("%12s  %s", name, output / name)
 

@@ -15,74 +15,60 @@ import sys
 import time
 
 import hydra
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from nemo_srl import report
+from nemo_srl import cli, preflight, report
 from nemo_srl.artifacts import Table, write_atomic
 from nemo_srl.config import Config
-from nemo_srl.errors import NemoSrlError
 from nemo_srl.experiment import Experiment
 from nemo_srl.records import EFTExample, IFTExample, Metric, Prompt, RankedAnswers
 from nemo_srl.report.alarms import Alarm, alarms
 from nemo_srl.report.tracking import track
 from nemo_srl.runs import open_run
-from nemo_srl.stages import (
-    anchor,
-    candidates,
-    eft,
-    evaluation,
-    judgements,
-    pairs,
-    policy,
-    preflight,
-    prompts,
-    refresh,
-    sft,
-)
+from nemo_srl.stages import anchor, candidates, eft, evaluation, judgements, pairs, policy, prompts, refresh, sft
 
 log = logging.getLogger(__name__)
 
-ConfigStore.instance().store(name="schema", node=Config)
+cli.register_schemas(sys.argv[1:], schema=Config)
 
 
 def iterate(cfg: Config, exp: Experiment) -> dict[str, list[Metric]]:
     """The loop of the paper. Returns the evaluation of each model."""
     ift = exp.source(cfg.data.ift_path, IFTExample)
-    seed_eft = {"eft": exp.source(cfg.data.eft_path, EFTExample)} if cfg.data.eft_path else {}
+    seed_eft = exp.source(cfg.data.eft_path, EFTExample) if cfg.data.eft_path else None
     rankings = exp.source(cfg.data.rankings_path, RankedAnswers) if cfg.data.rankings_path else None
-    refreshed: dict[str, Table[EFTExample]] = {}
+    kept: list[Table[EFTExample]] = []
     held_out = exp.source(cfg.data.eft_eval_path, EFTExample)
 
     m0 = exp.base_model()
     preflight.check(cfg, m0.model_dir, held_out.read())
-    m = m1 = exp.run(sft.STAGE, 0, policy=m0, ift=ift, **seed_eft)
+    m = m1 = exp.run(sft.STAGE, 0, policy=m0, ift=ift, eft=seed_eft)
     evaluations = {
         "M0": exp.run(evaluation.STAGE, 0, policy=m0, eft_eval=held_out, directory="evaluation_m0"),
         "M1": exp.run(evaluation.STAGE, 0, policy=m, eft_eval=held_out),
     }
     generator = exp.base_model(cfg.prompts.model) if cfg.prompts.model else None
     other_judge = exp.base_model(cfg.anchor.model) if cfg.anchor.model else None
-    earlier: dict[str, Table[Prompt]] = {}
+    earlier: list[Table[Prompt]] = []
     for t in range(1, cfg.num_iterations + 1):
         if cfg.prompts.path:
             x = exp.source(cfg.prompts.path.format(iteration=t), Prompt)
         else:
-            x = exp.run(prompts.STAGE, t, policy=generator or m, ift=ift, eft_eval=held_out, **earlier)
-            earlier[f"earlier_{t}"] = x
+            x = exp.run(prompts.STAGE, t, policy=generator or m, ift=ift, eft_eval=held_out, earlier=earlier)
+            earlier.append(x)
         y = exp.run(candidates.STAGE, t, policy=m, prompts=x)
-        r = exp.run(judgements.STAGE, t, policy=m, candidates=y)
+        r = exp.run(judgements.STAGE, t, judge=m, candidates=y)
         d = exp.run(pairs.STAGE, t, candidates=y, judgements=r)
         if cfg.anchor.num_prompts:
-            exp.run(anchor.STAGE, t, policy=other_judge or m1, candidates=y, judgements=r, pairs=d)
+            exp.run(anchor.STAGE, t, judge=other_judge or m1, candidates=y, judgements=r, pairs=d)
             for alarm in found_alarms(exp):
                 if alarm.iteration == t:
                     log.warning("ALARM, %s", alarm.text)
         m = exp.run(policy.STAGE, t, policy=m, pairs=d)
         if rankings:
-            refreshed[f"eft_{t}"] = exp.run(eft.STAGE, t, policy=m, rankings=rankings)
+            kept.append(exp.run(eft.STAGE, t, judge=m, rankings=rankings))
             own = exp.run(candidates.STAGE, t, policy=m, prompts=x, directory="own_answers")
-            m = exp.run(refresh.STAGE, t, policy=m, own_answers=own, **seed_eft, **refreshed)
+            m = exp.run(refresh.STAGE, t, policy=m, own_answers=own, eft=seed_eft, kept=kept)
         evaluations[f"M{t + 1}"] = exp.run(evaluation.STAGE, t, policy=m, eft_eval=held_out)
         track(open_run(exp.run_dir), cfg.tracking)
     return {name: artifact.read() for name, artifact in evaluations.items()}
@@ -111,13 +97,7 @@ def run(cfg: Config) -> None:
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="iterate")
 def main(cfg: DictConfig) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    try:
-        config = OmegaConf.to_object(cfg)
-        assert isinstance(config, Config)
-        run(config)
-    except NemoSrlError as e:
-        sys.exit(f"error: {e}")
+    cli.run_composed(cfg, Config, run)
 
 
 if __name__ == "__main__":

@@ -11,38 +11,37 @@ Formulas and their sources: nemo_srl/estimates.py.
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 
-from nemo_srl import estimates, models
-from nemo_srl.config import Config, OptimConfig
+from nemo_srl import cli, estimates, models
+from nemo_srl.config import Config, OptimConfig, load
 from nemo_srl.errors import ModelError, NemoSrlError
-from nemo_srl.estimates import Assumptions
 from nemo_srl.models.arithmetic import num_parameters
-from nemo_srl.models.hf import ModelSpec, read_shape
+from nemo_srl.models.hf import read_shape
+from nemo_srl.models.spec import ModelSpec
+from nemo_srl.preflight import check_shape
 from nemo_srl.trainers import trainer_backend
+from nemo_srl.workload import Assumptions
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = ROOT / "recipes" / "shapes"
 
-ConfigStore.instance().store(name="schema", node=Config)
-
 
 def compose_config(overrides: list[str]) -> tuple[Config, Assumptions]:
     """Raises `ConfigError` and Hydra's errors."""
+    cli.register_schemas(overrides, schema=Config)
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         composed = compose("iterate", ["run_dir=runs/plan", *overrides])
     with open_dict(composed):
         assumed = OmegaConf.merge(OmegaConf.structured(Assumptions), composed.pop("assume", {}))
-    cfg, assumptions = OmegaConf.to_object(composed), OmegaConf.to_object(assumed)
-    assert isinstance(cfg, Config)
+    assumptions = OmegaConf.to_object(assumed)
     assert isinstance(assumptions, Assumptions)
-    return cfg, assumptions
+    return load(composed, Config), assumptions
 
 
 def shape_of(model_path: str, cache_dir: str) -> ModelSpec:
@@ -73,8 +72,8 @@ def memory_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> tuple[list[str
             f"{m.logits / 1e9:7.1f} {m.total / 1e9:7.1f}  of {a.gpu_memory_gb:g}"
             + ("" if m.total <= a.gpu_memory_gb * 1e9 else "  DOES NOT FIT")
         )
-    if cfg.engine.name == "trtllm":
-        e = estimates.engine_memory(cfg, spec, a)
+    if (size := estimates.engine_size(cfg)).num_gpus:
+        e = estimates.engine_memory(size, spec, a)
         sequences = int(e.num_cached_tokens / (a.mean_rubric_tokens + a.mean_response_tokens))
         fits &= sequences >= 1
         lines.append(
@@ -90,19 +89,19 @@ def time_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> list[str]:
     lines = [f"{'stage':14} {'times':>5} {'Mtokens':>9} {'GPUs':>5} {'hours':>7} {'GPU-hours':>10} {'disk, GB':>9}"]
     total_hours = total_gpu_hours = total_disk = 0.0
     for s in estimates.stages(cfg, spec, a):
-        times = {"sft": 1, "evaluation": cfg.num_iterations + 2}.get(s.name, cfg.num_iterations)
         lines.append(
-            f"{s.name:14} {times:5} {s.num_tokens / 1e6:9.1f} {s.num_gpus:5} {s.hours:7.2f} {s.gpu_hours:10.1f} "
+            f"{s.name:14} {s.times:5} {s.num_tokens / 1e6:9.1f} {s.num_gpus:5} {s.hours:7.2f} {s.gpu_hours:10.1f} "
             f"{s.disk_bytes / 1e9:9.1f}"
         )
-        total_hours += times * s.hours
-        total_gpu_hours += times * s.gpu_hours
-        total_disk += times * s.disk_bytes
+        total_hours += s.times * s.hours
+        total_gpu_hours += s.times * s.gpu_hours
+        total_disk += s.times * s.disk_bytes
     lines.append(
         f"{'whole run':14} {'':5} {'':9} {'':5} {total_hours:7.2f} {total_gpu_hours:10.1f} {total_disk / 1e9:9.1f}"
     )
     # The one that is being written beside the last one, and the weights that the training starts from.
-    scratch = 2 * trainer_backend(cfg.trainer).checkpoint_bytes(cfg.trainer, spec) + 4 * num_parameters(spec)
+    checkpoint = trainer_backend(cfg.trainer).checkpoint_bytes(cfg.trainer, spec)
+    scratch = 2 * checkpoint + 4 * num_parameters(spec)
     lines.append(f"and {scratch / 1e9:,.0f} GB more while a training runs (two checkpoints, the starting weights)")
     return lines
 
@@ -111,20 +110,22 @@ def main(overrides: list[str]) -> None:
     try:
         cfg, a = compose_config(overrides)
         spec = shape_of(cfg.model.path, cfg.model.cache_dir)
-        trainer_backend(cfg.trainer).check(cfg.trainer, [cfg.sft, cfg.dpo], spec)
+        check_shape(cfg, spec)
     except (NemoSrlError, HydraException) as e:
         sys.exit(f"error: {e}")
     t = cfg.trainer
-    sizes = f"TP {t.tensor_model_parallel_size} x PP {t.pipeline_model_parallel_size} x DP {t.data_parallel_size}"
+    sizes = "".join(
+        f"{getattr(t, f.name)} ({f.name.removesuffix('_parallel_size')}) x "
+        for f in fields(t)
+        if f.name.endswith("_parallel_size")
+    )
     print(f"model            {cfg.model.path}: {num_parameters(spec) / 1e9:.2f} billion parameters")
     print(
-        f"training         {t.world_size} GPUs = {sizes}, {t.precision}; heads, layers, vocabulary and batches divide"
+        f"training         {t.world_size} GPUs = {sizes}{t.data_parallel_size} (data); all sizes divide what they must"
     )
-    if cfg.engine.name == "trtllm":
-        e = cfg.engine.trtllm
+    if (e := estimates.engine_size(cfg)).num_gpus:
         replicas = f"{e.num_replicas} replicas of TP {e.tensor_parallel_size} x PP {e.pipeline_parallel_size}"
-        num_gpus = estimates.num_engine_gpus(cfg)
-        print(f"generation       {num_gpus} GPUs = {replicas}; nodes: {e.num_nodes}")
+        print(f"generation       {e.num_gpus} GPUs = {replicas}; nodes: {e.num_nodes}")
     memory, fits = memory_table(cfg, spec, a)
     print(
         "\n" + "\n".join(memory) + "\n\n" + "\n".join(time_table(cfg, spec, a)) + "\n\nassumed (set with +assume.KEY=)"

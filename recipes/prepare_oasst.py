@@ -5,8 +5,8 @@
     python recipes/iterate.py data.ift_path=data/oasst/ift.jsonl data.eft_path=runs/eft/eft.jsonl \\
         data.eft_eval_path=data/oasst/eft_eval.jsonl
 
-This program needs no model: it writes `ift.jsonl`, `rankings.jsonl` (for `build_eft.py`, which adds verdicts),
-`eft_eval.jsonl` (people's own order, for measuring the judge) and `manifest.json`, which counts every step.
+This program needs no model. It writes `ift.jsonl`, `rankings.jsonl` (to which `build_eft.py` adds verdicts),
+`eft_eval.jsonl` (answers in people's order, which measure the judge) and `manifest.json` with the numbers of each step.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from nemo_srl.errors import DataError, NemoSrlError
 @dataclass
 class Options:
     trees: str = MISSING
-    """OASST1's or OASST2's `*.trees.jsonl.gz`."""
+    """The file `*.trees.jsonl.gz` of OASST1 or OASST2."""
     output_dir: str = MISSING
     language: str = "en"
     num_ift: int = 3200
-    """Prompts with their favourite answer, by its quality."""
+    """Number of prompts with the answer that people like best; those of the best quality are taken."""
     num_eft: int = 1000
-    """Prompts with several ranked answers for the EFT filter, which keeps a part of them."""
+    """Number of prompts with several ranked answers for the EFT filter, which keeps some of them."""
     num_eft_eval: int = 200
-    """The same for measuring the judge: about 541 answers, as many as the paper has."""
+    """Number of such prompts for measuring the judge. 200 have about 541 answers, as in the paper."""
     max_characters: int = 8000
-    """Longer prompts and answers are left out."""
+    """Prompts and answers with more characters are left out."""
     seed: int = 1234
 
 
 def prepare(options: Options) -> dict[str, int]:
-    """Write the files; returns the counts."""
+    """Write the files; returns the numbers of each step. Raises `DataError` when one of the files would be empty."""
     source, counts = Path(options.trees), Counter[str]()
     trees = oasst.read_trees(source, counts, language=options.language, max_characters=options.max_characters)
     data = oasst.build(
@@ -56,7 +56,7 @@ def prepare(options: Options) -> dict[str, int]:
         seed=options.seed,
     )
     if not data.ift or not data.rankings or not data.eft_eval:
-        raise DataError(f"trees={options.trees}: too little in it to build all three files; counted: {data.counts}")
+        raise DataError(f"trees={options.trees}: too few usable trees for all three files; counted: {data.counts}")
     output = Path(options.output_dir)
     tables: dict[str, Iterable[object]] = {"ift": data.ift, "rankings": data.rankings, "eft_eval": data.eft_eval}
     for name, records in tables.items():

@@ -1,7 +1,7 @@
 """IFT seed from `messages`, ShareGPT or Alpaca data: `prepare_seed.py input=data.jsonl output=data/mine/ift.jsonl`.
 
-The input may be JSONL, a JSON array, Parquet or a directory of `datasets.save_to_disk`; see nemo_srl/seeds.py for what
-is taken and what is left out. The output is what `data.ift_path` reads.
+The input may be JSONL, a JSON array, Parquet or a directory of `datasets.save_to_disk`. nemo_srl/data/seeds.py says
+which rows are used and which are left out. Give the output to the loop as `data.ift_path`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Options:
     input: str = MISSING
     output: str = MISSING
     num_examples: int = 0
-    """The first ones; 0: all."""
+    """Write only that many, from the beginning; 0: all."""
 
 
 def main(arguments: list[str]) -> None:

@@ -1,6 +1,7 @@
-"""Write `report.html` of a run, finished or not: `python recipes/report.py run_dir=runs/srl-smollm2-135m-cpu`.
+"""Write the `report.html` of a run: `python recipes/report.py run_dir=runs/srl-smollm2-135m-cpu`.
 
-`recipes/iterate.py` writes it at the end of every run. Only published stages are shown; nothing is changed.
+The run need not be finished: the report shows its published stages. `recipes/iterate.py` writes the same file at the
+end of a run. No other file is changed.
 """
 
 from __future__ import annotations

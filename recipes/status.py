@@ -1,7 +1,8 @@
-"""Where a run is: `python recipes/status.py run_dir=runs/srl-llama2-70b-8n8g-tp8pp4`.
+"""Show how far a run is: `python recipes/status.py run_dir=runs/srl-llama2-70b-8n8g-tp8pp4`.
 
-One line per stage that was begun: published or not, its Slurm job with the state that Slurm gives it, and what there
-is of the work (model calls journalled, steps trained). Reads only; runs beside the orchestrator or without one.
+There is one line for each stage that was started: whether it is published, its Slurm job with the state that Slurm
+reports, and its progress (model calls in the journal, or training steps). The command changes nothing. It works while
+the orchestrator runs, and also when it does not.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from nemo_srl.artifacts import JOURNAL, MANIFEST, SPEC
 from nemo_srl.cli import read_options
 from nemo_srl.errors import DataError, NemoSrlError
 from nemo_srl.launchers.slurm import client, read_record, record_file
+from nemo_srl.runs import training_metrics
 
 
 @dataclass
@@ -25,10 +27,10 @@ class Options:
 
 
 def lines(run_dir: Path) -> list[str]:
-    """A table. Raises `DataError` where there is no run."""
+    """The lines of the table. Raises `DataError` for a directory without a run."""
     stages = sorted(run_dir.glob(f"iter_*/*/{SPEC}"), key=lambda path: path.stat().st_mtime)
     if not stages:
-        raise DataError(f"run_dir={run_dir}: no stage was begun there")
+        raise DataError(f"run_dir={run_dir}: no stage was started in it. Give the run directory of recipes/iterate.py.")
     rows = [("stage", "state", "job", "progress")]
     for spec in stages:
         directory = spec.parent
@@ -56,11 +58,11 @@ def _job(run_dir: Path, name: str) -> tuple[str, str]:
 
 
 def _progress(directory: Path) -> str:
-    for path, unit in ((directory / JOURNAL, "model calls"), (directory / "training" / "metrics.jsonl", "steps")):
-        if path.exists():
-            num_lines = path.read_bytes().count(b"\n")
-            return f"{num_lines} {unit}"
-    return "-"
+    if (directory / JOURNAL).exists():
+        num_calls = (directory / JOURNAL).read_bytes().count(b"\n")
+        return f"{num_calls} model calls"
+    steps = training_metrics(directory)
+    return f"{len(steps)} steps" if steps else "-"
 
 
 def main(arguments: list[str]) -> None:

@@ -1,24 +1,27 @@
-"""A run directory made without any model: the real stages' records, written as the stages publish them.
+"""Makes run directories without any model, with the records of the real stages in the files that these publish.
 
-`make_run` gives what two iterations leave, `make_comparison` what an evaluation of models does. Texts include what
-breaks careless pages and files.
+`make_run` makes a run of two iterations, `make_comparison` one of recipes/evaluate.py. Some of the texts break a page
+or a file that does not escape them.
 """
 
 from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from nemo_srl.artifacts import JOURNAL, SPEC, Manifest, Table, to_line, write_atomic
-from nemo_srl.config import Config, JudgeConfig, ModelConfig
+from nemo_srl.artifacts import SPEC, Manifest, Table, to_line, write_atomic
+from nemo_srl.config import Config, JudgeConfig, ModelConfig, PairsConfig
 from nemo_srl.data.verifiable import Followed
-from nemo_srl.records import Candidate, Completion, EFTExample, IFTExample, Judgement, Metric, Prompt
+from nemo_srl.judging import mean_scores
+from nemo_srl.pairing import build_pairs
+from nemo_srl.records import Candidate, Comparison, EFTExample, IFTExample, Judgement, Metric, Prompt
 from nemo_srl.stages import head_to_head, ifeval
 from nemo_srl.stages.evaluation import answering_metrics, judging_metrics, verdict_metrics
-from nemo_srl.stages.pairs import build_pairs
+from nemo_srl.stages.head_to_head import matches_of
 
 HOSTILE = (
     "</script><script>window.hacked = 1</script>",
@@ -49,7 +52,12 @@ def _training(path: Path, num_steps: int, *, dpo: bool) -> None:
             line |= {"rewards_chosen": -0.01 * step, "rewards_rejected": -0.02 * step, "rewards_margin": 0.01 * step}
             line |= {"acc": min(1.0, 0.5 + 0.01 * step)}
         lines.append(json.dumps(line))
+    # The last line is cut off, as a killed process leaves it.
     write_atomic(path / "training" / "metrics.jsonl", "\n".join(lines) + '\n{"step": 99, "lo')
+
+
+def _write_part(directory: Path, name: str, records: Sequence[Any]) -> None:
+    write_atomic(directory / f"{name}.jsonl", "".join(map(to_line, sorted(records, key=lambda r: r.key))))
 
 
 def make_run(run_dir: Path, *, num_prompts: int = 12, num_iterations: int = 2, seed: int = 1) -> Path:
@@ -69,7 +77,7 @@ def make_run(run_dir: Path, *, num_prompts: int = 12, num_iterations: int = 2, s
 
 
 def add_anchor(run_dir: Path, iteration: int, *, agreement: float) -> None:
-    """What M1 thinks of an iteration."""
+    """Write what the anchor measured in an iteration."""
     directory = run_dir / f"iter_{iteration:02d}" / "anchor"
     _publish(directory, "anchor", iteration, {}, 9.0)
     metrics = [
@@ -104,7 +112,7 @@ def _iteration(directory: Path, t: int, rng: random.Random, num_prompts: int) ->
                 score = None if rng.random() < 0.1 else float(rng.randint(0, 5))
                 verdict = f"{rng.choice(HOSTILE)} {_words(rng, 4, 30)}\nScore: {score}"
                 judgements.append(Judgement(candidate_key=c.key, judgement_index=k, verdict=verdict, score=score))
-    pairs, dropped = build_pairs(candidates, judgements, min_margin=0.0)
+    pairs, dropped = build_pairs(candidates, mean_scores(judgements), PairsConfig())
     _publish(directory / "prompts", "prompts", t, {"num_calls": 2 * num_prompts, "num_kept": num_prompts,
                                                    "num_similar": 5, "num_length": 3}, 30.0)  # fmt: skip
     Table(directory / "prompts", {}, Prompt).write(prompts)
@@ -143,23 +151,18 @@ def _evaluation(directory: Path, t: int, rng: random.Random, *, skill: float) ->
         Judgement(candidate_key=c.key, judgement_index=0, verdict="", score=float(rng.randint(0, 5))) for c in answers
     ]
     metrics = [
-        *answering_metrics(answers, own, min_margin=0.0),
+        *answering_metrics(answers, own, PairsConfig()),
         *judging_metrics(examples, judged, max_score=5, num_bootstrap=100, seed=0),
         *verdict_metrics(own + judged, max_score=5),
     ]
-    journal = [
-        Completion(
-            request_key=f"eft/{x.key}", index=0, text=f"So.\nScore: {j.score}", num_tokens=5, finish_reason="stop"
-        )
-        for x, j in zip(examples, judged, strict=True)
-    ]
-    write_atomic(directory / JOURNAL, "".join(map(to_line, journal)))
     _publish(directory, "evaluation", t, {}, 60.0)
     Table(directory, {}, Metric).write(metrics)
+    for name, part in (("answers", answers), ("self_judgements", own), ("judgements", judged)):
+        _write_part(directory, name, part)
 
 
 def make_comparison(run_dir: Path, *, num_questions: int = 20, seed: int = 1) -> Path:
-    """Write what recipes/evaluate.py leaves of two models (`m_1`, `m.2`) and a file of answers (`big`)."""
+    """Write what recipes/evaluate.py makes of two models (`m_1`, `m.2`) and a file of answers (`big`)."""
     rng = random.Random(seed)
     directory = run_dir / "iter_00"
     texts = [HOSTILE[i] if i < len(HOSTILE) else f"Say {i}: {_words(rng, 3, 20)}?" for i in range(num_questions)]
@@ -190,23 +193,22 @@ def make_comparison(run_dir: Path, *, num_questions: int = 20, seed: int = 1) ->
 
 
 def _match(run_dir: Path, a: str, b: str, found: dict[str, dict[str, Candidate]], rng: random.Random) -> None:
-    """The judge takes the longer answer, with a slip now and then, in what it says or in how."""
+    """The judge prefers the longer answer. Some verdicts are a tie, and some cannot be read."""
     directory = run_dir / "iter_00" / f"match_{a}_{b}"
-    journal = []
+    verdicts = []
+    orders: dict[Literal["ab", "ba"], tuple[str, str]] = {"ab": (a, b), "ba": (b, a)}
     for key in found[a]:
-        for order, (first, second) in (("ab", (a, b)), ("ba", (b, a))):
+        for order, (first, second) in orders.items():
             longer = "A" if len(found[first][key].response) > len(found[second][key].response) else "B"
             winner = rng.choices([longer, "tie", "nobody"], [8, 1, 1])[0]
             text = f"{rng.choice(HOSTILE)}\nWinner: {winner}"
-            journal.append(
-                Completion(request_key=f"{key}/{order}", index=0, text=text, num_tokens=5, finish_reason="stop")
-            )
+            share = {"A": 1.0, "B": 0.0, "tie": 0.5}.get(winner)
+            verdicts.append(Comparison(question_id=key, order=order, verdict_index=0, verdict=text, first_share=share))
     paths = {name: run_dir / "iter_00" / f"answers_{name}" for name in (a, b)}
     paths |= {"big": run_dir / "given" / "answers_big.jsonl"}
     judge = "/elsewhere/m.2/hf" if b == "m.2" else "/elsewhere/judge-7b"
-    inputs = {"a": {"path": str(paths[a])}, "b": {"path": str(paths[b])}, "policy": {"path": judge}}
+    inputs = {"a": {"path": str(paths[a])}, "b": {"path": str(paths[b])}, "judge": {"path": judge}}
     _publish(directory, "head_to_head", 0, {}, 9.0, inputs=inputs)
-    write_atomic(directory / JOURNAL, "".join(map(to_line, journal)))
-    completions = {c.request_key: [c] for c in journal}
-    metrics = head_to_head.metrics_of(head_to_head.matches_of(found[a], found[b], completions), seed=0)
+    metrics = head_to_head.metrics_of(matches_of(found[a], found[b], verdicts))
     Table(directory, {}, Metric).write(metrics)
+    _write_part(directory, "verdicts", verdicts)

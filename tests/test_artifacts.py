@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nemo_srl.artifacts import DATA, JOURNAL, SPEC, Artifact, Journal, Table, read_jsonl, write_atomic
+from nemo_srl.artifacts import DATA, JOURNAL, SPEC, Artifact, Journal, Table, read_jsonl, to_line, write_atomic
 from nemo_srl.errors import DataError, StaleArtifactError
-from nemo_srl.records import Completion, IFTExample, Prompt
+from nemo_srl.records import Comparison, Completion, IFTExample, Metric, Prompt, Record, from_row, to_row
 
 
 def completion(key: str, index: int, text: str = "text") -> Completion:
@@ -82,6 +82,62 @@ def test_bad_seed_files_are_refused_with_their_line(tmp_path: Path, text: str, m
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         read_jsonl(path, IFTExample)
+
+
+METRIC = {"name": "x", "value": 1.5, "n": 2, "low": None, "high": None}
+COMPLETION = to_row(completion("a", 0)) | {"number_logprobs": [[7, {"4": -0.2, "3": -1}]]}
+COMPARISON = {"question_id": "q", "order": "ba", "verdict_index": 3, "verdict": "A", "first_share": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("record", "row", "change", "message"),
+    [
+        (Metric, METRIC, {"n": True}, r"n=True: expected int \(.*\), found bool"),
+        (Metric, METRIC, {"n": 2.0}, "n=2.0: expected int .* found float"),
+        (Metric, METRIC, {"n": "2"}, "n='2': expected int .* found str"),
+        (Metric, METRIC, {"value": True}, r"value=True: expected float \| None .* found bool"),
+        (Metric, METRIC, {"name": None}, "name=None: expected str .* found NoneType"),
+        (Completion, COMPLETION, {"finish_reason": "abort"}, "finish_reason='abort': expected FinishReason .*'length'"),
+        (
+            Completion,
+            COMPLETION,
+            {"number_logprobs": [[7, {"4": "x"}]]},
+            r"number_logprobs\[0\]\[1\]\['4'\]='x': .*str",
+        ),
+        (Completion, COMPLETION, {"number_logprobs": [[7]]}, r"number_logprobs\[0\]\[1\]=\[7\]: .*required"),
+        (Comparison, COMPARISON, {"order": "a"}, "order='a': expected Order .*'ab' or 'ba'"),
+        (Comparison, COMPARISON, {"first_share": False}, "first_share=False"),
+        (
+            Comparison,
+            COMPARISON,
+            {"share": 1, "other": 2},
+            r"unknown field\(s\) \['other', 'share'\]; a Comparison has",
+        ),
+    ],
+)
+def test_a_field_of_another_type_is_refused_with_its_value_and_what_was_expected(
+    record: type[Record], row: dict[str, object], change: dict[str, object], message: str
+) -> None:
+    assert from_row(record, row, where="f, line 1")
+    with pytest.raises(DataError, match=f"^f, line 1: {message}"):
+        from_row(record, row | change, where="f, line 1")
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        (Metric, '{"name": "x", "value": 3, "n": 2, "low": 0.1, "high": 1e-07}\n'),
+        (Metric, '{"name": "\u2028", "value": null, "n": 0, "low": null, "high": null}\n'),
+        (Completion, json.dumps(COMPLETION) + "\n"),
+        (Comparison, json.dumps(COMPARISON) + "\n"),
+    ],
+)
+def test_a_record_is_written_as_it_was_read(record: type[Record], text: str) -> None:
+    assert to_line(from_row(record, json.loads(text), where="here")) == text
+
+
+def test_a_comparison_is_named_by_question_order_and_number() -> None:
+    assert from_row(Comparison, COMPARISON, where="here").key == "q/ba/03"
 
 
 def test_a_seed_file_that_is_missing_or_not_utf8_is_refused(tmp_path: Path) -> None:

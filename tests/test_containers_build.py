@@ -51,7 +51,10 @@ ROOTS = {
     "nemo": ("nemo-toolkit[nlp]", "nemo-aligner", "megatron-core", "torch", "psutil", "pip"),
     # What tensorrt-llm's requirements.txt names, of the packages that the project imports or that bring them:
     # httpx comes by openai, scipy by nvidia-modelopt.
-    "trtllm": ("torch", "transformers", "datasets", "numpy", "pandas", "httpx", "scipy", "psutil", "setuptools", "pip"),
+    "trtllm": (
+        *("torch", "transformers", "datasets", "numpy", "pandas", "httpx", "scipy", "psutil", "pydantic"),
+        *("setuptools", "pip"),
+    ),
 }
 """Distributions that a base has, with all that they declare."""
 NEMO = {"lightning", "megatron", "nemo", "nemo_aligner", "pytorch_lightning"}

@@ -22,7 +22,7 @@ from nemo_srl.engines.embedded.batching import prefix_tree
 from nemo_srl.engines.embedded.llama import LlamaModel
 from nemo_srl.engines.embedded.stop import StopStrings, cut
 from nemo_srl.errors import ConfigError, DataError, EngineError, ModelError
-from nemo_srl.judging import verdicts
+from nemo_srl.judging.points import parse_score, score_lines
 from nemo_srl.protocols import GenerationRequest, SamplingParams
 from nemo_srl.records import Completion
 from tests.tiny import make_model
@@ -153,11 +153,11 @@ def test_what_a_token_brings_after_a_stop_string_is_cut_off() -> None:
     def decode(ids: list[int]) -> str:
         return "".join(pieces[i] for i in ids)
 
-    stop = verdicts.score_lines(5)
+    stop = score_lines(5)
     reached = [StopStrings(decode).reached([1, 2, 3, 4, 5][:n], stop) for n in range(1, 6)]
     assert reached == [False, False, False, True, True]
     assert cut(decode([1, 2, 3, 4, 5]), stop) == "It is right.\nScore: 4\n"
-    assert verdicts.parse_score(cut(decode([1, 2, 3, 4]), stop), max_score=5) == 4
+    assert parse_score(cut(decode([1, 2, 3, 4]), stop), max_score=5) == 4
     assert not StopStrings(decode).reached([1, 2, 3, 4], ())
     assert cut("Score: 3.5\n", stop) == "Score: 3.5\n", "points that are not whole end where the model ends"
 

@@ -11,26 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 
 from nemo_srl import worker
-from nemo_srl.artifacts import MANIFEST, SPEC, Table
-from nemo_srl.config import Config, EngineConfig, TrtllmConfig
-from nemo_srl.errors import DataError, JobFailedError, RunDirBusyError, StaleArtifactError
+from nemo_srl.artifacts import MANIFEST, SPEC, BaseModel, SourceFile, Table
+from nemo_srl.config import Config, JudgeConfig, load
+from nemo_srl.errors import DataError, InputError, NoPairsError, RunDirBusyError, StaleArtifactError
 from nemo_srl.experiment import Experiment
-from nemo_srl.records import Candidate, IFTExample, Judgement
-from nemo_srl.stages import judgements, pairs
+from nemo_srl.records import Candidate, EFTExample, IFTExample, Judgement
+from nemo_srl.stages import judgements, pairs, prompts
+from tests.support import server
 
 RUBRIC = "Grade {response} to {instruction}. Score: <points>"
 
 
 def config(run_dir: Path) -> Config:
-    cfg = OmegaConf.structured(Config)
-    cfg.run_dir = str(run_dir)
-    cfg.judge.rubric = RUBRIC
-    found = OmegaConf.to_object(cfg)
-    assert isinstance(found, Config)
-    return found
+    return Config(run_dir=str(run_dir), judge=JudgeConfig(rubric=RUBRIC))
 
 
 def inputs(directory: Path, scores: tuple[float | None, ...]) -> dict[str, Table[Candidate] | Table[Judgement]]:
@@ -57,7 +52,6 @@ def test_a_stage_is_made_once_and_then_kept(tmp_path: Path) -> None:
         manifest = (made.path / MANIFEST).stat().st_mtime_ns
         assert exp.run(pairs.STAGE, 1, **given).read() == made.read()
         assert (made.path / MANIFEST).stat().st_mtime_ns == manifest
-    assert (tmp_path / "run" / "logs" / "iter_01-pairs.log").exists()
 
 
 def test_changed_settings_or_inputs_are_refused_by_name_and_placement_is_not(tmp_path: Path) -> None:
@@ -79,25 +73,26 @@ def test_the_identity_names_what_decides_the_text_of_the_engines_in_use(tmp_path
     cfg = config(tmp_path / "run")
 
     def identity(**engine: Any) -> dict[str, Any]:
-        changed = replace(cfg, engine=replace(cfg.engine, **engine))
+        changed = load({"run_dir": cfg.run_dir, "judge": {"rubric": RUBRIC}, "engine": engine}, Config)
+        changed.launcher = replace(changed.launcher, name="slurm")
         return Experiment(changed)._identity(judgements.STAGE, 1, {})
 
     first = identity()
     assert first["engine.dtype"] == "bfloat16"
-    assert not [key for key in first if "trtllm" in key or "base_url" in key]
-    assert identity(max_batch_size=3, trtllm=TrtllmConfig(backend="tensorrt")) == first
+    assert not [key for key in first if "backend" in key or "base_url" in key]
+    assert identity(max_batch_size=3) == first
     assert identity(dtype="float32")["engine.dtype"] == "float32"
-    served = identity(name="trtllm", trtllm=TrtllmConfig(num_replicas=4, extra_options={"a": {"b": 1}}))
-    assert (served["engine.trtllm.backend"], served["engine.trtllm.extra_options.a.b"]) == ("pytorch", 1)
-    assert served == identity(name="trtllm", trtllm=TrtllmConfig(extra_options={"a": {"b": 1}}))
-    hosted = EngineConfig(name="openai", base_url="http://judge/v1")
+    served = identity(name="trtllm", num_replicas=4, extra_options={"a": {"b": 1}})
+    assert (served["engine.backend"], served["engine.extra_options.a.b"]) == ("pytorch", 1)
+    assert served == identity(name="trtllm", extra_options={"a": {"b": 1}})
+    hosted = server("http://judge/v1")
     judged = Experiment(replace(cfg, judge=replace(cfg.judge, engine=hosted)))._identity(judgements.STAGE, 1, {})
     assert judged["judge.engine.base_url"] == "http://judge/v1"
     assert not [key for key in judged if key.startswith("engine.")], "the judge alone decides"
 
 
 def test_no_pairs_stop_before_training_and_say_what_to_change(tmp_path: Path) -> None:
-    with Experiment(config(tmp_path / "run")) as exp, pytest.raises(JobFailedError) as e:
+    with Experiment(config(tmp_path / "run")) as exp, pytest.raises(NoPairsError) as e:
         exp.run(pairs.STAGE, 1, **inputs(tmp_path, (3.0, 3.0, None)))
     message = str(e.value)
     assert "no preference pair in 1 prompts" in message
@@ -167,4 +162,36 @@ def test_the_description_names_everything_that_decides_the_result(tmp_path: Path
     with Experiment(config(tmp_path / "run")) as exp:
         made = exp.run(pairs.STAGE, 1, **inputs(tmp_path, (1.0, 4.0)))
     identity = json.loads((made.path / SPEC).read_text())["identity"]
-    assert set(identity) == {"stage", "iteration", "pairs.min_margin", "input candidates", "input judgements"}
+    assert set(identity) == {
+        "stage", "iteration", "pairs.min_margin", "pairs.rule", "input candidates", "input judgements",
+    }  # fmt: skip
+
+
+def test_wrong_missing_and_misspelt_inputs_are_refused_at_the_call_with_the_names_that_exist(tmp_path: Path) -> None:
+    given = inputs(tmp_path, (1.0, 4.0))
+    with Experiment(config(tmp_path / "run")) as exp:
+        with pytest.raises(InputError, match=r"no input 'candidate'\. Its inputs are candidates, judgements"):
+            exp.run(pairs.STAGE, 1, candidate=given["candidates"], judgements=given["judgements"])
+        with pytest.raises(InputError, match=r"'judgements' is missing\. It needs candidates, judgements"):
+            exp.run(pairs.STAGE, 1, candidates=given["candidates"])
+        with pytest.raises(
+            InputError, match="'judgements' must be a table or file of Judgement, and it is of Candidate"
+        ):
+            exp.run(pairs.STAGE, 1, candidates=given["candidates"], judgements=given["candidates"])
+        with pytest.raises(InputError, match="'judge' must be a model, and it is of Candidate"):
+            exp.run(judgements.STAGE, 1, judge=given["candidates"], candidates=given["candidates"])
+        given_wrong = {"policy": BaseModel(tmp_path, "d"), "ift": SourceFile(tmp_path, IFTExample)}
+        held_out = SourceFile(tmp_path, EFTExample)
+        with pytest.raises(InputError, match="'earlier' must be a table or file of Prompt"):
+            prompts.STAGE.inputs({**given_wrong, "eft_eval": held_out, "earlier": [given["candidates"]]})
+    assert not list((tmp_path / "run").glob("iter_*")), "nothing was started"
+
+
+def test_a_stage_without_engine_and_ranks_starts_no_job(tmp_path: Path) -> None:
+    class Refuses:
+        def run(self, job: Any) -> None:
+            raise AssertionError(f"a job was started: {job.name}")
+
+    with Experiment(config(tmp_path / "run")) as exp:
+        exp._launcher = Refuses()
+        assert exp.run(pairs.STAGE, 1, **inputs(tmp_path, (1.0, 4.0))).manifest() is not None

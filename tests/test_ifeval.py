@@ -14,10 +14,10 @@ from nemo_srl.artifacts import Table
 from nemo_srl.config import Config
 from nemo_srl.data.verifiable import Followed, Verifier, read_prompts
 from nemo_srl.errors import ConfigError, DataError
-from nemo_srl.records import Candidate, Metric, VerifiablePrompt
-from nemo_srl.stages import Context
+from nemo_srl.records import Candidate, VerifiablePrompt
 from nemo_srl.stages import ifeval as stage
 from tests.punkt import make_punkt_tab
+from tests.support import made
 
 WORDS = "length_constraints:number_words"
 QUOTED = "startend:quotation"
@@ -60,11 +60,11 @@ def test_both_published_forms_are_read_alike(tmp_path: Path, verifier: Verifier)
     ("second", "reason"),
     [
         ("{", "not JSON"),
-        ("[1]", "expected an object with `key` and `prompt`"),
-        (row(prompt=None), "expected an object with `key` and `prompt`"),
+        ("[1]", r"expected a JSON object \(IFEval's prompts\), found list"),
+        (row(prompt=None), r"expected an object with `key`, `prompt` \(str\)"),
         (row(prompt=" "), "expected a text in `prompt`"),
         (row(kwargs=["x"]), "objects in `kwargs`"),
-        (row(), "a prompt with the key 'ifeval-1' before"),
+        (row(), "an earlier prompt has the same key, 'ifeval-1'"),
         (row(key=2, kwargs=[{}, {}]), r"1 instruction\(s\) .* and 2 in `kwargs`"),
         (row(key=2, kwargs=[], instruction_id_list=[]), "give one or more"),
         (
@@ -93,7 +93,7 @@ def test_a_row_that_would_be_checked_at_random_or_not_at_all_is_refused_with_its
     path = write(tmp_path / "p.jsonl", row())
     text = second if isinstance(second, str) else json.dumps(second)
     path.write_text(path.read_text() + "\n" + text)
-    with pytest.raises(DataError, match=rf"p\.jsonl:3: .*{reason}"):
+    with pytest.raises(DataError, match=rf"p\.jsonl, line 3: .*{reason}"):
         read_prompts(path, verifier)
 
 
@@ -157,8 +157,8 @@ def test_the_stage_gives_the_four_figures_over_prompts_and_over_instructions(
             for k, v in texts.items()
         ]
     )
-    output = Table(tmp_path / "out", {}, Metric)
-    result = stage.run(Context(Config(run_dir="x"), 0, {"prompts": prompts, "answers": answers}, output))
+    cfg = Config(run_dir="x")
+    output, metrics = made(stage.STAGE, cfg, tmp_path / "out", prompts=prompts, answers=answers)
     found = {m.name: (m.value, m.n) for m in output.read()}
     # Of "a", nothing is followed strictly; without its first line, both are.
     assert found == {
@@ -167,10 +167,10 @@ def test_the_stage_gives_the_four_figures_over_prompts_and_over_instructions(
         "ifeval_prompt_loose": (1.0, 2),
         "ifeval_instruction_loose": (1.0, 3),
     }
-    assert result.metrics["num_check_errors"] == 0
+    assert metrics["num_check_errors"] == 0
     prompts.write([*asked, prompt(QUOTED)])
     with pytest.raises(DataError, match="1 of 3 prompts have no answer, the first is 'p'"):
-        stage.run(Context(Config(run_dir="x"), 0, {"prompts": prompts, "answers": answers}, output))
+        made(stage.STAGE, cfg, tmp_path / "out", prompts=prompts, answers=answers)
 
 
 def test_what_is_not_installed_is_said_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +178,7 @@ def test_what_is_not_installed_is_said_before_anything_is_fetched(monkeypatch: p
 
     with monkeypatch.context() as patch:
         patch.setattr(nltk.data, "path", [])
-        with pytest.raises(ConfigError, match=r"`punkt_tab` is not there; run `python -m nltk\.downloader"):
+        with pytest.raises(ConfigError, match=r"`punkt_tab`, which is not there; run `python -m nltk\.downloader"):
             Verifier()
     monkeypatch.setitem(sys.modules, "langdetect", None)
     with pytest.raises(ConfigError, match=r'langdetect is not installed; pip install "nemo-srl\[ifeval\]"'):

@@ -175,7 +175,7 @@ def test_a_run_exports_its_last_model_with_a_card_that_transformers_and_the_hub_
 
 def test_one_iteration_and_another_model_can_be_asked_for(run_dir: Path, tmp_path: Path) -> None:
     arguments = [f"run_dir={run_dir}", f"output_dir={tmp_path}", "formats=[trl]", "iterations=[2]", "model=M1"]
-    export.export(read_options(export.Options, [*arguments, "licence=cc0-1.0"]))
+    export.export(read_options(export.Options, [*arguments, "license=cc0-1.0"]))
     assert len(rows(tmp_path / "pairs" / "trl.jsonl")) == len(open_run(run_dir).table(2, "pairs", PreferencePair))
     card = (tmp_path / "M1" / "README.md").read_text()
     assert 'license: "cc0-1.0"' in card

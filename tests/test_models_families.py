@@ -78,9 +78,9 @@ def test_without_registration_it_is_refused_with_the_way_out(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("tests.no_such_family", r"model.family='tests.no_such_family'.*No module named"),
+        ("tests.no_such_family", r"model.family='tests.no_such_family:FAMILY'.*No module named"),
         ("tests.user_losses", r"model.family=.*FAMILY"),
-        ("tests.user_family:read_spec", r"model.family=.*function.*path of a Family"),
+        ("tests.user_family:read_spec", r"model.family=.*function.*Family is needed"),
     ],
 )
 def test_a_path_that_gives_no_family_is_refused(path: str, message: str) -> None:

@@ -137,10 +137,10 @@ def test_answers_are_left_out_one_by_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b'{"message_tree_id": "a", ', "after line 1: damaged"),
+        (b'{"message_tree_id": "a", ', "line 1: not JSON"),
         (gzip.compress(json.dumps(GOOD).encode() * 50)[:-20], "damaged"),
         (b"not gzip", "damaged"),
-        (gzip.compress(b"\xff\xfe\n"), "damaged"),
+        (gzip.compress(b"\xff\xfe\n"), "line 1: not UTF-8"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
@@ -150,9 +150,16 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes, reason: str) 
         read(path)
 
 
-@pytest.mark.parametrize("row", [message("a", "Hello", "prompter"), {"thread_id": "a", "thread": []}, ["a"]])
-def test_a_file_of_another_kind_is_refused(tmp_path: Path, row: Any) -> None:
-    with pytest.raises(DataError, match=r"line 1: not a conversation tree.*\.trees\.jsonl\.gz"):
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (message("a", "Hello", "prompter"), "line 1: not a conversation tree"),
+        ({"thread_id": "a", "thread": []}, "line 1: not a conversation tree"),
+        (["a"], "row 1: expected a JSON object"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, row: Any, reason: str) -> None:
+    with pytest.raises(DataError, match=rf"{reason}.*\.trees\.jsonl\.gz"):
         read(write(tmp_path / "a.jsonl", [row]))
     with pytest.raises(DataError, match="no such file"):
         read(tmp_path / "missing.jsonl")
@@ -218,5 +225,5 @@ def test_the_command_writes_what_the_loop_reads_and_a_manifest_beside_the_papers
     assert manifest["counts"]["trees in the file"] == 40
     assert manifest["paper"] == {"ift": 3200, "eft_train": 1630, "eft_eval": 541}
     assert "10  ift examples   (the paper: 3200)" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="too little in it"):
+    with pytest.raises(SystemExit, match="too few usable trees"):
         prepare_oasst.main([*arguments[:2], "language=de"])

@@ -8,30 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from nemo_srl import preflight
-from nemo_srl.config import Config
 from nemo_srl.errors import ConfigError, DataError
+from nemo_srl.experiment import Experiment
 from nemo_srl.records import EFTExample
 from recipes import iterate as recipe
+from tests.support import ROOT, composed
 from tests.tiny import make_model
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("model") / "hf", ["Name a color. Grade this. Score: 4"])
-
-
-def composed(*overrides: str) -> Config:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("iterate", overrides=["run_dir=run", "recipe=srl-smollm2-135m-cpu", *overrides])
-    found = OmegaConf.to_object(cfg)
-    assert isinstance(found, Config)
-    return found
 
 
 def example(text: str) -> EFTExample:
@@ -78,10 +67,10 @@ def test_settings_that_only_dpo_or_the_engine_would_notice_are_refused_at_once(
         ("trainer.devices=3", r"trainer\.devices=3"),
     ],
 )
-def test_bad_values_are_refused_when_the_configuration_is_composed(override: str, message: str) -> None:
+def test_bad_values_are_refused_at_set_up(override: str, message: str) -> None:
     parallel = ["trainer.tensor_model_parallel_size=2"] if "devices" in override else []
     with pytest.raises(ConfigError, match=message):
-        composed(override, *parallel)
+        Experiment(composed(override, *parallel))
 
 
 def test_an_unknown_key_and_an_unknown_recipe_are_named_without_a_traceback() -> None:

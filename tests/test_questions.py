@@ -59,8 +59,9 @@ def test_the_seed_and_our_prompts_are_questions_once_each(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("", "one or more JSON objects"), ("[1]", "one or more JSON objects"), ("{", "neither"), ('{"a": 1}', "row 0"),
-     ('{"question_id": 1, "turns": [""]}', "row 0"), ('{"instruction": null}', "row 0")],
+    [("", "empty; expected questions"), ("[1]", r"row 1: expected a JSON object \(questions\)"),
+     ("{", "not JSON .*expected JSONL, a JSON array"), ('{"a": 1}', "line 1: expected a text"),
+     ('{"question_id": 1, "turns": [""]}', "line 1: expected a text"), ('[{"instruction": null}]', "row 1: ")],
 )  # fmt: skip
 def test_what_holds_no_questions_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "q.jsonl").write_text(text)

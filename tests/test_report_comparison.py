@@ -5,31 +5,27 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from nemo_srl.artifacts import MANIFEST
-from nemo_srl.records import Metric
+from nemo_srl.artifacts import MANIFEST, SPEC
+from nemo_srl.records import Candidate, Comparison, Metric
 from nemo_srl.report import comparison
 from nemo_srl.report.browser import CHOSEN, NEITHER, REJECTED
-from nemo_srl.report.page import render, write_report
+from nemo_srl.report.page import render
 from nemo_srl.runs import open_run
+from tests.report_page import Outline, written
 from tests.run_directory import HOSTILE, make_comparison, make_run
-from tests.test_report_page import Outline
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_comparison(tmp_path_factory.mktemp("comparison") / "run")
+def page(made_comparison: Path) -> str:
+    return written(made_comparison)
 
 
-@pytest.fixture(scope="module")
-def page(run_dir: Path) -> str:
-    return write_report(open_run(run_dir)).read_text(encoding="utf-8")
-
-
-def test_every_match_has_its_figures_and_the_papers_stand_beside(page: str, run_dir: Path) -> None:
-    found = comparison.matches(open_run(run_dir))
+def test_every_match_has_its_figures_and_the_papers_stand_beside(page: str, made_comparison: Path) -> None:
+    found = comparison.matches(open_run(made_comparison))
     assert list(found) == [("m_1", "big"), ("m_1", "m.2")]
     for (a, b), metrics in found.items():
         m = {x.name: x for x in metrics}
@@ -55,8 +51,8 @@ def test_models_text_stays_text(page: str) -> None:
     assert any(v[1].endswith("Winner: tie") for c in data["candidates"] for v in c[7])
 
 
-def test_an_answer_has_its_result_and_the_verdicts_of_all_its_matches(run_dir: Path) -> None:
-    data = comparison.browser_data(open_run(run_dir), max_candidates=1000)
+def test_an_answer_has_its_result_and_the_verdicts_of_all_its_matches(made_comparison: Path) -> None:
+    data = comparison.browser_data(open_run(made_comparison), max_candidates=1000)
     names = data["names"]
     assert len(data["candidates"]) == 20 * 3
     by_question: dict[int, dict[str, list]] = {}
@@ -69,10 +65,10 @@ def test_an_answer_has_its_result_and_the_verdicts_of_all_its_matches(run_dir: P
             score = found[other][5]
             assert score == (None if None in shares else 1 if shares == [1, 1] else 0 if shares == [0, 0] else 0.5)
             assert found[other][6] == {1: CHOSEN, 0: REJECTED}.get(score, NEITHER)
-    metrics = {m.name: m for m in comparison.matches(open_run(run_dir))["m_1", "big"]}
+    metrics = {m.name: m for m in comparison.matches(open_run(made_comparison))["m_1", "big"]}
     lost = sum(found["big"][5] == 1 for found in by_question.values())
     assert metrics["loss_rate"].value == pytest.approx(lost / metrics["loss_rate"].n)
-    cut = comparison.browser_data(open_run(run_dir), max_candidates=10)
+    cut = comparison.browser_data(open_run(made_comparison), max_candidates=10)
     assert (len(cut["candidates"]), cut["num_omitted"]) == (9, 51), "whole questions"
 
 
@@ -92,6 +88,35 @@ def test_a_part_of_it_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
     assert "Head to head</h2>" not in page
     assert "IFEval" not in page
     assert "20 answers" in page
+
+
+def test_an_older_comparison_has_its_figures_but_no_verdicts(tmp_path: Path) -> None:
+    """It has no table of verdicts, and its judge is the input `policy`."""
+    run_dir = make_comparison(tmp_path / "run")
+    for directory in run_dir.glob("iter_00/match_*"):
+        (directory / "verdicts.jsonl").unlink()
+        spec = json.loads((directory / SPEC).read_text())
+        spec["inputs"]["policy"] = spec["inputs"].pop("judge")
+        (directory / SPEC).write_text(json.dumps(spec))
+    page = render(open_run(run_dir))
+    assert "Judge: judge-7b, m.2." in page
+    assert "<th>m_1 v big</th>" in page
+    assert {tuple(c[7]) for c in json.loads(Outline(page).island)["candidates"]} == {()}
+
+
+def test_a_match_is_the_mean_of_its_readable_verdicts() -> None:
+    def answer(response: str) -> dict[str, Candidate]:
+        c = Candidate(prompt_id="q", sample_index=0, prompt="?", response=response, num_tokens=1, finish_reason="stop")
+        return {"q": c}
+
+    def verdict(order: Literal["ab", "ba"], index: int, share: float | None) -> Comparison:
+        return Comparison(question_id="q", order=order, verdict_index=index, verdict="", first_share=share)
+
+    said = [verdict("ab", 0, 1.0), verdict("ab", 1, 0.5), verdict("ab", 2, None), verdict("ba", 0, 1.0)]
+    (match,) = comparison.matches_of(answer("long"), answer("a"), said)
+    assert (match.first, match.second, match.length_difference) == (0.75, 0.0, 3)
+    (match,) = comparison.matches_of(answer("long"), answer("a"), said[:3])
+    assert (match.second, match.outcome) == (None, None)
 
 
 def test_a_self_rewarding_run_has_the_other_page(tmp_path: Path) -> None:

@@ -1,61 +1,32 @@
-"""The page: what it shows, and that no text of a model can become more than text."""
+"""The page of a run: what it shows, and that text of a model stays text."""
 
 from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
+import shutil
 from pathlib import Path
 
 import pytest
 
-from nemo_srl.artifacts import JOURNAL, MANIFEST
+from nemo_srl.artifacts import MANIFEST
 from nemo_srl.records import Candidate, Judgement, PreferencePair
 from nemo_srl.report.browser import CHOSEN, REJECTED, browser_data, island
 from nemo_srl.report.charts import ticks
 from nemo_srl.report.drift import drift
-from nemo_srl.report.page import render, write_report
+from nemo_srl.report.page import render
 from nemo_srl.report.sections import costs, funnels, lengths, score_length_correlation
 from nemo_srl.runs import open_run
+from tests.report_page import Outline, written
 from tests.run_directory import HOSTILE, add_anchor, make_run
 
 
-class Outline(HTMLParser):
-    """Elements by name, and what stands in the data island."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.island = ""
-        self._in_island = False
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self._in_island = dict(attrs).get("id") == "data"
-
-    def handle_endtag(self, tag: str) -> None:
-        self._in_island = False
-
-    def handle_data(self, data: str) -> None:
-        if self._in_island:
-            self.island += data
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("page") / "run")
+def page(made_run: Path) -> str:
+    return written(made_run)
 
 
-@pytest.fixture(scope="module")
-def page(run_dir: Path) -> str:
-    return write_report(open_run(run_dir)).read_text(encoding="utf-8")
-
-
-def test_models_text_stays_text(page: str, run_dir: Path) -> None:
+def test_models_text_stays_text(page: str) -> None:
     outline = Outline(page)
     assert [s.get("type") for s in outline.named("script")] == ["application/json", None]
     assert not outline.named("img")
@@ -130,8 +101,8 @@ def test_a_run_under_way_shows_what_it_has(tmp_path: Path) -> None:
     assert "SFT: loss by step" in page
 
 
-def test_the_browser_marks_the_pairs_and_says_what_it_leaves_out(run_dir: Path) -> None:
-    run = open_run(run_dir)
+def test_the_browser_marks_the_pairs_and_says_what_it_leaves_out(made_run: Path) -> None:
+    run = open_run(made_run)
     data = browser_data(run)
     for t in (1, 2):
         pairs = {p.prompt_id: p for p in run.table(t, "pairs", PreferencePair)}
@@ -148,8 +119,8 @@ def test_the_browser_marks_the_pairs_and_says_what_it_leaves_out(run_dir: Path) 
     assert [sum(p[0] == t for p in cut["prompts"]) for t in (1, 2)] == [5, 5], "whole prompts, evenly"
 
 
-def test_funnel_and_cost_count_everything_once(run_dir: Path) -> None:
-    run = open_run(run_dir)
+def test_funnel_and_cost_count_everything_once(made_run: Path) -> None:
+    run = open_run(made_run)
     for f in funnels(run):
         assert sum(s.value for s in f.segments) == 12
         assert ("answers", "48, 10% cut off") in f.steps
@@ -162,18 +133,48 @@ def test_funnel_and_cost_count_everything_once(run_dir: Path) -> None:
     assert [x.iteration for x in rows] == [1, 2]
 
 
-def test_drift_compares_each_judge_with_the_one_before_on_the_same_answers(run_dir: Path) -> None:
-    rows = drift(open_run(run_dir))
+def test_drift_compares_each_judge_with_the_one_before_on_the_same_answers(made_run: Path) -> None:
+    rows = drift(open_run(made_run))
     assert [(d.before, d.model, d.n) for d in rows] == [("M0", "M1", 24), ("M1", "M2", 24), ("M2", "M3", 24)]
     assert all(d.spearman is not None and -1 <= d.spearman <= 1 for d in rows)
     assert rows[0].mean_score == rows[1].mean_score_before
-    same = run_dir / "iter_00" / "evaluation" / JOURNAL
-    old, other = same.read_text(), (run_dir / "iter_01" / "evaluation" / JOURNAL).read_text()
+    same = made_run / "iter_00" / "evaluation" / "judgements.jsonl"
+    old, other = same.read_text(), (made_run / "iter_01" / "evaluation" / "judgements.jsonl").read_text()
     same.write_text(other)
     try:
-        assert drift(open_run(run_dir))[1].spearman == pytest.approx(1.0)
+        assert drift(open_run(made_run))[1].spearman == pytest.approx(1.0)
     finally:
         same.write_text(old)
+
+
+def test_a_run_without_published_judgements_has_no_drift(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", num_iterations=1)
+    for path in run_dir.glob("iter_*/*/judgements.jsonl"):
+        path.unlink()
+    assert drift(open_run(run_dir)) == []
+    assert "Drift of the judge" not in render(open_run(run_dir))
+
+
+def test_a_reason_of_another_pair_rule_is_shown_under_its_own_name(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", num_iterations=1)
+    path = run_dir / "iter_01" / "pairs" / MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["metrics"] = {"num_pairs": 7, "num_too_short": 3, "num_tied": 2, "pairs_per_100_prompts": 58}
+    path.write_text(json.dumps(manifest))
+    (funnel,) = funnels(open_run(run_dir))
+    assert [(s.name, s.value) for s in funnel.segments] == [("a pair", 7), ("tied", 2), ("too_short", 3)]
+    assert funnel.steps[-1] == ("pairs", "7 of 12 prompts")
+
+
+def test_stages_come_in_the_order_of_the_loop(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", num_iterations=1)
+    for name in ("own_answers", "a_users_own"):
+        shutil.copytree(run_dir / "iter_01" / "candidates", run_dir / "iter_01" / name)
+    path = run_dir / "iter_01" / "a_users_own" / MANIFEST
+    path.write_text(path.read_text().replace('"candidates"', '"unheard_of"'))
+    names = [s.name for s in open_run(run_dir).stages if s.iteration == 1]
+    first = ["prompts", "candidates", "own_answers", "judgements", "pairs", "policy"]
+    assert names == [*first, "evaluation", "a_users_own"]
 
 
 def test_a_judge_that_likes_length_is_seen() -> None:

@@ -78,11 +78,11 @@ def test_every_kind_of_file_gives_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('{"prompt": "a", "completion": "b"}', r"row 0: has the fields \['completion', 'prompt'\]"),
-        ('"text"', "expected an object"),
-        ("{", "neither JSONL nor a JSON array"),
+        ('{"prompt": "a", "completion": "b"}', r"line 1: has the fields \['completion', 'prompt'\]; expected messages"),
+        ('"text"', r"line 1: expected a JSON object \(rows of messages.*Alpaca.*found str"),
+        ("{", "line 1: not JSON .*; expected JSONL, a JSON array"),
         ('{"instruction": "", "output": "x"}', "no usable row"),
-        ("", "no usable row"),
+        ("", "empty; expected rows of messages"),
     ],
 )
 def test_another_file_than_was_meant_is_refused(tmp_path: Path, text: str, reason: str) -> None:

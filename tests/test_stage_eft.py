@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nemo_srl.artifacts import JOURNAL, BaseModel, SourceFile, Table, read_jsonl, to_line
-from nemo_srl.config import Config, EngineConfig, JudgeConfig, RefreshConfig
+from nemo_srl.config import Config, JudgeConfig, RefreshConfig
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.records import Completion, EFTExample, Judgement, RankedAnswers
 from nemo_srl.stages import Context, eft, sft
@@ -21,6 +21,7 @@ from nemo_srl.stages.eft import agreeing_verdicts, balanced
 from recipes import build_eft
 from tests import tiny
 from tests.loopback import Loopback, ids_of
+from tests.support import made, server
 
 RANKED = RankedAnswers(example_id="x", instruction="Q", responses=["a", "b", "c"], ranks=[1, 0, 1])
 
@@ -81,14 +82,13 @@ def judge_by_word(body: dict[str, Any], index: int) -> tuple[list[int], str]:
 def test_the_stage_runs_on_any_engine_and_keeps_reasons_with_scores(tmp_path: Path) -> None:
     policy = BaseModel(tiny.make_model(tmp_path / "model", ["Score: 5"], vocab_size=300), "digest")
     with Loopback(judge_by_word).running() as url:
-        judge = JudgeConfig(rubric="{instruction}/{response} Score:", engine=EngineConfig(name="openai", base_url=url))
+        judge = JudgeConfig(rubric="{instruction}/{response} Score:", engine=server(url))
         cfg = Config(judge=judge, run_dir=str(tmp_path), refresh=RefreshConfig(num_judgements=2))
-        output = Table(tmp_path / "eft", {}, EFTExample)
-        inputs = {"rankings": rankings(tmp_path / "rankings.jsonl"), "policy": policy}
-        result = eft.run(Context(cfg, 0, inputs, output))
-    assert result.metrics["num_rankings"] == 3
-    assert result.metrics["agreement_rate"] == pytest.approx(2 / 3)
-    assert result.metrics["valid_rate"] == 1
+        given = rankings(tmp_path / "rankings.jsonl")
+        output, metrics = made(eft.STAGE, cfg, tmp_path / "eft", iteration=0, judge=policy, rankings=given)
+    assert metrics["num_rankings"] == 3
+    assert metrics["agreement_rate"] == pytest.approx(2 / 3)
+    assert metrics["valid_rate"] == 1
     found = output.read()
     assert {x.instruction for x in found} == {"Q0", "Q1"}
     assert all((x.justification, x.score) == (f"It is {x.response}.", QUALITY[x.response]) for x in found)
@@ -97,18 +97,17 @@ def test_the_stage_runs_on_any_engine_and_keeps_reasons_with_scores(tmp_path: Pa
 def test_a_model_that_cannot_judge_is_told_with_counts_and_its_verdicts_are_kept(tmp_path: Path) -> None:
     """M0, trained on answers alone, answers the rubric like any instruction; what it said must not be asked again."""
     policy = BaseModel(tiny.make_model(tmp_path / "model", ["Score: 5"], vocab_size=300), "digest")
-    server = Loopback(lambda body, index: (ids_of("Thank you for asking!"), "stop"))
-    with server.running() as url:
-        judge = JudgeConfig(rubric="{instruction}/{response} Score:", engine=EngineConfig(name="openai", base_url=url))
+    thanks = Loopback(lambda body, index: (ids_of("Thank you for asking!"), "stop"))
+    with thanks.running() as url:
+        judge = JudgeConfig(rubric="{instruction}/{response} Score:", engine=server(url))
         cfg = Config(judge=judge, run_dir=str(tmp_path), refresh=RefreshConfig(num_judgements=2))
-        inputs = {"rankings": rankings(tmp_path / "rankings.jsonl"), "policy": policy}
-        ctx = Context(cfg, 0, inputs, Table(tmp_path / "eft", {}, EFTExample))
-        reason = r"no example came of 3 rankings\. 0 of 14 verdicts have a score, and 0 rankings agree .*journal\.jsonl"
+        given = rankings(tmp_path / "rankings.jsonl")
+        reason = r"3 rankings gave no example\. 0 of 14 verdicts have a score, and 0 rankings agree .*journal\.jsonl"
         for _ in range(2):
             with pytest.raises(DataError, match=reason):
-                eft.run(ctx)
+                made(eft.STAGE, cfg, tmp_path / "eft", judge=policy, rankings=given)
             assert len(read_jsonl(tmp_path / "eft" / JOURNAL, Completion)) == 14
-            assert server.num_calls == 7
+            assert thanks.num_calls == 7
 
 
 def test_a_ranking_without_a_rank_for_each_answer_is_refused(tmp_path: Path) -> None:
@@ -137,5 +136,5 @@ def test_the_recipe_judges_with_a_model_that_saw_no_verdicts(tmp_path: Path) -> 
         build_eft.build(cfg, exp)
     cfg.data.rankings_path = "rankings.jsonl"
     path = build_eft.build(cfg, exp)
-    assert calls == [(sft.STAGE, {"policy", "ift"}), (eft.STAGE, {"policy", "rankings"})]
+    assert calls == [(sft.STAGE, {"policy", "ift"}), (eft.STAGE, {"judge", "rankings"})]
     assert path.read_text() == (tmp_path / "eft" / "data.jsonl").read_text()

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from nemo_srl.artifacts import Artifact, BaseModel, SourceFile, Table, to_line
-from nemo_srl.config import Config, EngineConfig, JudgeConfig
+from nemo_srl.config import Config, JudgeConfig, load
+from nemo_srl.engines.embedded.settings import EmbeddedSettings
 from nemo_srl.errors import ConfigError, DataError
-from nemo_srl.records import Candidate, EFTExample, Metric, Question
+from nemo_srl.records import Candidate, EFTExample, Question
 from nemo_srl.report.page import render
 from nemo_srl.runs import open_run
 from nemo_srl.stages import Context, answers, head_to_head
@@ -25,6 +25,7 @@ from recipes import evaluate
 from tests import tiny
 from tests.loopback import Loopback, ids_of
 from tests.punkt import make_punkt_tab
+from tests.support import made, server
 
 PAIRWISE = "{instruction} [A: {response_a}] [B: {response_b}] Winner:"
 
@@ -53,7 +54,7 @@ def test_only_who_wins_in_both_orders_wins(first: float | None, second: float | 
 
 def test_the_figures_of_a_match() -> None:
     matches = [*[match(1, 1)] * 6, match(0, 0), *[match(1, 0)] * 2, match(1, None)]
-    found = {m.name: m for m in metrics_of(matches, seed=0)}
+    found = {m.name: m for m in metrics_of(matches)}
     assert [found[f"{x}_rate"].value for x in ("win", "tie", "loss")] == [6 / 9, 2 / 9, 1 / 9]
     assert found["win_rate"].n == 9
     assert found["win_rate"].low is not None
@@ -65,7 +66,7 @@ def test_the_figures_of_a_match() -> None:
 
 
 def test_nothing_judged_is_nothing_measured() -> None:
-    found = {m.name: m.value for m in metrics_of([match(None, None)], seed=0)}
+    found = {m.name: m.value for m in metrics_of([match(None, None)])}
     assert found["unjudged_rate"] == 1
     assert {v for k, v in found.items() if k != "unjudged_rate"} == {None}
     assert sign_test(0, 0) is None
@@ -102,9 +103,10 @@ class InProcess:
 
     def run(self, stage: Any, iteration: int, *, directory: str = "", **inputs: Any) -> Artifact:
         output: Artifact = stage.output(self.run_dir / "iter_00" / (directory or stage.name), {})
-        describe(stage, self.cfg, iteration, inputs, output)
-        result = stage.steps[-1].run(Context(self.cfg, iteration, inputs, output))
-        output.publish(stage=stage.name, digest=result.digest, metrics=result.metrics, seconds=0)
+        given = stage.inputs(inputs)
+        describe(stage, self.cfg, iteration, given, output)
+        result = stage.steps[-1].run(Context(self.cfg, iteration, given, output, stage.model))
+        output.publish(stage=stage.name, digest=result.digest, metrics=result.metrics, seconds=0, parts=result.parts)
         return output
 
 
@@ -131,7 +133,7 @@ def test_the_recipe_compares_a_server_with_given_answers_and_writes_every_file(t
         )
     )
     with Loopback(longer_is_better).running() as url:
-        engine = EngineConfig(name="openai", base_url=url)
+        engine = server(url)
         judge = JudgeConfig(
             rubric="{instruction} {response} Score:", mode="pairwise", pairwise_rubric=PAIRWISE, num_judgements=1
         )
@@ -170,9 +172,9 @@ def test_the_recipe_measures_ifeval_alone(tmp_path: Path, monkeypatch: pytest.Mo
         for i, names in enumerate(wanted)
     ]
     (tmp_path / "ifeval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    server = Loopback(lambda body, index: (ids_of("YES, THIS IS ONLY A SENTENCE IN ENGLISH."), "stop"))
-    with server.running() as url:
-        cfg = Config(run_dir=str(tmp_path / "run"), engine=EngineConfig(name="openai", base_url=url))
+    shouting = Loopback(lambda body, index: (ids_of("YES, THIS IS ONLY A SENTENCE IN ENGLISH."), "stop"))
+    with shouting.running() as url:
+        cfg = Config(run_dir=str(tmp_path / "run"), engine=server(url))
         cfg.evaluation.num_bootstrap = 20
         settings = evaluate.EvaluateSettings(
             models={"x": "dir"}, questions="", judging=False, ifeval=str(tmp_path / "ifeval.jsonl")
@@ -183,7 +185,7 @@ def test_the_recipe_measures_ifeval_alone(tmp_path: Path, monkeypatch: pytest.Mo
     assert "Head to head" not in text
     assert "<th>x</th><td>50.0%" in render(open_run(tmp_path / "run"))
     (tmp_path / "ifeval.jsonl").write_text('{"key": 1}\n')
-    with pytest.raises(DataError, match=r"ifeval\.jsonl:1: expected"):
+    with pytest.raises(DataError, match=r"ifeval\.jsonl, line 1: expected"):
         evaluate.evaluate(settings, exp)
 
 
@@ -196,8 +198,7 @@ def test_the_shipped_configuration_composes_with_models_and_another_judge(tmp_pa
         "judge.engine.model=big",
     ]
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-        cfg = OmegaConf.to_object(compose("evaluate", overrides=overrides))
-    assert isinstance(cfg, evaluate.EvaluateConfig)
+        cfg = load(compose("evaluate", overrides=overrides), evaluate.EvaluateConfig)
     assert cfg.evaluate.models == {"m1": "a/hf", "gpt4": "b.json"}
     assert (cfg.engine_for("judge").model, cfg.engine_for("candidates").name) == ("big", "embedded")
     assert "{response_b}" in cfg.judge.pairwise_rubric
@@ -217,28 +218,26 @@ def test_a_second_turn_sees_the_first(tmp_path: Path) -> None:
     questions.write(
         [Question(question_id="1", turns=["Say a.", "Say b."]), Question(question_id="2", turns=["Say b."])]
     )
-    cfg = Config(run_dir=str(tmp_path), engine=EngineConfig(dtype="float32"))
+    cfg = Config(run_dir=str(tmp_path), engine=EmbeddedSettings(dtype="float32"))
     cfg.candidates = replace(cfg.candidates, temperature=0.0, max_tokens=4)
-    output = Table(tmp_path / "answers", {}, Candidate)
-    inputs = {"questions": questions, "policy": BaseModel(model, "digest")}
-    result = answers.run(Context(cfg, 0, inputs, output))
+    policy = BaseModel(model, "digest")
+    output, metrics = made(answers.STAGE, cfg, tmp_path / "answers", policy=policy, questions=questions)
     assert [a.key for a in output.read()] == ["1/00", "1/01", "2/00"]
-    assert result.metrics["num_answers"] == 3
+    assert metrics["num_answers"] == 3
 
 
 def test_a_chat_server_is_sent_the_turns_before(tmp_path: Path) -> None:
     model = tiny.make_model(tmp_path / "model", ["Say a."], vocab_size=300)
     questions = Table(tmp_path / "questions", {}, Question)
     questions.write([Question(question_id="1", turns=["First?", "Then?"])])
-    server = Loopback(lambda body, index: (ids_of(f"{len(body['messages'])} so far"), "stop"))
-    output = Table(tmp_path / "answers", {}, Candidate)
-    with server.running() as url:
-        cfg = Config(run_dir=str(tmp_path), engine=EngineConfig(name="openai", api="chat", base_url=url))
-        inputs = {"questions": questions, "policy": BaseModel(model, "digest")}
-        answers.run(Context(cfg, 0, inputs, output))
+    chat = Loopback(lambda body, index: (ids_of(f"{len(body['messages'])} so far"), "stop"))
+    with chat.running() as url:
+        cfg = Config(run_dir=str(tmp_path), engine=server(url, api="chat"))
+        policy = BaseModel(model, "digest")
+        output, _ = made(answers.STAGE, cfg, tmp_path / "answers", policy=policy, questions=questions)
     assert [a.response for a in output.read()] == ["1 so far", "3 so far"]
     said = [("user", "First?"), ("assistant", "1 so far"), ("user", "Then?")]
-    assert server.requests[-1]["messages"] == [{"role": role, "content": text} for role, text in said]
+    assert chat.requests[-1]["messages"] == [{"role": role, "content": text} for role, text in said]
 
 
 def test_a_match_needs_a_rubric_and_the_same_questions(tmp_path: Path) -> None:
@@ -252,10 +251,9 @@ def test_a_match_needs_a_rubric_and_the_same_questions(tmp_path: Path) -> None:
         )
         return found
 
-    inputs = {"a": table("a", "1", "2"), "b": table("b", "1")}
-    output = Table(tmp_path / "out", {}, Metric)
+    inputs = {"judge": BaseModel(tmp_path, "digest"), "a": table("a", "1", "2"), "b": table("b", "1")}
     with pytest.raises(ConfigError, match="pairwise_rubric=''"):
-        head_to_head.run(Context(Config(run_dir="x"), 0, inputs, output))
+        made(head_to_head.STAGE, Config(run_dir="x"), tmp_path / "out", **inputs)
     cfg = Config(run_dir="x", judge=JudgeConfig(pairwise_rubric=PAIRWISE))
     with pytest.raises(DataError, match="different questions: 1 of them"):
-        head_to_head.run(Context(cfg, 0, inputs, output))
+        made(head_to_head.STAGE, cfg, tmp_path / "out", **inputs)

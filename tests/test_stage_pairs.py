@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from nemo_srl.config import PairsConfig
+from nemo_srl.judging import mean_scores
+from nemo_srl.pairing import build_pairs
 from nemo_srl.records import Candidate, FinishReason, Judgement
-from nemo_srl.stages.pairs import build_pairs
 
 
 def candidate(index: int, response: str, finish: FinishReason = "stop", prompt_id: str = "p") -> Candidate:
@@ -20,7 +22,7 @@ def judged(c: Candidate, *scores: float | None) -> list[Judgement]:
 
 def build(*rows: tuple[Candidate, tuple[float | None, ...]], min_margin: float = 0.0):  # type: ignore[no-untyped-def]
     judgements = [j for c, scores in rows for j in judged(c, *scores)]
-    return build_pairs([c for c, _ in rows], judgements, min_margin=min_margin)
+    return build_pairs([c for c, _ in rows], mean_scores(judgements), PairsConfig(min_margin=min_margin))
 
 
 def test_the_best_mean_is_chosen_and_the_worst_rejected() -> None:

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from nemo_srl.artifacts import BaseModel, SourceFile, Table, to_line
-from nemo_srl.config import Config, EngineConfig, PromptsConfig
+from nemo_srl.config import Config, PromptsConfig
 from nemo_srl.data.prompt_filter import PromptFilter
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.records import EFTExample, IFTExample, Prompt
-from nemo_srl.stages import Context, prompts
+from nemo_srl.stages import prompts
 from tests import tiny
 from tests.loopback import Loopback, ids_of
+from tests.support import made, server
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = "Write a short poem about the sea in autumn."
@@ -77,7 +78,7 @@ def test_no_instruction_of_the_seed_counts_as_garbage_or_foreign(name: str) -> N
 
 
 def run_stage(
-    tmp_path: Path, replies: list[str], num_prompts: int, **earlier: Any
+    tmp_path: Path, replies: list[str], num_prompts: int, *earlier: Table[Prompt]
 ) -> tuple[list[str], dict[str, float]]:
     def reply(body: dict[str, Any], index: int) -> tuple[list[int], str]:
         return ids_of(replies.pop(0) if replies else "no"), "stop"
@@ -89,12 +90,11 @@ def run_stage(
     )
     policy = BaseModel(tiny.make_model(tmp_path / "model", [SEED], vocab_size=300), "digest")
     with Loopback(reply).running() as url:
-        engine = EngineConfig(name="openai", base_url=url, max_concurrency=1)
+        engine = server(url, max_concurrency=1)
         cfg = Config(run_dir=str(tmp_path), prompts=PromptsConfig(num_prompts=num_prompts, max_rounds=3, engine=engine))
         inputs = {"ift": SourceFile(ift, IFTExample), "eft_eval": SourceFile(held_out, EFTExample), "policy": policy}
-        output = Table(tmp_path / "prompts", {}, Prompt)
-        result = prompts.run(Context(cfg, 2, {**inputs, **earlier}, output))
-    return [p.text for p in output.read()], dict(result.metrics)
+        output, metrics = made(prompts.STAGE, cfg, tmp_path / "prompts", iteration=2, **inputs, earlier=earlier)
+    return [p.text for p in output.read()], dict(metrics)
 
 
 def test_rounds_go_on_until_enough_survive_and_every_rejection_is_counted(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_rounds_go_on_until_enough_survive_and_every_rejection_is_counted(tmp_pa
         "Name three fruits that grow on trees.\n2. too",
         "Describe your favourite day of the week.",
     ]
-    texts, metrics = run_stage(tmp_path, replies, 2, earlier_1=earlier)
+    texts, metrics = run_stage(tmp_path, replies, 2, earlier)
     assert texts == ["Name three fruits that grow on trees.", "Describe your favourite day of the week."]
     assert metrics.pop("distinct_2") == 1
     assert 0.3 < metrics.pop("novelty") < 1

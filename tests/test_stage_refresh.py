@@ -33,26 +33,24 @@ def test_rows_are_the_verdicts_of_all_iterations_and_complete_answers(tmp_path: 
         for i, (x, reason) in enumerate(zip(instructions, ("stop", "stop", "length", "stop"), strict=True))
     ]
     ctx = Context(
-        cfg=Config(judge=JudgeConfig(rubric=RUBRIC)),
+        cfg=Config(judge=JudgeConfig(rubric=RUBRIC), refresh=RefreshConfig(learning_rate=3e-4, max_epochs=7)),
         iteration=2,
-        inputs={
-            "policy": BaseModel(tmp_path / "model", "digest"),
-            "own_answers": source(tmp_path / "own.jsonl", own),
-            "eft": source(tmp_path / "eft.jsonl", eft[:1]),
-            "eft_1": source(tmp_path / "eft_1.jsonl", eft[1:2]),
-            "eft_2": source(tmp_path / "eft_2.jsonl", eft[2:]),
-        },
+        inputs=refresh.STAGE.inputs(
+            {
+                "policy": BaseModel(tmp_path / "model", "digest"),
+                "own_answers": source(tmp_path / "own.jsonl", own),
+                "eft": source(tmp_path / "eft.jsonl", eft[:1]),
+                "kept": [
+                    source(tmp_path / "eft_1.jsonl", eft[1:2]),
+                    source(tmp_path / "eft_2.jsonl", eft[2:]),
+                ],
+            }
+        ),
         output=SimpleNamespace(path=tmp_path),
     )
     task = refresh.task(ctx)
     assert task.algorithm == "sft"
-    responses = [row.response for row in task.train_rows]
+    assert (task.optim.learning_rate, task.optim.max_epochs) == (3e-4, 7), "the settings of the refresh, not of SFT"
+    responses = [row.response for row in task.rows]
     assert responses[:3] == ["ant ."] * 3
     assert responses[3:] == [f"{x.justification}\nScore: {x.score}" for x in eft]
-
-
-def test_the_trainer_sees_the_settings_of_the_refresh_as_those_of_sft() -> None:
-    cfg = Config(judge=JudgeConfig(rubric=RUBRIC), refresh=RefreshConfig(learning_rate=3e-4, max_epochs=7))
-    seen = refresh.trainer_cfg(cfg)
-    assert (seen.sft.learning_rate, seen.sft.max_epochs) == (3e-4, 7)
-    assert seen.dpo == cfg.dpo

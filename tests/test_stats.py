@@ -15,9 +15,12 @@ from nemo_srl.judging.agreement import (
     RewardModelMetrics,
     ScoreGroup,
     histogram,
+    proportion,
     reward_model_metrics,
     score_entropy,
+    sign_test,
 )
+from nemo_srl.records import Metric
 
 NOTHING = Estimate(value=None, n=0, low=None, high=None)
 
@@ -147,6 +150,58 @@ def test_correlations_equal_those_of_scipy(seed: int) -> None:
     m = reward_model_metrics(groups, max_score=5, num_bootstrap=0)
     assert brief(m.spearman) == (pytest.approx(sum(spearman) / len(spearman)), len(spearman))
     assert brief(m.kendall) == (pytest.approx(sum(kendall) / len(kendall)), len(kendall))
+
+
+def ranks(values: list[float]) -> list[float]:
+    """Ranks from 1; equal values share the mean of theirs."""
+    return [sum(v < x for v in values) + (sum(v == x for v in values) + 1) / 2 for x in values]
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_correlations_of_one_group_equal_brute_force(seed: int) -> None:
+    rng = random.Random(seed)
+    human, model = ([float(rng.randint(0, 5)) for _ in range(2 + seed % 9)] for _ in range(2))
+    m = metrics((human, list(model)))
+    pairs = list(itertools.combinations(zip(human, model, strict=True), 2))
+    orders = math.prod(sum(x[side] != y[side] for x, y in pairs) for side in (0, 1))
+    if not orders:
+        assert m.spearman == m.kendall == NOTHING
+        return
+    products = [(x[0] - y[0]) * (x[1] - y[1]) for x, y in pairs]
+    concordant, discordant = sum(p > 0 for p in products), sum(p < 0 for p in products)
+    assert m.kendall.value == pytest.approx((concordant - discordant) / math.sqrt(orders), abs=1e-12)
+    x, y = ([r - (len(human) + 1) / 2 for r in ranks(values)] for values in (human, model))
+    covariance, norms = sum(a * b for a, b in zip(x, y, strict=True)), math.hypot(*x) * math.hypot(*y)
+    assert m.spearman.value == pytest.approx(covariance / norms, abs=1e-12)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 8), (8, 8), (3, 8), (1, 2), (137, 541)])
+def test_a_proportion_has_wilsons_interval(hits: int, n: int) -> None:
+    """Its ends are the shares p from which hits/n is 1.96 standard errors of p away."""
+    e = proportion(hits, n)
+    assert e.low is not None
+    assert e.high is not None
+    assert (e.value, e.n) == (hits / n, n)
+    for end in {e.low, e.high} - {0.0, 1.0}:
+        assert abs(hits / n - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / n), rel=1e-6)
+    assert 0 <= e.low <= hits / n <= e.high <= 1
+    assert e.high - e.low > 0.05
+
+
+def test_no_hit_in_few_cases_is_not_certainty() -> None:
+    assert proportion(0, 0) == NOTHING
+    never = metrics(*[([1.0, 2.0], [2.0, 1.0])] * 8, num_bootstrap=50).exact_match
+    assert (never.value, never.n, never.low) == (0, 8, 0)
+    assert never.high == pytest.approx(0.3244, abs=1e-4)
+    assert never.named("exact_match") == Metric(name="exact_match", value=0, n=8, low=0, high=never.high)
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 1), (6, 1), (1, 6), (5, 5), (40, 60), (300, 200)])
+def test_the_sign_test_is_exact(wins: int, losses: int) -> None:
+    n = wins + losses
+    tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1)) / 2**n
+    assert sign_test(wins, losses) == pytest.approx(min(1.0, 2 * tail), abs=1e-12)
+    assert sign_test(0, 0) is None
 
 
 def test_order_of_groups_and_responses_changes_no_value() -> None:

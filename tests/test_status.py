@@ -114,7 +114,7 @@ def test_without_slurm_the_job_is_shown_with_an_unknown_state(run_dir: Path, mon
 
 def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:
     for directory in (tmp_path, tmp_path / "none"):
-        with pytest.raises(DataError, match=rf"run_dir={directory}: no stage was begun there"):
+        with pytest.raises(DataError, match=rf"run_dir={directory}: no stage was started in it"):
             status.lines(directory)
 
 

@@ -1,4 +1,4 @@
-"""Figures for trackers: everything that is published, under tags and steps that mean something."""
+"""Trackers get every published metric, under a tag that names it and with a step of its own kind."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from nemo_srl import runs
 from nemo_srl.errors import ConfigError
 from nemo_srl.report.tracking import scalars, send_to_wandb, write_tensorboard
 from nemo_srl.runs import Run, open_run
@@ -21,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return open_run(make_run(tmp_path_factory.mktemp("tracking") / "run"))
+def run(made_run: Path) -> Run:
+    return open_run(made_run)
 
 
 def test_trainings_evaluations_and_stages_have_steps_of_their_own(run: Run) -> None:
@@ -33,6 +34,19 @@ def test_trainings_evaluations_and_stages_have_steps_of_their_own(run: Run) -> N
     assert len(found["M3/rewards_margin"]) == 20
     assert [step for step, _ in found["evaluation/pairwise_accuracy"]] == [0, 1, 2, 3]
     assert found["stages/policy/seconds"] == [(1, 300.0), (2, 300.0)]
+
+
+def test_the_trainer_of_the_run_reads_its_own_metrics(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def read_metrics(name: str, work_dir: Path) -> list[dict[str, Any]]:
+        asked.append((name, work_dir.parent.name))
+        return [{"step": 7, "loss": 0.5}]
+
+    monkeypatch.setattr(runs, "read_metrics", read_metrics)
+    found = [s for s in scalars(run) if s.tag == "M1/loss"]
+    assert [(s.step, s.value) for s in found] == [(7, 0.5)]
+    assert asked == [("nemo_aligner", "sft"), ("nemo_aligner", "policy"), ("nemo_aligner", "policy")]
 
 
 def test_tensorboard_reads_back_what_was_written_also_the_second_time(run: Run) -> None:

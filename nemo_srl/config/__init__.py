@@ -1,9 +1,11 @@
 """The typed schema of `conf/`: every setting, its default and its meaning, each in this one place.
 
-Sections either decide results (`model data sft prompts candidates judge pairs dpo evaluation seed`, the
-fields of `trainer` that are listed in the stages' `settings`, and `EngineConfig.decisive`) and are then part of
-an artifact's identity, or they only place work (`launcher`, `cluster`, parallel sizes, batch limits) and may change
-between runs of one run directory. Bad values raise `ConfigError` when the configuration is composed.
+A setting either decides results or places work. What decides results (`model data sft prompts candidates judge pairs
+dpo evaluation seed`, and what a backend names as `decisive`) is part of an artifact's identity. What places work
+(`launcher`, `cluster`, parallel sizes, batch limits) may change between two starts of one run directory.
+
+`engine`, `trainer` and `launcher` hold the settings of the backend that their `name` says. They stand next to that
+backend, such as in `nemo_srl/engines/embedded/`. Bad values raise `ConfigError` when the configuration is loaded.
 """
 
 from __future__ import annotations
@@ -13,26 +15,24 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
-from nemo_srl import registry
 from nemo_srl.config.check import check
 from nemo_srl.config.data import DataConfig, ModelConfig
-from nemo_srl.config.engine import EngineConfig, TrtllmConfig
 from nemo_srl.config.evidence import AnchorConfig, EvaluationConfig, TrackingConfig
 from nemo_srl.config.generation import CandidatesConfig, JudgeConfig, PairsConfig, PromptsConfig, SamplingConfig
-from nemo_srl.config.placement import ClusterConfig, LauncherConfig, ResourcesConfig
+from nemo_srl.config.load import BACKENDS, default_settings, load
+from nemo_srl.config.placement import ClusterConfig, ResourcesConfig
 from nemo_srl.config.training import DPOConfig, OptimConfig, RefreshConfig, SFTConfig, TrainerSettings
 
 __all__ = [
+    "BACKENDS",
     "AnchorConfig",
     "CandidatesConfig",
     "ClusterConfig",
     "Config",
     "DPOConfig",
     "DataConfig",
-    "EngineConfig",
     "EvaluationConfig",
     "JudgeConfig",
-    "LauncherConfig",
     "ModelConfig",
     "OptimConfig",
     "PairsConfig",
@@ -44,7 +44,7 @@ __all__ = [
     "SamplingConfig",
     "TrackingConfig",
     "TrainerSettings",
-    "TrtllmConfig",
+    "load",
 ]
 
 Role = Literal["prompts", "candidates", "judge"]
@@ -69,9 +69,12 @@ class Config:
     refresh: RefreshConfig = field(default_factory=RefreshConfig)
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    trainer: Any = field(default_factory=lambda: registry.load("trainers", "nemo_aligner").settings())
-    launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    engine: Any = field(default_factory=lambda: default_settings("engine"))
+    """The settings of a backend of `nemo_srl/engines/`: what generates prompts, candidates and verdicts."""
+    trainer: Any = field(default_factory=lambda: default_settings("trainer"))
+    """The settings of a backend of `nemo_srl/trainers/`."""
+    launcher: Any = field(default_factory=lambda: default_settings("launcher"))
+    """The settings of a backend of `nemo_srl/launchers/`: where the stages run."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
@@ -79,7 +82,7 @@ class Config:
         check(self.seed >= 1, "seed", self.seed, "must be 1 or above (NeMo takes no other)")
         check(self.num_iterations >= 0, "num_iterations", self.num_iterations, "must be 0 (SFT only) or above")
 
-    def engine_for(self, role: Role) -> EngineConfig:
-        """The engine that generates prompts, candidates or verdicts."""
+    def engine_for(self, role: Role) -> Any:
+        """The settings of the engine that generates prompts, candidates or verdicts."""
         override = {"prompts": self.prompts.engine, "candidates": None, "judge": self.judge.engine}[role]
         return override or self.engine

@@ -1,4 +1,4 @@
-"""Where the work runs: launchers, and the Slurm cluster. Nothing here decides a result."""
+"""The Slurm cluster that work runs on. Nothing here decides a result."""
 
 from __future__ import annotations
 
@@ -6,30 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_srl.config.check import check
-
-
-@dataclass
-class LauncherConfig:
-    name: str = "local"
-    """local: processes of this machine. slurm: one batch job per stage, submitted from a login node and
-    followed. srun: steps inside the allocation that the orchestrator itself runs in (`recipes/iterate.sbatch`)."""
-    rank_idiom: str = "srun"
-    """slurm, srun: how the ranks of a training start. srun: one Slurm task per rank; the ranks hear of a time
-    limit themselves and save. torchrun: one task per node, and torch's launcher starts the ranks."""
-    signal_seconds: int = 600
-    """slurm: so long before the time limit a job is told to save and leave; then it is requeued. A training ends
-    its step and writes a checkpoint in that time."""
-    max_requeues: int = 20
-    """slurm: restarts of one job after time limits, preemption and dead nodes, before it is given up."""
-    poll_seconds: float = 10.0
-    """slurm: between two looks at a job's state and log. Each look at the state asks Slurm's controller."""
-
-    def __post_init__(self) -> None:
-        idioms = ("srun", "torchrun")
-        check(self.rank_idiom in idioms, "launcher.rank_idiom", self.rank_idiom, f"must be one of {idioms}")
-        check(self.signal_seconds >= 1, "launcher.signal_seconds", self.signal_seconds, "must be at least 1")
-        check(self.max_requeues >= 0, "launcher.max_requeues", self.max_requeues, "must be 0 or above")
-        check(self.poll_seconds > 0, "launcher.poll_seconds", self.poll_seconds, "must be above 0")
 
 
 @dataclass
@@ -73,7 +49,7 @@ class ClusterConfig:
     trainer: ResourcesConfig = field(default_factory=ResourcesConfig)
     """Stages that train. Nodes and ranks: `trainer.num_nodes`, `trainer.devices`."""
     engine: ResourcesConfig = field(default_factory=ResourcesConfig)
-    """Stages that call models. Nodes and GPUs: `engine.trtllm`."""
+    """Stages that call models. Nodes and GPUs: the sizes in `engine`."""
     cpu: ResourcesConfig = field(default_factory=ResourcesConfig)
     """Stages that do neither."""
     stages: dict[str, ResourcesConfig] = field(default_factory=dict)

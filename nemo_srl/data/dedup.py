@@ -1,18 +1,18 @@
-"""Near-duplicate prompts: exact ROUGE-L search that scales to hundreds of thousands of texts.
+"""Near-duplicate prompts: an exact ROUGE-L search that scales to hundreds of thousands of texts.
 
-Self-Instruct keeps a new prompt only if its ROUGE-L F1 with every prompt kept so far is below 0.7. With
-a and b tokens and a longest common subsequence of L tokens, F1 = 2 L / (a + b). `RougeLIndex` finds every
-text at or above a threshold t without comparing with all:
+Self-Instruct keeps a new prompt only if its ROUGE-L F1 with every kept prompt is below 0.7. Two texts of a and b tokens
+with a longest common subsequence of L tokens have F1 = 2 L / (a + b). `RougeLIndex` compares the query, of b tokens,
+with few texts, and still finds every text whose F1 is at least a threshold t:
 
-1. L cannot exceed the number of tokens in common, so a text of a tokens must share o = ceil(t (a + b) / 2)
-   of them. Lengths that cannot (a outside [b t / (2 - t), b (2 - t) / t]) are out.
-2. Of the query's b tokens, a match misses at most b - o. Hence it holds at least k - (b - o) of any k of
-   them. An inverted index counts this over the query's k rarest tokens, whose lists are short.
-3. What is left, usually a handful, is compared exactly with rapidfuzz.
+1. L is at most the number of common tokens. So a text of a tokens must have o = ceil(t (a + b) / 2) tokens in common
+   with the query. This excludes texts that are too short or too long: a outside [b t / (2 - t), b (2 - t) / t].
+2. A match lacks at most b - o of the query's tokens. So it has at least k - (b - o) of any k of them. An inverted index
+   counts these for the k rarest tokens of the query, whose lists are short.
+3. The texts that remain, usually a few, are compared exactly with rapidfuzz.
 
-The bounds never lose a match: results equal those of brute force. Tokens are rouge-score's: lower case,
-runs of ASCII letters and digits, no stemming. So a text in another script has no tokens and resembles
-nothing, as with rouge-score; compare such texts in other ways.
+The bounds exclude no match: results equal those of brute force. Tokens are those of rouge-score: lower case, runs of
+ASCII letters and digits, no stemming. So a text in another script has no tokens and is similar to no other, as in
+rouge-score. Compare such texts in another way.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from rapidfuzz.distance import LCSseq
 
 _TOKEN = re.compile(r"[a-z0-9]+")
 
-# Guards the bounds against rounding: they may let through one text too many, never one too few.
+# Makes the bounds wider than their rounding errors: a text too many is compared, but none is missed.
 _SLACK = 1e-9
 
-# Token lists counted beyond the fewest that the bound needs. The further ones are longer, but each leaves
-# about half of the candidates; measured best at 60,000 texts (benchmarks/dedup.py).
+# How many more token lists are counted than the bound needs. These lists are longer, but each halves the number of
+# candidates. Three were fastest with 60,000 texts (benchmarks/dedup.py).
 _NUM_EXTRA_LISTS = 3
 
 _NOWHERE = array("i")
 
 _Element = tuple[int, int]
-"""A token and which of its occurrences: the second "the" of a text only meets another second "the"."""
+"""A token and the number of its occurrence: the second "the" of a text matches only another second "the"."""
 
 
 class RougeLIndex:
-    """The texts seen so far, searchable by ROUGE-L F1 of at least `threshold`, which is in (0, 1].
+    """A set of texts, and a search for those whose ROUGE-L F1 with a query is at least `threshold`, in (0, 1].
 
-    Memory: about 30 bytes a token, and a few hundred a text.
+    Memory: about 30 bytes a token, and a few hundred bytes a text.
     """
 
     def __init__(self, threshold: float) -> None:
         if not 0 < threshold <= 1:
-            raise ValueError(f"threshold={threshold!r}: ROUGE-L F1 is searched above 0 and up to 1")
+            raise ValueError(f"threshold={threshold!r}: must be above 0 and at most 1, as ROUGE-L F1 is")
         self._threshold = threshold
         self._token_ids: dict[str, int] = {}
         self._texts: list[tuple[int, ...]] = []
@@ -64,7 +64,7 @@ class RougeLIndex:
         return len(self._texts)
 
     def add(self, text: str) -> int:
-        """Add a text, similar to others or not; returns its index, which counts from 0."""
+        """Add a text, even if it is similar to others; returns its index, which counts from 0."""
         index = len(self._texts)
         tokens = tuple(self._token_ids.setdefault(t, len(self._token_ids)) for t in tokenize(text))
         for element in _elements(tokens):
@@ -75,9 +75,9 @@ class RougeLIndex:
         return index
 
     def most_similar(self, text: str) -> tuple[float, int] | None:
-        """Highest ROUGE-L F1 with an added text and that text's index (the first, if several are as
-        similar); None if it is below the threshold. A text without tokens is similar to none."""
-        # Unknown tokens match nothing; each gets an id of its own kind, so that it still counts.
+        """The highest ROUGE-L F1 with an added text, and the index of that text (of the first, if several have it).
+        None if this F1 is below the threshold. A text without tokens is similar to no other."""
+        # A token that no text has gets an id that no text has: it matches nothing, but counts in the length.
         tokens = tuple(self._token_ids.get(t, -2 - i) for i, t in enumerate(tokenize(text)))
         if not tokens:
             return None
@@ -98,7 +98,7 @@ class RougeLIndex:
         return self.most_similar(text) is not None
 
     def _candidates(self, tokens: Sequence[int]) -> npt.NDArray[np.intp]:
-        """Indices, ascending, of the texts that the bounds cannot exclude."""
+        """Ascending indices of the texts that the bounds do not exclude."""
         t, length = self._threshold, len(tokens)
         shortest = math.ceil(t * length / (2 - t) - _SLACK)
         longest = math.floor((2 - t) * length / t + _SLACK)
@@ -109,7 +109,7 @@ class RougeLIndex:
         if not found:
             return np.empty(0, dtype=np.intp)
         counts = np.bincount(np.concatenate(found))
-        indices = np.flatnonzero(counts > 0)  # compared first: much faster than over integers
+        indices = np.flatnonzero(counts > 0)  # much faster than `flatnonzero(counts)`, which takes integers
         lengths = np.frombuffer(self._lengths, dtype=np.intc)[indices]
         needed = num_rarest - length + np.ceil(t * (lengths + length) / 2 - _SLACK)
         possible = (counts[indices] >= needed) & (lengths >= shortest) & (lengths <= longest)
@@ -117,12 +117,12 @@ class RougeLIndex:
 
 
 def tokenize(text: str) -> list[str]:
-    """rouge-score's default tokens: lower case, runs of ASCII letters and digits."""
+    """The default tokens of rouge-score: lower case, runs of ASCII letters and digits."""
     return _TOKEN.findall(text.lower())
 
 
 def _elements(tokens: Sequence[int]) -> list[_Element]:
-    """The multiset of tokens as a set: each with its number among equal ones."""
+    """The tokens as a set: each token with the number of its occurrence."""
     seen: Counter[int] = Counter()
     elements = []
     for token in tokens:

@@ -1,7 +1,6 @@
-"""How varied texts are, and how new: a generator that repeats itself or its examples shows here.
+"""How varied generated texts are, and how new: the figures fall when a generator repeats itself or its examples.
 
-Both are means over texts, so that sets of different sizes compare; novelty is exact, by comparing everything with
-everything, and therefore looks at a sample of many texts only.
+Novelty is exact: it compares each of at most 500 texts, drawn at random, with each known one.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _MAX_TEXTS = 500
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float | None:
-    """Distinct n-grams over all n-grams of all texts (Li et al. 2016, section 5.2); None when there are none."""
+    """Distinct n-grams divided by all n-grams of all texts (Li et al. 2016, section 5.2); None without an n-gram."""
     grams = [gram for t in texts for gram in _ngrams(tokenize(t), n)]
     return len(set(grams)) / len(grams) if grams else None
 
@@ -29,7 +28,7 @@ def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 
 def novelty(texts: Sequence[str], known: Sequence[str], *, seed: int = 0) -> float | None:
-    """Mean over texts of 1 less the highest ROUGE-L F1 with a known text; None without texts on either side."""
+    """Mean over texts of 1 - (the highest ROUGE-L F1 with a known text); None without texts on one of the sides."""
     sample = random.Random(seed).sample(list(texts), min(_MAX_TEXTS, len(texts)))
     ids: dict[str, int] = {}
     new, old = ([[ids.setdefault(t, len(ids)) for t in tokenize(x)] for x in group] for group in (sample, known))

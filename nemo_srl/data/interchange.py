@@ -1,14 +1,14 @@
 """Preference pairs in the formats of other training systems.
 
-    nemo_aligner.jsonl         prompt, chosen_response, rejected_response, chosen_reward, rejected_reward: text that is
-                               rendered already, and ends with the model's end of turn (`DPOModelDataset`)
-    nemo_rl.jsonl              context, completions by rank (`PreferenceDataset`, which renders itself)
+    nemo_aligner.jsonl         prompt, chosen_response, rejected_response, chosen_reward, rejected_reward; the text is
+                               rendered, and responses end with the model's end of turn (`DPOModelDataset`)
+    nemo_rl.jsonl              context, completions by rank; NeMo-RL renders the text (`PreferenceDataset`)
     trl.jsonl                  prompt, chosen, rejected as plain text (TRL's standard preference format)
-    trl_conversational.jsonl   the same as lists of messages, which TRL renders by the model's own template
+    trl_conversational.jsonl   the same as lists of messages, which TRL renders with the model's template
     pairs.parquet              our records and their iteration, as columns
     dataset/                   the same for `datasets.load_from_disk`
 
-Texts are the pairs' own; nothing is filtered or cut. Needs the package `datasets` for the last two only.
+All pairs are written, and their texts are not shortened. Only the last two need the package `datasets`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 
 class Renderer(Protocol):
-    """What `chat.ChatTemplate` does."""
+    """The part of `chat.ChatTemplate` that is needed here."""
 
     def render(self, instruction: str) -> str: ...
 
@@ -36,15 +36,15 @@ class Renderer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedPair:
-    """A pair and the self-rewarding iteration that made it."""
+    """A pair, and the self-rewarding iteration that it comes from."""
 
     iteration: int
     pair: PreferencePair
 
 
 def nemo_aligner_row(pair: PreferencePair, chat: Renderer, *, end_of_turn: str) -> Row:
-    """NeMo-Aligner 0.7's DPO format with rendered text. The list-of-messages form is of no use here: it is rendered
-    with NeMo's own turn markers, not by the model's chat template."""
+    """The DPO format of NeMo-Aligner 0.7, with rendered text. Its other format, lists of messages, cannot be used:
+    NeMo-Aligner renders it with its own turn markers instead of the model's chat template."""
     return {
         "prompt": chat.render(pair.prompt),
         "chosen_response": chat.response_text(pair.chosen) + end_of_turn,
@@ -55,7 +55,7 @@ def nemo_aligner_row(pair: PreferencePair, chat: Renderer, *, end_of_turn: str) 
 
 
 def nemo_rl_row(pair: PreferencePair) -> Row:
-    """NeMo-RL's preference format; the lower rank is the preferred one."""
+    """The preference format of NeMo-RL. Rank 0 is the chosen response."""
     ranked = enumerate((pair.chosen, pair.rejected))
     return {
         "context": [_message("user", pair.prompt)],
@@ -64,7 +64,7 @@ def nemo_rl_row(pair: PreferencePair) -> Row:
 
 
 def trl_row(pair: PreferencePair) -> Row:
-    """TRL's standard preference format, with the scores under the names of TRL's own data sets."""
+    """TRL's standard preference format. The scores have the names that TRL's own data sets use."""
     return {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, **_scores(pair)}
 
 
@@ -92,7 +92,7 @@ FORMATS = ("nemo_aligner", "nemo_rl", "trl", "trl_conversational", "parquet", "d
 def write_pairs(
     pairs: Sequence[ExportedPair], directory: Path, *, formats: Sequence[str], chat: Renderer, end_of_turn: str
 ) -> list[Path]:
-    """Write each of `formats` (see `FORMATS`) to `directory` and return what was written."""
+    """Write the pairs to `directory` in each of `formats` (see `FORMATS`); returns the paths. Raises `ConfigError`."""
     rows: Mapping[str, Callable[[PreferencePair], Row]] = {
         "nemo_aligner": lambda p: nemo_aligner_row(p, chat, end_of_turn=end_of_turn),
         "nemo_rl": nemo_rl_row,

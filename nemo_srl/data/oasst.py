@@ -1,6 +1,6 @@
 """Open Assistant's published conversation trees (OASST1, OASST2) as seed data, as in section 3.1.1 of the paper.
 
-A file is JSONL, gzipped or not, one tree a line (`*_oasst_ready.trees.jsonl.gz`), in the schema of the project's
+A file has one tree a line (`*_oasst_ready.trees.jsonl.gz`), in the schema of the project's
 `oasst-data/oasst_data/schemas.py`:
 
     {"message_tree_id": ..., "tree_state": "ready_for_export", "prompt": {"message_id": ..., "parent_id": null,
@@ -8,46 +8,45 @@ A file is JSONL, gzipped or not, one tree a line (`*_oasst_ready.trees.jsonl.gz`
      "synthetic": false, "labels": {"quality": {"value": 0.75, "count": 3}, ...}, "replies": [{... "role": "assistant",
      "rank": 0, "replies": [...]}, ...]}}
 
-Taken are first turns: the prompt and the assistant's answers to it. Files are streamed; of a tree only those are kept.
-A line that is no JSON, a file that ends in mid-stream, or one of another kind (messages, threads) is refused with
-`DataError`; a tree that does not fit the schema is left out and counted, as is everything that is filtered.
+Only first turns are used: the prompt, and the assistant's answers to it. A file is read tree by tree. A damaged file
+and a file of another kind (messages, threads) are refused with `DataError`. A tree that does not fit the schema, and
+every tree or answer that a filter drops, is left out and counted.
 
-Not covered: later turns, and the flat message tables of the Hugging Face hub.
+Not covered: later turns, and the flat message tables of the Hugging Face Hub.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from nemo_srl.errors import DataError
 from nemo_srl.records import EFTExample, IFTExample, RankedAnswers
+from nemo_srl.rows import read_rows
 
 PAPER_COUNTS = {"ift": 3200, "eft_train": 1630, "eft_eval": 541}
-"""Examples in the paper. Its EFT examples are counted after the filter, which `stages/eft.py` is."""
+"""Numbers of examples in the paper. Its EFT examples are counted after the filter (here `stages/eft.py`)."""
 
 _MAX_SCORE = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """An assistant's answer to the first prompt. `rank` 0 is people's favourite; None: not ranked."""
+    """An assistant's answer to the first prompt. `rank` 0 is the answer that people like best; None: not ranked."""
 
     text: str
     rank: int | None
     quality: float
-    """Mean of people's quality label, 0 to 1; 0 where nobody gave one."""
+    """Mean of people's labels of quality, 0 to 1; 0 where nobody gave one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """The first turn of a conversation tree, with the answers that may be used."""
+    """The first turn of a conversation tree, with its usable answers."""
 
     tree_id: str
     prompt: str
@@ -55,13 +54,13 @@ class Tree:
 
     @property
     def ranked(self) -> list[Answer]:
-        """The answers that people ordered, the best first."""
+        """The answers that people ranked, best first."""
         return sorted((a for a in self.answers if a.rank is not None), key=lambda a: a.rank or 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedData:
-    """The files to write. No prompt is in two of them. `counts` tells of every step."""
+    """The records of the three files to write, which share no prompt. `counts` has the numbers of every step."""
 
     ift: list[IFTExample]
     rankings: list[RankedAnswers]
@@ -70,14 +69,13 @@ class SeedData:
 
 
 def read_trees(path: Path, counts: Counter[str], *, language: str = "en", max_characters: int = 8000) -> Iterator[Tree]:
-    """The usable first turns of a file; `counts` gets a reason for everything that is left out."""
-    for number, row in _rows(path):
+    """The usable first turns of a file. `counts` gets a reason for each tree and each answer that is left out."""
+    for where, row in read_rows(path, what="Open Assistant's trees, e.g. *_oasst_ready.trees.jsonl.gz"):
         counts["trees in the file"] += 1
-        where = f"{path}, line {number}"
-        if not isinstance(row, dict) or "message_tree_id" not in row:
+        if "message_tree_id" not in row:
             raise DataError(
                 f"{where}: not a conversation tree (no message_tree_id). Give a file of trees, whose name ends in "
-                ".trees.jsonl.gz; files of messages do not tell which answers belong together."
+                ".trees.jsonl.gz; a file of messages does not say which answers belong together."
             )
         try:
             reason = _prompt_fault(row, language=language, max_characters=max_characters)
@@ -92,27 +90,8 @@ def read_trees(path: Path, counts: Counter[str], *, language: str = "en", max_ch
             counts[f"trees left out: {reason}"] += 1
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected Open Assistant's trees, such as *_oasst_ready.trees.jsonl.gz")
-    number = 0
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, json.loads(line)
-    except (EOFError, gzip.BadGzipFile, OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise DataError(f"{path}, after line {number}: damaged ({e}); fetch the file again") from e
-
-
-def _open(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
-
-
 def _prompt_fault(row: dict[str, Any], *, language: str, max_characters: int) -> str | None:
-    """Why a tree cannot be used at all."""
+    """The reason to leave out a whole tree; None when its prompt is usable."""
     prompt = row["prompt"]
     if prompt["role"] != "prompter" or prompt["message_id"] != row["message_tree_id"]:
         return "malformed"
@@ -126,7 +105,7 @@ def _message_fault(message: dict[str, Any], *, language: str, max_characters: in
         return "malformed"
     if message.get("deleted"):
         return "deleted"
-    if message.get("review_result") is False:  # the mark of spam; null means that nobody reviewed it
+    if message.get("review_result") is False:  # reviewers mark spam so; null: nobody reviewed it
         return "rejected in review"
     if message.get("synthetic"):
         return "written by a model"
@@ -160,16 +139,17 @@ def _answer(reply: dict[str, Any]) -> Answer:
 def build(
     trees: Iterable[Tree], counts: Counter[str], *, num_ift: int, num_eft: int, num_eft_eval: int, seed: int
 ) -> SeedData:
-    """Split the trees by prompt: `num_eft` + `num_eft_eval` of those with several ranked answers, drawn at random, and
-    of all others the `num_ift` whose favourite answer has the best quality.
+    """Split the trees by prompt.
 
-    Fewer are returned where the file holds too few; `counts` says so.
+    `num_eft` + `num_eft_eval` prompts are drawn at random from those with several ranked answers. IFT examples are the
+    `num_ift` of all other prompts whose favourite answer has the best quality. A file with too few trees gives fewer;
+    `counts` has the numbers.
     """
     distinct = list(_distinct(trees, counts))
     several = [t for t in distinct if len({a.rank for a in t.ranked}) > 1]
     counts["prompts with several ranked answers"] = len(several)
     drawn = random.Random(f"oasst/{seed}").sample(several, min(num_eft + num_eft_eval, len(several)))
-    # A file with too few is shared in the proportion that was asked for.
+    # When the file has too few, the two sets share them in the proportion of their sizes.
     num_held_out = round(len(drawn) * num_eft_eval / max(1, num_eft + num_eft_eval))
     taken = {t.tree_id for t in drawn}
     favourites = [(t, t.ranked[0]) for t in distinct if t.tree_id not in taken and t.ranked and t.ranked[0].rank == 0]
@@ -188,7 +168,7 @@ def build(
 
 
 def _distinct(trees: Iterable[Tree], counts: Counter[str]) -> Iterator[Tree]:
-    """Trees with different prompts, and of each tree answers with different texts."""
+    """The first tree of each prompt, with the best-ranked answer of each text."""
     seen: set[str] = set()
     for t in trees:
         key = " ".join(t.prompt.lower().split())
@@ -214,7 +194,7 @@ def _rankings(t: Tree) -> RankedAnswers:
 
 
 def _ranked_examples(t: Tree) -> list[EFTExample]:
-    """Held-out examples: people's order as points from 5 downwards. Only their order means something."""
+    """Held-out examples whose scores give people's order, from 5 points downwards. Only the order has a meaning."""
     levels = sorted({a.rank or 0 for a in t.ranked})
     return [
         EFTExample(

@@ -1,9 +1,9 @@
-"""Which generated instructions are kept: every rejection has a reason, and reasons are counted.
+"""The filter of generated instructions. Every rejection has a reason, so that the caller can count them.
 
-The checks go from cheap to dear; the last one, ROUGE-L against everything kept so far, is exact (`dedup`).
+Cheap checks come first. The last one, ROUGE-L with every instruction kept so far, is exact (`dedup`).
 
-Not covered: what only a reader can tell, such as whether a task makes sense. The checks for language and garbage are
-heuristics for English: they let some of both through, and are made to hardly ever drop a good instruction.
+Not covered: whether a task makes sense. The checks for language and garbage are heuristics for English. They rarely
+drop a good instruction, and miss some bad ones.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _FUNCTION_WORDS = frozenset([
     "than", "that", "the", "their", "there", "these", "this", "three", "to", "two", "use", "using", "was",
     "we", "what", "when", "where", "which", "who", "why", "will", "with", "would", "write", "you", "your",
 ])  # fmt: skip
-_MIN_WORDS_TO_JUDGE = 8  # shorter instructions may well have no function word ("Summarize climate change briefly.")
-_MAX_WORD_LENGTH = 45  # the longest English words have that many letters; what is longer is noise or an address
+_MIN_WORDS_TO_JUDGE = 8  # shorter instructions often have no function word ("Summarize climate change briefly.")
+_MAX_WORD_LENGTH = 45  # the longest English words have 45 letters; a longer one is noise or an address
 _REPEATED_CHARACTER = re.compile(r"([^\s.\d_])\1{4,}")
 
 
 def is_garbage(text: str) -> bool:
-    """Whether the text looks like a model that lost its thread: loops, noise, pasted code or addresses."""
+    """Whether the text looks like a failed generation: repetition, noise, code or addresses."""
     words = text.lower().split()
     if len(words) >= _MIN_WORDS_TO_JUDGE and len(set(words)) < len(words) / 2:
         return True
@@ -42,7 +42,7 @@ def is_garbage(text: str) -> bool:
 
 
 def is_english(text: str) -> bool:
-    """Whether the text may be English: in Latin letters, and with a function word if it is long enough to have one."""
+    """Whether the text may be English: it has Latin letters, and a function word if it has eight words or more."""
     letters = [c for c in text if c.isalpha()]
     if sum(c.isascii() for c in letters) < 0.9 * len(letters):
         return False
@@ -51,8 +51,8 @@ def is_english(text: str) -> bool:
 
 
 class PromptFilter:
-    """Remembers what it keeps. `seed` and `kept` are texts that new ones must differ from, `held_out` those that models
-    are measured on, which nothing similar may be trained on."""
+    """Remembers what it keeps. A new instruction must differ from `seed` and from all kept ones. It must differ from
+    `held_out`, too: models are measured on these texts, so nothing similar to them may be used in training."""
 
     def __init__(self, cfg: PromptsConfig, *, seed: Iterable[str], held_out: Iterable[str]) -> None:
         self._cfg = cfg
@@ -64,7 +64,7 @@ class PromptFilter:
             self._held_out.add(text)
 
     def reason_to_drop(self, text: str) -> Reason | None:
-        """None when the instruction is kept (and then remembered)."""
+        """The reason to reject the instruction. None: it is kept, and remembered."""
         reason = self._form(text) or self._similarity(text)
         if reason is None:
             self._known.add(text)

@@ -1,26 +1,26 @@
-"""Instruction data of other formats as IFT seed: which format a row has is seen from its fields.
+"""IFT seed from instruction data of other formats. The fields of a row tell its format.
 
     messages   {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}, ...]}
     ShareGPT   {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...]}
     Alpaca     {"instruction": ..., "input": ..., "output": ...}
 
-Files are JSONL, a JSON array, or Parquet; a directory is one of `datasets.save_to_disk`. The first turn of a
-conversation is taken. A row that cannot be used is left out and counted by its reason; a row in none of the formats
-is a `DataError`, since the file is then another one than was meant.
+`nemo_srl/rows.py` says which files can be read. The first turn of a conversation is used. A row that cannot be used is
+left out and counted by its reason. A row in none of the formats is a `DataError`, because the file is then probably
+not the one that the user meant.
 
-Not covered: later turns, and system messages, which would change what the answer means (such rows are left out).
+Not covered: later turns; and system messages, because an answer depends on them (such rows are left out).
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from nemo_srl.errors import DataError
 from nemo_srl.records import IFTExample
+from nemo_srl.rows import read_rows
 
 _ROLES = {
     "user": "user", "human": "user", "prompter": "user",
@@ -34,13 +34,16 @@ Turn = tuple[str, str]
 
 
 def read_seed(path: Path, counts: Counter[str], *, prefix: str = "") -> list[IFTExample]:
-    """The usable rows of a file or data set directory, with ids in its order; equal instructions once."""
+    """The usable rows of a file or directory, in its order; of equal instructions, the first.
+
+    `counts` gets the number of rows, and of those left out by reason. Raises `DataError` when no row is usable.
+    """
     examples: list[IFTExample] = []
     seen: set[str] = set()
     prefix = prefix or path.name.split(".")[0]
-    for number, row in enumerate(_rows(path)):
+    for number, (where, row) in enumerate(read_rows(path, what=f"rows of {_FORMATS}")):
         counts["rows"] += 1
-        turn = _first_turn(row, where=f"{path}, row {number}")
+        turn = _first_turn(row, where=where)
         if isinstance(turn, str):
             counts[f"left out: {turn}"] += 1
         elif turn[0] in seen:
@@ -54,10 +57,8 @@ def read_seed(path: Path, counts: Counter[str], *, prefix: str = "") -> list[IFT
     return examples
 
 
-def _first_turn(row: object, *, where: str) -> tuple[str, str] | str:
-    """Instruction and answer, or why there are none."""
-    if not isinstance(row, Mapping):
-        raise DataError(f"{where}: expected an object as in {_FORMATS}, found {type(row).__name__}")
+def _first_turn(row: Mapping[str, Any], *, where: str) -> tuple[str, str] | str:
+    """Instruction and answer, or the reason to leave the row out."""
     if isinstance(row.get("messages"), list):
         return _of_turns(_turn(m, "role", "content") for m in row["messages"])
     if isinstance(row.get("conversations"), list):
@@ -66,7 +67,7 @@ def _first_turn(row: object, *, where: str) -> tuple[str, str] | str:
         texts = [str(row.get(key) or "").strip() for key in ("instruction", "input", "output")]
         instruction = "\n\n".join(filter(None, texts[:2])) if texts[0] else ""
         return (instruction, texts[2]) if instruction and texts[2] else "empty"
-    raise DataError(f"{where}: has the fields {sorted(map(str, row))}, which is none of {_FORMATS}")
+    raise DataError(f"{where}: has the fields {sorted(row)}; expected {_FORMATS}")
 
 
 def _turn(message: object, role: str, text: str) -> Turn:
@@ -83,40 +84,3 @@ def _of_turns(turns: Iterable[Turn]) -> tuple[str, str] | str:
         return "does not begin with a user's and an assistant's message"
     (_, instruction), (_, response) = found[:2]
     return (instruction, response) if instruction and response else "empty"
-
-
-def _rows(path: Path) -> Iterator[Any]:
-    if path.is_dir() or path.suffix == ".parquet":
-        yield from _datasets_rows(path)
-        return
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected JSONL, JSON, Parquet or a directory of datasets.save_to_disk")
-    with path.open(encoding="utf-8") as file:
-        start = file.read(1)
-        file.seek(0)
-        try:
-            if start == "[":
-                yield from json.load(file)
-                return
-            for line in file:
-                if line.strip():
-                    yield json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as e:
-            raise DataError(f"{path}: neither JSONL nor a JSON array in UTF-8 ({e})") from e
-
-
-def _datasets_rows(path: Path) -> Iterator[Any]:
-    import datasets
-    import pyarrow.parquet
-
-    if path.suffix == ".parquet":
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
-        return
-    try:
-        found = datasets.load_from_disk(str(path))
-    except FileNotFoundError as e:
-        raise DataError(f"{path}: not a directory of datasets.save_to_disk ({e})") from e
-    if isinstance(found, datasets.DatasetDict):
-        raise DataError(f"{path}: holds the splits {sorted(found)}; give the directory of one, such as {path}/train")
-    yield from found

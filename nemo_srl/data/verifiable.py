@@ -1,18 +1,19 @@
-"""IFEval (Zhou et al. 2023): prompts with instructions that code can check, such as "use at least 300 words".
+"""IFEval (Zhou et al. 2023): its prompts, and a verifier of answers. `stages/ifeval.py` makes the figures.
 
-The checks are lm-evaluation-harness's (`lm_eval.tasks.ifeval`), which go back to the authors' own; none is written
-here. Two things are added, since that code makes do with anything: rows are refused that it would check at random
-(an argument that is missing is *drawn* there), and language detection gets a fixed seed. Nothing is fetched: NLTK's
-sentence splitter, which the harness would download while it is imported, must be there.
+The prompts have instructions that code can check, such as "use at least 300 words". The checks are those of
+lm-evaluation-harness (`lm_eval.tasks.ifeval`), which come from the authors' own code. This module adds two safeguards.
+It refuses rows that the harness would check at random: the harness *draws* an argument that is missing. And it gives
+the language detection a fixed seed. Nothing is downloaded: NLTK's sentence splitter, which the harness would download
+when it is imported, must be installed.
 
-Needs the extra `ifeval`. The prompts are no part of this package: JSONL of {"key", "prompt", "instruction_id_list",
-"kwargs"}, as published. Raises `DataError` with file and line, `ConfigError` for what is not installed.
+Needs the extra `ifeval`. The prompts are not part of this package; they are JSONL of {"key", "prompt",
+"instruction_id_list", "kwargs"}, as published. Raises `DataError` with file and line, and `ConfigError` for something
+that is not installed.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,29 +21,33 @@ from typing import Any
 
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.records import VerifiablePrompt
+from nemo_srl.rows import read_rows
 
 _FIELDS: Mapping[str, type] = {"prompt": str, "instruction_id_list": list, "kwargs": list}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Followed:
-    """Of one response, an entry per instruction. `strict` looks at the response as it is; `loose` also without its
-    first line, its last line, its asterisks, or several of these, and is content with any of them."""
+    """Which instructions one response follows: an entry per instruction of the prompt.
+
+    `strict` checks the response as it is. `loose` also checks it without its first line, its last line, its asterisks,
+    and without several of these; it is true when any of the checks succeeds.
+    """
 
     strict: Sequence[bool]
     loose: Sequence[bool]
     num_errors: int = 0
-    """Checks that failed by themselves; their instructions count as not followed."""
+    """Checks that raised an error; their instructions count as not followed."""
 
 
 class Verifier:
-    """The harness's checks. Loading them takes a second."""
+    """The checks of the harness. It takes a second to load them."""
 
     def __init__(self) -> None:
         self._instructions, self._process_results = _load()
 
     def check_row(self, prompt: VerifiablePrompt, *, where: str) -> None:
-        """Refuse instructions that are unknown, or whose arguments are not those that their checks take."""
+        """Refuse an unknown instruction, and one whose arguments are not those that its check takes."""
         if len(prompt.instruction_ids) != len(prompt.arguments) or not prompt.instruction_ids:
             raise DataError(
                 f"{where}: {len(prompt.instruction_ids)} instruction(s) in `instruction_id_list` and "
@@ -51,16 +56,16 @@ class Verifier:
         for name, given in zip(prompt.instruction_ids, prompt.arguments, strict=True):
             if name not in self._instructions:
                 near = difflib.get_close_matches(name, self._instructions, n=3) or sorted(self._instructions)
-                raise DataError(f"{where}: nobody can check the instruction {name!r}; known are {', '.join(near)}")
+                raise DataError(f"{where}: no check for the instruction {name!r}; known are {', '.join(near)}")
             expected = set(self._instructions[name](name).get_instruction_args_keys())
             if given.keys() != expected or not all(given.values()):
                 raise DataError(
-                    f"{where}: arguments {given} of {name!r}; its check takes {sorted(expected) or 'none'}, none of "
-                    "them empty or 0"
+                    f"{where}: arguments {given} of {name!r}; its check takes {sorted(expected) or 'none'}, and "
+                    "none of them empty or 0"
                 )
             try:
                 self._check(prompt, name, given, "Some words.")
-            except Exception as e:  # third-party code on values of any kind
+            except Exception as e:  # the harness's code may raise anything on a wrong value
                 raise DataError(f"{where}: {name!r} cannot be checked with the arguments {given}: {e}") from e
 
     def followed(self, prompt: VerifiablePrompt, response: str) -> Followed:
@@ -69,7 +74,7 @@ class Verifier:
         for name, given in zip(prompt.instruction_ids, prompt.arguments, strict=True):
             try:
                 found = self._check(prompt, name, given, response)
-            except Exception:  # third-party code on untrusted text, e.g. JSON that is nested too deeply for its parser
+            except Exception:  # the harness's code may raise anything on a model's text, e.g. on deeply nested JSON
                 found, num_errors = (False, False), num_errors + 1
             strict.append(found[0])
             loose.append(found[1])
@@ -84,55 +89,45 @@ class Verifier:
 
 
 def _load() -> tuple[Mapping[str, Any], Any]:
-    """The harness's instructions by name, and the function that checks a row."""
+    """The instructions of the harness by name, and its function that checks a row."""
     try:
         import langdetect
         import nltk
 
-        # Looked for here, as the harness would try to download it while it is imported.
+        # Checked before the harness is imported, which would try to download it.
         nltk.data.find("tokenizers/punkt_tab")
         from lm_eval.tasks.ifeval import instructions_registry, utils
     except ImportError as e:
         raise ConfigError(
-            f"IFEval: its checks are lm-evaluation-harness's, and {e.name or e} is not installed; "
+            f"IFEval needs lm-evaluation-harness for its checks, and {e.name or e} is not installed; "
             'pip install "nemo-srl[ifeval]"'
         ) from e
     except LookupError as e:
         raise ConfigError(
-            "IFEval: NLTK's sentence splitter `punkt_tab` is not there; run `python -m nltk.downloader punkt_tab`, or "
-            "set NLTK_DATA to a directory with tokenizers/punkt_tab"
+            "IFEval needs NLTK's sentence splitter `punkt_tab`, which is not there; run `python -m nltk.downloader "
+            "punkt_tab`, or set NLTK_DATA to a directory with tokenizers/punkt_tab"
         ) from e
-    # Without it, the detected language of a doubtful text differs from one time to the next.
+    # Without a seed, the language that is detected for a doubtful text differs from call to call.
     langdetect.DetectorFactory.seed = 0
     return instructions_registry.INSTRUCTION_DICT, utils.process_results
 
 
 def read_prompts(path: Path, verifier: Verifier) -> list[VerifiablePrompt]:
-    """The prompts of a file, each of which `verifier` can check."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected IFEval's prompts as JSONL")
+    """The prompts of a file, after `verifier` has checked that it can verify each."""
     prompts: dict[str, VerifiablePrompt] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        prompt = _prompt(line, where=where)
+    for where, row in read_rows(path, what="IFEval's prompts"):
+        prompt = _prompt(row, where=where)
         if prompt.key in prompts:
-            raise DataError(f"{where}: there is a prompt with the key {prompt.key!r} before")
+            raise DataError(f"{where}: an earlier prompt has the same key, {prompt.key!r}")
         verifier.check_row(prompt, where=where)
         prompts[prompt.key] = prompt
-    if not prompts:
-        raise DataError(f"{path}: empty; expected IFEval's prompts as JSONL")
     return list(prompts.values())
 
 
-def _prompt(line: str, *, where: str) -> VerifiablePrompt:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as e:
-        raise DataError(f"{where}: not JSON ({e})") from e
-    if not isinstance(row, dict) or "key" not in row or not all(isinstance(row.get(k), t) for k, t in _FIELDS.items()):
-        raise DataError(f"{where}: expected an object with `key` and {', '.join(f'`{k}`' for k in _FIELDS)}")
+def _prompt(row: Mapping[str, Any], *, where: str) -> VerifiablePrompt:
+    if "key" not in row or not all(isinstance(row.get(k), t) for k, t in _FIELDS.items()):
+        expected = ", ".join(f"`{k}` ({t.__name__})" for k, t in _FIELDS.items())
+        raise DataError(f"{where}: expected an object with `key`, {expected}; found {sorted(row)}")
     if not all(isinstance(x, dict) for x in row["kwargs"]) or not row["prompt"].strip():
         raise DataError(f"{where}: expected a text in `prompt` and objects in `kwargs`")
     return VerifiablePrompt(

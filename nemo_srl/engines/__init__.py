@@ -1,59 +1,89 @@
-"""Generation engines: each serves one model directory behind `protocols.GenerationEngine`.
+"""Generation engines. Each folder here that exports `BACKEND` is one; `engine.name` chooses.
 
-A backend is imported only when it is asked for, so none needs what another one needs.
+A backend is imported only when it is asked for. What it needs is imported only when it is opened. So an engine does not
+need the packages of another one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from nemo_srl.config import EngineConfig
-from nemo_srl.models.hf import read_spec
+from nemo_srl import registry
 from nemo_srl.protocols import GenerationEngine, Service
 
 
-def open_engine(cfg: EngineConfig, model_dir: Path) -> GenerationEngine:
-    """The engine that `cfg.name` names, ready to serve `model_dir`.
+@dataclass(frozen=True, kw_only=True)
+class EngineSize:
+    """The GPUs that an engine needs, in words that hold for every engine. Without GPUs of its own: `num_replicas` 0."""
 
-    Raises `ConfigError` for a setting the engine cannot work with, `ModelError` for a model directory it
-    cannot serve.
-    """
-    if cfg.name == "embedded":
-        from nemo_srl.engines.embedded import EmbeddedEngine
+    num_replicas: int = 0
+    """Copies of the model."""
+    num_nodes: int = 1
+    """Nodes that share the replicas evenly."""
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    in_process: bool = False
+    """The stage's own process uses the GPUs, and no server does."""
+    cache_fraction: float = 0.0
+    """Share of the memory beside the weights that holds keys and values."""
 
-        return EmbeddedEngine(model_dir, dtype=cfg.dtype, max_batch_size=cfg.max_batch_size)
-    if cfg.name == "trtllm":
-        from nemo_srl.engines.trtllm import open_trtllm
+    @property
+    def gpus_per_replica(self) -> int:
+        return self.tensor_parallel_size * self.pipeline_parallel_size
 
-        return open_trtllm(cfg, model_dir)
-    from nemo_srl.engines.openai import open_openai
-
-    return open_openai(cfg, model_dir)
-
-
-def check(cfg: EngineConfig, model_dir: Path) -> None:
-    """What can be known of an engine before anything is started on `model_dir`, or on models like it.
-
-    Raises `ConfigError` for a length that the model does not have, or a missing key.
-    """
-    if cfg.name == "trtllm":
-        from nemo_srl.engines.trtllm.requests import max_seq_len
-
-        max_seq_len(cfg, read_spec(model_dir))
-    if cfg.name == "openai":
-        from nemo_srl.engines.openai import api_key
-
-        api_key(cfg.api_key_env)
+    @property
+    def num_gpus(self) -> int:
+        """Of all replicas, on all nodes."""
+        return self.num_replicas * self.gpus_per_replica
 
 
-def services(cfg: EngineConfig, model_dir: Path, directory: Path) -> tuple[Service, ...]:
-    """The servers that a job must run for `open_engine` in its steps; their files are written to `directory`.
+def _no_check(settings: Any, model_dir: Path) -> None:
+    """Nothing can be known before the engine is opened."""
 
-    Raises what `check` does.
-    """
-    check(cfg, model_dir)
-    if cfg.name == "trtllm":
-        from nemo_srl.engines import trtllm
 
-        return trtllm.services(cfg, model_dir, directory)
+def _no_services(settings: Any, model_dir: Path, directory: Path) -> tuple[Service, ...]:
     return ()
+
+
+def _no_gpus(settings: Any) -> EngineSize:
+    return EngineSize()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineBackend:
+    """What an engine's folder exports as `BACKEND`."""
+
+    settings: type[Any]
+    """A dataclass that has a field `name`."""
+    decisive: tuple[str, ...]
+    """The settings that decide what is generated, beside `name`. They are part of an artifact's identity."""
+    open: Callable[[Any, Path], GenerationEngine]
+    """From its settings and a model directory. Raises `ConfigError` or `ModelError`."""
+    check: Callable[[Any, Path], None] = _no_check
+    """Raises `ConfigError`, at set-up, for what cannot work with this model or with models like it."""
+    services: Callable[[Any, Path, Path], tuple[Service, ...]] = _no_services
+    """The servers that must run on the model while a stage uses the engine. Their files go to the given directory."""
+    size: Callable[[Any], EngineSize] = _no_gpus
+    formerly: Mapping[str, str] = field(default_factory=dict)
+    """Old beginnings of settings' names and the new ones, so that older run directories are understood."""
+
+
+def engine_backend(settings: Any) -> EngineBackend:
+    """The backend that `settings.name` names. Raises `ConfigError`."""
+    found: EngineBackend = registry.load("engines", settings.name)
+    return found
+
+
+def open_engine(settings: Any, model_dir: Path) -> GenerationEngine:
+    """An engine with these settings, ready to serve `model_dir`. Raises `ConfigError` or `ModelError`."""
+    return engine_backend(settings).open(settings, model_dir)
+
+
+def services(settings: Any, model_dir: Path, directory: Path) -> tuple[Service, ...]:
+    """The servers that a job must run for `open_engine` in its steps. Raises what `EngineBackend.check` does."""
+    backend = engine_backend(settings)
+    backend.check(settings, model_dir)
+    return backend.services(settings, model_dir, directory)

@@ -1,12 +1,12 @@
 """How well a judge's scores agree with people's (paper section 3.2.2), and how its scores are spread.
 
-The unit is a group: all responses to one instruction, each with a human and a model score. Every figure
-comes with the number of cases behind it and a 95% bootstrap interval that resamples groups, as the
-responses to one instruction are not independent. A response whose verdict had no score (None) takes
-part in nothing but `parse_failure_rate`; it is never a zero.
+The unit is a group: all responses to one instruction, each with a human and a model score. Every figure comes with its
+number of cases and a 95% interval. The responses to one instruction are not independent, so the intervals are those of
+a bootstrap that resamples groups; a share of independent cases has Wilson's interval (`proportion`). A response whose
+verdict has no score (None) counts in `parse_failure_rate` only; it is never a zero.
 
-Not covered: which human scores are right. A higher one is taken to be better, and humans' own ties order
-nothing.
+Not covered: which human scores are right. A higher human score means a better response, and responses that people
+score equally are in no order.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import scipy  # loads scipy.stats when it is first used, which takes a third of a second
 
 from nemo_srl.errors import DataError
+from nemo_srl.records import Metric
 
 _Floats = npt.NDArray[np.float64]
 
@@ -34,28 +36,34 @@ class ScoreGroup:
         if len(self.human) != len(self.model):
             raise DataError(
                 f"a group has {len(self.human)} human and {len(self.model)} model scores; give one of each for "
-                "every response, and None where the model gave no score"
+                "every response, and None for a model score that is missing"
             )
         if not all(math.isfinite(score) for score in [*self.human, *self.model] if score is not None):
-            raise DataError(f"a group has a score that is no number: {self}; None stands for a missing one")
+            raise DataError(f"a group has a score that is no number: {self}; give None for a missing score")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A figure over `n` cases, with its 95% interval. None: no case, or for the interval, one group only."""
+    """A figure over `n` cases, with its 95% interval. None: no case, or for a bootstrap interval, only one group."""
 
     value: float | None
     n: int
     low: float | None
     high: float | None
 
+    def named(self, name: str) -> Metric:
+        return Metric(name=name, value=self.value, n=self.n, low=self.low, high=self.high)
+
+
+_NOTHING = Estimate(value=None, n=0, low=None, high=None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RewardModelMetrics:
-    """Agreement of the judge with people. `dataclasses.asdict` makes JSON of it.
+    """Agreement of the judge with people. `dataclasses.asdict` converts it to JSON objects.
 
-    A pair is two scored responses of one group that people do not score equally. The paper does not say
-    how it counts pairs that the model ties, so all three ways are here.
+    A pair is two scored responses of one group to which people give different scores. The paper does not say how it
+    counts pairs that the model ties, so all three ways are here.
     """
 
     pairwise_accuracy: Estimate
@@ -67,14 +75,14 @@ class RewardModelMetrics:
     tie_rate: Estimate
     """Share of the pairs that the model ties; n: all pairs."""
     exact_match: Estimate
-    """Share of the groups whose whole ordering is the same, ties included: tied where people tie, and
-    nowhere else. n: groups that people order and whose responses all have a model score."""
+    """Share of the groups whose whole order is the same: the model ties the responses that people tie, and no others.
+    n: groups that people order and whose responses all have a model score. The interval is Wilson's."""
     five_best: Estimate
-    """Of the responses with the model's highest possible score, the share that people rank first, or tied
-    for first; n: these responses, in groups that people order."""
+    """Share of the responses with the model's highest possible score that people rank first, or tied for first; n: the
+    responses with that score, in groups that people order."""
     spearman: Estimate
-    """Mean over groups of the rank correlation, ties at their mean rank; n: groups with at least two
-    scored responses and more than one value on either side."""
+    """Mean over groups of the rank correlation, where ties have their mean rank; n: groups whose scored responses have
+    at least two different human scores and two different model scores."""
     kendall: Estimate
     """Mean over groups of Kendall's tau-b; n: the same groups."""
     parse_failure_rate: Estimate
@@ -86,26 +94,41 @@ def reward_model_metrics(
 ) -> RewardModelMetrics:
     """Every metric over the same `groups`; `max_score` is the judge's highest possible score.
 
-    The intervals are percentiles (2.5, 97.5) over `num_bootstrap` resamples of the groups, the same
-    resamples for every metric; `seed` decides them.
+    The bootstrap's intervals are percentiles (2.5, 97.5) over `num_bootstrap` resamples of the groups. All metrics
+    share the resamples, which `seed` decides.
     """
     names = list(RewardModelMetrics.__dataclass_fields__)
-    # Each metric is a ratio of two sums over groups, of which a group has one addend each; the lower sum
-    # counts cases. Shape (group, metric, 2).
+    # Each metric is a ratio of two sums over groups; the lower sum counts cases. Shape (group, metric, 2).
     addends = np.array([_addends(group, max_score) for group in groups]).reshape(-1, len(names), 2)
     resampled = _resampled_sums(addends, num_bootstrap=num_bootstrap, seed=seed)
-    return RewardModelMetrics(**{name: _estimate(addends[:, i], resampled[:, i]) for i, name in enumerate(names)})
+    found = {name: _estimate(addends[:, i], resampled[:, i]) for i, name in enumerate(names)}
+    # Here a group is one case, so the cases are independent. A bootstrap of 0 hits in 8 would say [0, 0].
+    hits, n = addends[:, names.index("exact_match")].sum(axis=0)
+    return RewardModelMetrics(**found | {"exact_match": proportion(round(hits), round(n))})
+
+
+def proportion(hits: int, n: int) -> Estimate:
+    """Share of `hits` in `n` independent cases, with the interval of Wilson's score."""
+    if n == 0:
+        return _NOTHING
+    low, high = scipy.stats.binomtest(hits, n).proportion_ci(method="wilson")
+    return Estimate(value=hits / n, n=n, low=float(low), high=float(high))
+
+
+def sign_test(wins: int, losses: int) -> float | None:
+    """Exact two-sided p-value of the sign test; None without any win or loss."""
+    return float(scipy.stats.binomtest(wins, wins + losses).pvalue) if wins + losses else None
 
 
 def mean_estimate(groups: Sequence[Sequence[float]], *, num_bootstrap: int = 1000, seed: int = 0) -> Estimate:
-    """Mean of all values, with an interval that resamples groups of values that belong together."""
+    """Mean of all values, with a bootstrap interval that resamples groups of values that depend on each other."""
     addends = np.array([(sum(group), len(group)) for group in groups], dtype=np.float64).reshape(-1, 1, 2)
     resampled = _resampled_sums(addends, num_bootstrap=num_bootstrap, seed=seed)
     return _estimate(addends[:, 0], resampled[:, 0])
 
 
 def histogram(scores: Sequence[float | None], *, max_score: int) -> tuple[int, ...]:
-    """How many scores round to 0, 1, .. `max_score` (halves go up). None is not counted."""
+    """How many scores round to 0, 1, .. `max_score`; a half is rounded up. None is not counted."""
     counts = [0] * (max_score + 1)
     for score in scores:
         if score is None:
@@ -117,9 +140,9 @@ def histogram(scores: Sequence[float | None], *, max_score: int) -> tuple[int, .
 
 
 def score_entropy(scores: Sequence[float | None], *, max_score: int) -> float | None:
-    """Entropy of the histogram over that of an even one: 0, always the same score; 1, all equally often.
+    """Entropy of the histogram, divided by that of a uniform one. 0: always the same score; 1: all equally often.
 
-    None without any score. A judge that "always says 5" shows here before the pairs run out.
+    None without any score. It falls when a judge begins to give everything one score, before the pairs run out.
     """
     counts = [count for count in histogram(scores, max_score=max_score) if count]
     total = sum(counts)
@@ -135,7 +158,7 @@ def _addends(group: ScoreGroup, max_score: float) -> list[tuple[float, float]]:
     scored = np.array([score is not None for score in group.model], dtype=bool)
     human = human_all[scored]
     model = np.array([score for score in group.model if score is not None], dtype=np.float64)
-    # Which response of each pair is better: 1 the first, -1 the second, 0 neither.
+    # Which response of each pair is better: 1: the first, -1: the second, 0: neither.
     first, second = np.triu_indices(len(human), k=1)
     by_human = np.sign(human[first] - human[second])
     by_model = np.sign(model[first] - model[second])
@@ -155,28 +178,14 @@ def _addends(group: ScoreGroup, max_score: float) -> list[tuple[float, float]]:
         (num_ties, num_pairs),
         (bool(np.array_equal(by_human, by_model)) if whole else 0, whole),
         (int((best & (human == human_all.max(initial=-np.inf))).sum()), int(best.sum())),
-        (float(np.corrcoef(_ranks(human), _ranks(model))[0, 1]) if correlated else 0, correlated),
-        (_kendall_tau_b(by_human, by_model) if correlated else 0, correlated),
+        (float(scipy.stats.spearmanr(human, model).statistic) if correlated else 0, correlated),
+        (float(scipy.stats.kendalltau(human, model, variant="b").statistic) if correlated else 0, correlated),
         (int((~scored).sum()), len(scored)),
     ]
 
 
-def _ranks(values: _Floats) -> _Floats:
-    """Ranks from 1; equal values share the mean of theirs."""
-    below = (values[:, None] > values).sum(axis=1)
-    equal = (values[:, None] == values).sum(axis=1)
-    ranks: _Floats = below + (equal + 1) / 2
-    return ranks
-
-
-def _kendall_tau_b(by_human: _Floats, by_model: _Floats) -> float:
-    """Concordant less discordant pairs, over the geometric mean of the pairs that each side orders."""
-    orders = np.count_nonzero(by_human) * np.count_nonzero(by_model)
-    return float((by_human * by_model).sum() / math.sqrt(orders))
-
-
 def _resampled_sums(addends: _Floats, *, num_bootstrap: int, seed: int) -> _Floats:
-    """Sums over groups drawn with replacement: shape (num_bootstrap, metric, 2)."""
+    """Sums over groups that are drawn with replacement: shape (num_bootstrap, metric, 2)."""
     num_groups, rng = len(addends), np.random.default_rng(seed)
     sums = np.zeros((num_bootstrap, *addends.shape[1:]))
     for i in range(num_bootstrap if num_groups else 0):
@@ -189,7 +198,7 @@ def _estimate(addends: _Floats, resampled: _Floats) -> Estimate:
     """Ratio of sums; `addends` has shape (group, 2), `resampled` (num_bootstrap, 2)."""
     total, num_cases = addends.sum(axis=0)
     if not num_cases:
-        return Estimate(value=None, n=0, low=None, high=None)
+        return _NOTHING
     value, n = float(total / num_cases), round(num_cases)
     usable = resampled[resampled[:, 1] > 0]
     if np.count_nonzero(addends[:, 1]) < 2 or not len(usable):

@@ -1,13 +1,13 @@
-"""Pairwise judging (`judge.mode=pairwise`): every two answers to a prompt are compared, each coming first once.
+"""Pairwise judging (`judge.mode=pairwise`): the judge compares every two answers to a prompt, in both orders.
 
-Judges prefer what they read first; in both orders that evens out: an answer that only wins when it is first
-gets half of the two comparisons. The score of an answer is its share of wins times `judge.max_score`, as a mean over
-`Judgement`s of 0, half or `max_score`, so that pairs are made of it as of any other. N answers take N (N - 1)
-prompts of `judge.num_judgements` verdicts each.
+Judges prefer the answer that they read first. Two orders even this out: an answer that wins only when it stands first
+wins half of its comparisons. The score of an answer is its share of wins times `judge.max_score`. It is the mean over
+`Judgement`s of 0, half of `max_score`, or `max_score`, so pairs are made of it as of any other score. N answers take
+N (N - 1) prompts, with `judge.num_judgements` verdicts each.
 
-Only the iteration's candidates are compared. Evaluations still ask for points, since shares of wins
-against one's own answers cannot be compared between models; nor does the EFT seed teach this format, so a
-small M1 needs another judge for it (`judge.engine`).
+Not covered: scores that can be compared between models. Shares of wins against a model's own answers cannot, so
+evaluations ask for points (`absolute`). The EFT seed does not teach the format of comparisons either, so a small M1
+needs another judge for it (`judge.engine`).
 """
 
 from __future__ import annotations
@@ -17,86 +17,103 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
-from nemo_srl.chat import ChatTemplate
-from nemo_srl.config import Config, JudgeConfig
-from nemo_srl.judging import verdicts
-from nemo_srl.protocols import GenerationRequest
-from nemo_srl.records import Candidate, Completion, Judgement
-from nemo_srl.stages.calls import verdict_request
+from nemo_srl.config import JudgeConfig
+from nemo_srl.config.check import check
+from nemo_srl.judging import rubrics
+from nemo_srl.judging.points import STATED, Material
+from nemo_srl.records import Completion, EFTExample, Judgement
 
-_SLOT = re.compile(r"\{(instruction|response_a|response_b)\}")
-
-# As for scores, only the asked format counts, up to the end of the line or sentence, and the last one decides.
+# As for points, only the asked format counts, up to the end of the line or sentence, and the last one decides.
 _WINNER = re.compile(
     r"(?<![^\W_])(?ai:winner)[*_]{0,3}[ \t]{0,4}:[*_ \t]{0,8}"
     r"(?P<winner>A|B|(?ai:tie))[*_]{0,3}(?=[ \t]{0,4}(?:[.!]|[\r\n]|\Z))"
 )
 WINNER_LINES = ("Winner: A\n", "Winner: B\n", "Winner: tie\n")
-_SHARE_OF_A: Mapping[str, float] = {"a": 1.0, "b": 0.0, "tie": 0.5}
+"""The ends of verdicts in the asked format, as stop strings."""
+_FIRST_SHARE: Mapping[str, float] = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 
-def pairings(candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Candidate]]:
-    """Every two candidates of a prompt, in both orders; those of a prompt one after the other."""
-    by_prompt: dict[str, list[Candidate]] = defaultdict(list)
-    for c in candidates:
-        by_prompt[c.prompt_id].append(c)
-    for group in by_prompt.values():
-        yield from itertools.permutations(group, 2)
+class PairwiseReader:
+    """A `VerdictReader` of comparisons between answers to the same prompt."""
 
+    num_logprobs = 0
+    absolute = "sampled"
 
-def comparison_requests(candidates: Sequence[Candidate], chat: ChatTemplate, cfg: Config) -> list[GenerationRequest]:
-    """One request for all verdicts on one pairing."""
-    return [
-        comparison_request(_key(a, b), instruction=a.prompt, responses=(a.response, b.response), chat=chat, cfg=cfg)
-        for a, b in pairings(candidates)
-    ]
+    def check(self, cfg: JudgeConfig) -> None:
+        check_rubric(cfg)
+        STATED.check(cfg)
 
+    def questions(self, material: Material, cfg: JudgeConfig) -> dict[str, str]:
+        return {
+            _request_key(a, b): comparison(cfg, instruction=material[a][0], a=material[a][1], b=material[b][1])
+            for a, b in pairings(material)
+        }
 
-def comparison_request(
-    key: str, *, instruction: str, responses: tuple[str, str], chat: ChatTemplate, cfg: Config
-) -> GenerationRequest:
-    """One request for all verdicts on A and B, which are `responses` in this order."""
-    a, b = responses
-    prompt = render(cfg.judge.pairwise_rubric, instruction=instruction, response_a=a, response_b=b)
-    return verdict_request(key, prompt, stop=WINNER_LINES, chat=chat, cfg=cfg)
+    def stop(self, cfg: JudgeConfig) -> tuple[str, ...]:
+        return WINNER_LINES
 
-
-def judgements_of_comparisons(
-    candidates: Sequence[Candidate], completions: Mapping[str, Sequence[Completion]], cfg: JudgeConfig
-) -> list[Judgement]:
-    """Two judgements from every verdict, one for each of the two candidates."""
-    found: list[Judgement] = []
-    count: dict[str, int] = defaultdict(int)
-    for a, b in pairings(candidates):
-        for completion in completions[_key(a, b)]:
-            share = share_of_a(completion)
-            for candidate, mine in ((a, share), (b, None if share is None else 1 - share)):
-                found.append(
-                    Judgement(
-                        candidate_key=candidate.key,
-                        judgement_index=count[candidate.key],
-                        verdict=f"[A is {a.key}, B is {b.key}] {completion.text.strip()}",
-                        score=None if mine is None else mine * cfg.max_score,
+    def judgements(
+        self, material: Material, completions: Mapping[str, Sequence[Completion]], cfg: JudgeConfig
+    ) -> list[Judgement]:
+        """Two judgements from every verdict, one for each of the two answers."""
+        found: list[Judgement] = []
+        count: dict[str, int] = defaultdict(int)
+        for a, b in pairings(material):
+            for completion in completions[_request_key(a, b)]:
+                share = first_share(completion)
+                for key, mine in ((a, share), (b, None if share is None else 1 - share)):
+                    found.append(
+                        Judgement(
+                            candidate_key=key,
+                            judgement_index=count[key],
+                            verdict=f"[A is {a}, B is {b}] {completion.text.strip()}",
+                            score=None if mine is None else mine * cfg.max_score,
+                        )
                     )
-                )
-                count[candidate.key] += 1
-    return found
+                    count[key] += 1
+        return found
+
+    def lesson(self, example: EFTExample, cfg: JudgeConfig) -> tuple[str, str]:
+        return STATED.lesson(example, cfg)
 
 
-def share_of_a(verdict: Completion) -> float | None:
-    """1, 0 or 0.5 as the verdict says A, B or tie; None when it says nothing of the kind, or was cut off."""
-    claims = _WINNER.findall(verdict.text)
-    if not claims or verdict.finish_reason == "length":
+PAIRWISE = PairwiseReader()
+
+
+def pairings(material: Material) -> Iterator[tuple[str, str]]:
+    """The keys of every two answers to one prompt, in both orders; those of a prompt follow one another.
+
+    Answers to one prompt have the same key up to the last slash (`Candidate.key`).
+    """
+    by_prompt: dict[str, list[str]] = defaultdict(list)
+    for key in material:
+        by_prompt[key.rsplit("/", 1)[0]].append(key)
+    for keys in by_prompt.values():
+        yield from itertools.permutations(keys, 2)
+
+
+def comparison(cfg: JudgeConfig, *, instruction: str, a: str, b: str) -> str:
+    """The judge's prompt to compare two responses; `a` stands first."""
+    return rubrics.render(cfg.pairwise_rubric, instruction=instruction, response_a=a, response_b=b)
+
+
+def first_share(verdict: Completion) -> float | None:
+    """1, 0 or 0.5 for the answer that stood first, as the verdict says A, B or tie.
+
+    None when the verdict names no winner in the asked format, or was cut off.
+    """
+    winners = _WINNER.findall(verdict.text)
+    if not winners or verdict.finish_reason == "length":
         return None
-    return _SHARE_OF_A[claims[-1].lower()]
+    return _FIRST_SHARE[winners[-1].lower()]
 
 
-def render(rubric: str, *, instruction: str, response_a: str, response_b: str) -> str:
-    """The judge's prompt. As in `verdicts.render`, texts are not templates and cannot close their block."""
-    texts = {"instruction": instruction, "response_a": response_a, "response_b": response_b}
-    safe = {slot: verdicts.render("{response}", instruction="", response=text) for slot, text in texts.items()}
-    return _SLOT.sub(lambda slot: safe[slot[1]], rubric)
+def check_rubric(cfg: JudgeConfig) -> None:
+    """Raises `ConfigError` unless the judge can be asked to compare two answers."""
+    key, rubric = "judge.pairwise_rubric", cfg.pairwise_rubric
+    check(rubric != "", key, rubric, "a comparison needs a rubric; +judge_mode=pairwise sets one")
+    rubrics.check_holds_once(rubric, "{instruction}", "{response_a}", "{response_b}", "Winner:", key=key)
 
 
-def _key(a: Candidate, b: Candidate) -> str:
-    return f"{a.key}-vs-{b.sample_index:02d}"
+def _request_key(a: str, b: str) -> str:
+    return f"{a}-vs-{b.rsplit('/', 1)[-1]}"

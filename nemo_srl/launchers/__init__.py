@@ -1,28 +1,38 @@
-"""Launchers: where a stage's processes run."""
+"""Launchers: where a stage's processes run. Each folder here that exports `BACKEND` is one; `launcher.name` chooses."""
 
 from __future__ import annotations
 
-from nemo_srl.config import ClusterConfig, LauncherConfig
-from nemo_srl.errors import ConfigError
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nemo_srl import registry
+from nemo_srl.config import ClusterConfig
 from nemo_srl.protocols import Launcher
 
 
-def open_launcher(cfg: LauncherConfig, cluster: ClusterConfig) -> Launcher:
-    """The launcher named by `launcher.name`. Raises `ConfigError` for an unknown name."""
-    match cfg.name:
-        case "local":
-            from nemo_srl.launchers.local import LocalLauncher
+def _any_number(num_nodes: Mapping[str, int]) -> None:
+    """Most launchers can use several nodes."""
 
-            return LocalLauncher()
-        case "slurm":
-            from nemo_srl.launchers.slurm import SlurmLauncher
 
-            return SlurmLauncher(cfg, cluster)
-        case "srun":
-            from nemo_srl.launchers.srun import SrunLauncher
+@dataclass(frozen=True, kw_only=True)
+class LauncherBackend:
+    """What a launcher's folder exports as `BACKEND`. No setting of a launcher decides a result."""
 
-            return SrunLauncher(cfg, cluster)
-        case _:
-            raise ConfigError(
-                f"launcher.name={cfg.name!r}: there is no such launcher; choose 'local', 'slurm' or 'srun'"
-            )
+    settings: type[Any]
+    """A dataclass that has a field `name`."""
+    open: Callable[[Any, ClusterConfig], Launcher]
+    """From its settings and the cluster's."""
+    check: Callable[[Mapping[str, int]], None] = _any_number
+    """Raises `ConfigError`, at set-up, for a number of nodes that it cannot use. Given: the setting's key and value."""
+
+
+def launcher_backend(settings: Any) -> LauncherBackend:
+    """The backend that `settings.name` names. Raises `ConfigError`."""
+    found: LauncherBackend = registry.load("launchers", settings.name)
+    return found
+
+
+def open_launcher(settings: Any, cluster: ClusterConfig) -> Launcher:
+    """A launcher with these settings. Raises `ConfigError`."""
+    return launcher_backend(settings).open(settings, cluster)

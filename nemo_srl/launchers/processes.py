@@ -1,26 +1,66 @@
-"""What launchers share: how a process ended, and the end of its log."""
+"""What launchers share: to run a step's command, how a process ended, and the end of its log."""
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
-TAIL_LINES = 30
+from nemo_srl.launchers.console import Console
+from nemo_srl.launchers.services import RunningServices
+from nemo_srl.protocols import Job
 
-
-def how_it_ended(code: int) -> str:
-    """In words: `code` is an exit status, negative for a signal, or 128 + N for one that a wrapper reports."""
-    number = -code if code < 0 else code - 128
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        return f"with exit status {code}"
-    return f"by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
+GRACE_SECONDS = 30
+"""Between TERM and KILL, when a job is stopped."""
 
 
-def tail(log_path: Path) -> str:
-    """The last lines of a log, without progress bars."""
-    text = log_path.read_bytes()[-(1 << 18) :].decode(errors="replace") if log_path.exists() else ""
-    lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.split("\n")]
-    shown = [line for line in lines if line][-TAIL_LINES:]
-    return f"The end of {log_path}:\n" + "\n".join(f"  | {line}" for line in shown)
+def nodes_key(job: Job) -> str:
+    """The setting that says on how many nodes the job runs."""
+    return "engine.num_nodes" if job.role == "engine" else "trainer.num_nodes"
+
+
+def run_step(
+    command: Sequence[str], env: Mapping[str, str], log_path: Path, services: RunningServices | None = None
+) -> int:
+    """Run a command to its end, with its output in the log; returns its exit status."""
+    services = services or RunningServices(())
+    with log_path.open("ab") as log:
+        log.write(f"$ {' '.join(command)}\n".encode())
+        log.flush()
+        process = subprocess.Popen(
+            command, env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        try:
+            with process.stdout as output, services.ending(process):
+                _copy_output(output, log)
+                return process.wait()
+        except BaseException:
+            _stop(process)
+            raise
+
+
+def _copy_output(source: IO[bytes], log: IO[bytes]) -> None:
+    console = Console()
+    while block := os.read(source.fileno(), 1 << 16):
+        log.write(block)
+        log.flush()
+        console.feed(block)
+    console.end()
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the process group that we started: TERM, a grace period, KILL."""
+    for sig in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sig)
+            process.wait(GRACE_SECONDS)
+            return
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue

@@ -32,7 +32,7 @@ from pathlib import Path
 
 from nemo_srl.errors import ConfigError, JobFailedError
 from nemo_srl.launchers import supervisor
-from nemo_srl.launchers.processes import how_it_ended, tail
+from nemo_srl.launchers.logs import how_it_ended, tail
 from nemo_srl.protocols import SERVICES_VARIABLE, Service
 
 GRACE_SECONDS = 20.0
@@ -283,8 +283,8 @@ def _devices(services: Sequence[Service]) -> dict[str, str | None]:
     if needed > len(visible):
         raise ConfigError(
             f"the services {', '.join(s.name for s in services)} need {needed} GPUs, and CUDA_VISIBLE_DEVICES="
-            f"{allowed!r} has {len(visible)}: lower engine.trtllm.num_replicas, tensor_parallel_size or "
-            "pipeline_parallel_size, or raise engine.trtllm.num_nodes"
+            f"{allowed!r} has {len(visible)}: lower engine.num_replicas, tensor_parallel_size or "
+            "pipeline_parallel_size, or raise engine.num_nodes"
         )
     shares: dict[str, str | None] = {}
     for s in services:

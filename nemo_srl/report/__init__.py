@@ -1,4 +1,4 @@
-"""What a run shows: a table to read in a terminal, a page to open in a browser, and the card of its model."""
+"""What people read about a run: a table in the terminal, a page in the browser, a model card, alarms, trackers."""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
-"""Warnings of reward hacking, from figures that every run has: the `anchor` stage's, iteration by iteration.
+"""Warnings of reward hacking, from the metrics of the `anchor` stage of each iteration.
 
-The policy learns what its judge likes, and there is no oracle to say whether that is still what people like. What
-can be seen is another judge, the anchor, that agrees less with the pairs, sees less of their margin, or gives the
-answers lower scores; and a judge that stops telling answers apart. The limits are set by runs whose true scores
-are known (`benchmarks/results/proof-2026-11-24/`), and tested on no others. In these, an anchor of its own
-(`anchor.model`) spoke in the first iteration of the three runs that later fell, and in none of the three healthy ones;
-M1 as the anchor noticed noise at once, and was silent in the runs that fell: what fooled the judge fooled M1, too.
+The policy learns what its judge likes. Nobody knows whether people like it, too. But a second judge, the anchor, can
+be asked. There is an alarm when the anchor agrees less with the pairs, when it sees a smaller margin in them, or when
+it gives the answers lower scores. There is also one when the judge no longer tells answers apart.
+
+The limits come from runs whose true scores are known (`benchmarks/results/proof-2026-11-24/`). They are tested on
+no other runs. In those runs, a separate model as the anchor (`anchor.model`) raised an alarm in the first iteration
+of all three runs whose true scores later fell, and in none of the three healthy runs. M1 as the anchor noticed random
+pairs at once. It raised no alarm in the three runs that fell, because what fooled the judge also fooled M1.
 """
 
 from __future__ import annotations
@@ -16,18 +18,18 @@ from dataclasses import dataclass
 from nemo_srl.records import Metric
 
 MIN_AGREEMENT = 0.75
-"""Share of new pairs in which the anchor must prefer the chosen response, too."""
+"""The anchor must prefer the chosen response in at least this share of the new pairs."""
 MIN_MARGIN_SHARE = 0.5
-"""Of the margin that the judge gives to its pairs, what the anchor must see."""
+"""The anchor must see at least this share of the margin that the judge gives to its pairs."""
 MAX_INFLATION = 0.25
-"""Points by which M_t may score the same answers higher than the anchor; the interval's lower end counts."""
+"""M_t may score the same answers higher than the anchor by this many points. The lower end of the interval counts."""
 MIN_ENTROPY = 0.5
-"""Of the scores; 0 says that all are the same."""
+"""The least entropy of the scores, from 0 (all the same) to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alarm:
-    """`name` is one of agreement, margin, inflation, entropy; `text` says what was seen and what to do."""
+    """`name` is agreement, margin, inflation or entropy. `text` says what was measured and what to do."""
 
     iteration: int
     name: str
@@ -35,7 +37,7 @@ class Alarm:
 
 
 def alarms(history: Mapping[int, Sequence[Metric]]) -> list[Alarm]:
-    """What looks wrong in `history`: the `anchor` stage's metrics by iteration."""
+    """The alarms in `history`, which has the metrics of the `anchor` stage by iteration."""
     return [
         Alarm(iteration=iteration, name=name, text=f"iteration {iteration}: {text}")
         for iteration, metrics in sorted(history.items())
@@ -44,32 +46,33 @@ def alarms(history: Mapping[int, Sequence[Metric]]) -> list[Alarm]:
 
 
 def _of_iteration(seen: Mapping[str, Metric]) -> dict[str, str]:
-    """Alarms by name."""
+    """The texts of the alarms by name."""
     found: dict[str, str] = {}
     agreement = _value(seen, "anchor_agreement")
     if agreement is not None and agreement < MIN_AGREEMENT:
         found["agreement"] = (
             f"the anchor prefers the chosen response in {agreement:.0%} of the new pairs (below {MIN_AGREEMENT:.0%}): "
-            "they are noise, or the judge has drifted. Read some; raise judge.num_judgements, or take a better judge."
+            "the pairs are noise, or the judge has drifted. Read some of them. Raise judge.num_judgements, or use a "
+            "better judge."
         )
     own, anchor = _value(seen, "own_margin"), _value(seen, "anchor_margin")
     if own is not None and anchor is not None and anchor < MIN_MARGIN_SHARE * own:
         found["margin"] = (
             f"the judge sees a margin of {own:.2f} points in its pairs, and the anchor {anchor:.2f} (below "
-            f"{MIN_MARGIN_SHARE:.0%} of it): most of what DPO learns here is the judge's own taste. More or better EFT "
-            "data, or judge.engine for another judge."
+            f"{MIN_MARGIN_SHARE:.0%} of it): most of what DPO learns here is the judge's own taste. Use more or better "
+            "EFT data, or another judge (judge.engine)."
         )
     inflation = seen.get("self_minus_anchor")
     if inflation is not None and inflation.value is not None and (inflation.low or 0) > MAX_INFLATION:
         found["inflation"] = (
             f"the judge scores its own model's answers {inflation.value:.2f} points higher than the anchor does: its "
-            "scores rise without the answers. Stop here, or refresh the judge (data.rankings_path)."
+            "scores rise, and the answers do not get better. Stop here, or refresh the judge (data.rankings_path)."
         )
     entropy = _value(seen, "score_entropy")
     if entropy is not None and entropy < MIN_ENTROPY:
         found["entropy"] = (
-            f"the scores' entropy is {entropy:.2f} (below {MIN_ENTROPY}): the judge gives nearly always the same "
-            "score. Pairs rest on what little is left; harder prompts, or judge.mode=expected, tell answers apart."
+            f"the entropy of the scores is {entropy:.2f} (below {MIN_ENTROPY}): the judge nearly always gives the same "
+            "score, so few answers decide the pairs. Use harder prompts, or judge.mode=expected."
         )
     return found
 

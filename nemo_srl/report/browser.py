@@ -1,8 +1,8 @@
-"""The data behind the page's browser: every candidate with its prompt, verdicts and place in a pair.
+"""The data of the page's browser: every candidate with its prompt, its verdicts and its role in a pair.
 
-The page holds it as JSON in a `<script type="application/json">`, in which nothing of the models' text can end the
-element or start another: `island` escapes what HTML and JavaScript could read. Above `max_candidates` whole
-prompts are left out, evenly over the iterations, and counted.
+The page holds the data as JSON in a `<script type="application/json">`. `island` escapes the characters that HTML and
+JavaScript could read, so text of a model can neither end that element nor start another one. A run with more than
+`max_candidates` loses whole prompts, the same number of candidates in each iteration. They are counted.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from nemo_srl.judging.verdicts import mean_score
+from nemo_srl.judging import mean_scores
 from nemo_srl.records import Candidate, Judgement, PreferencePair
 from nemo_srl.runs import Run
 
 MAX_CANDIDATES = 20_000
-"""More make a page that browsers open slowly."""
+"""Browsers open a page with more candidates slowly."""
 
 NEITHER, CHOSEN, REJECTED = 0, 1, 2
 
@@ -27,15 +27,22 @@ _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028",
 
 
 def browser_data(run: Run, *, max_candidates: int = MAX_CANDIDATES) -> dict[str, Any]:
-    """`prompts`: [iteration, id, text]; `candidates`: [prompt's index, sample's index, response, tokens, whether it was
-    cut off, mean score or null, CHOSEN, REJECTED or NEITHER, [[score or null, verdict], ...]]; `num_omitted`."""
+    """The data as a JSON object.
+
+    prompts      [iteration, id, text] for each prompt
+    candidates   [index of the prompt, index of the sample, response, number of tokens, 1 if it was cut off else 0,
+                 mean score or null, CHOSEN or REJECTED or NEITHER, [[score or null, verdict], ...]] for each candidate
+    num_omitted  how many candidates were left out
+    """
     prompts: list[list[Any]] = []
     candidates: list[list[Any]] = []
     num_omitted = 0
     for t in run.iterations:
         by_prompt = _by_prompt(run.table(t, "candidates", Candidate))
+        judgements = run.table(t, "judgements", Judgement)
+        scores = mean_scores(judgements)
         verdicts: dict[str, list[Judgement]] = defaultdict(list)
-        for j in run.table(t, "judgements", Judgement):
+        for j in judgements:
             verdicts[j.candidate_key].append(j)
         pairs = {p.prompt_id: p for p in run.table(t, "pairs", PreferencePair)}
         room = max_candidates // len(run.iterations)
@@ -45,7 +52,7 @@ def browser_data(run: Run, *, max_candidates: int = MAX_CANDIDATES) -> dict[str,
                 continue
             room -= len(group)
             prompts.append([t, prompt_id, group[0].prompt])
-            candidates += _rows(len(prompts) - 1, group, verdicts, pairs.get(prompt_id))
+            candidates += _rows(len(prompts) - 1, group, scores, verdicts, pairs.get(prompt_id))
     return {"prompts": prompts, "candidates": candidates, "num_omitted": num_omitted}
 
 
@@ -57,24 +64,27 @@ def _by_prompt(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
 
 
 def _rows(
-    prompt: int, group: Sequence[Candidate], verdicts: Mapping[str, Sequence[Judgement]], pair: PreferencePair | None
+    prompt: int,
+    group: Sequence[Candidate],
+    scores: Mapping[str, float],
+    verdicts: Mapping[str, Sequence[Judgement]],
+    pair: PreferencePair | None,
 ) -> list[list[Any]]:
     rows = []
     wanted = {CHOSEN: (pair.chosen, pair.chosen_score), REJECTED: (pair.rejected, pair.rejected_score)} if pair else {}
     for c in group:
-        found = verdicts.get(c.key, ())
-        score = mean_score([j.score for j in found])
-        # Equal texts with equal scores may be there twice; the first one stands for the pair.
+        score = scores.get(c.key)
+        # Two candidates may have the same text and score. The first one is marked as the pair's.
         role = next((r for r, x in wanted.items() if x == (c.response, score)), NEITHER)
         wanted.pop(role, None)
         cut = int(c.finish_reason == "length")
-        judged = [[j.score, j.verdict] for j in found]
+        judged = [[j.score, j.verdict] for j in verdicts.get(c.key, ())]
         rows.append([prompt, c.sample_index, c.response, c.num_tokens, cut, score, role, judged])
     return rows
 
 
 def island(data: object) -> Markup:
-    """JSON that can stand in a script element, whatever its strings hold."""
+    """JSON that is safe inside a script element, whatever text it contains."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     for character, escape in _ESCAPES.items():
         text = text.replace(character, escape)

@@ -1,7 +1,7 @@
-"""The model card of a trained model: `README.md` of its Hugging Face directory, with the Hub's metadata.
+"""The model card of a trained model: the `README.md` of its Hugging Face directory, with the Hub's metadata.
 
-It says what the model was made of and how, and what was measured, in the run's own figures; nothing is claimed that the
-run directory does not hold. Not covered: what the model is good for, and its risks; those are for people to write.
+It names the data and the settings of the training, and the run's own measurements. It claims nothing that is not in
+the run directory. Not covered: what the model is good for, and its risks. People have to write those.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ _RECIPE = (
     "dpo.learning_rate", "dpo.min_learning_rate", "dpo.global_batch_size", "dpo.max_epochs", "dpo.beta",
     "dpo.preference_loss", "dpo.sft_loss_weight", "trainer.precision",
 )  # fmt: skip
-
+"""The settings that the card shows, if the run has them."""
 
 _MEASURED = (
-    "On held-out data that no stage trained on, by the run itself. The self-score is the model's own opinion of its "
-    "answers and no proof of their quality. Intervals are 95% bootstrap intervals."
+    "The run measured these figures on held-out data that no stage trained on. The self-score is the model's own "
+    "opinion of its answers. It does not prove their quality. Intervals are 95% bootstrap intervals."
 )
 
 
-def model_card(run: Run, model: str, *, licence: str | None) -> str:
-    """The card of `model` ("M1", "M2", ...), with `licence` of the base model (None: not known)."""
+def model_card(run: Run, model: str, *, license: str | None) -> str:
+    """The card of `model` ("M1", "M2", ...). `license` is the base model's; None when it is not known."""
     config = run.config()
     base = str(config["model"]["path"])
     name = f"{run.run_dir.resolve().name}-{model}"
     sections = [
-        _metadata(base=base, licence=licence, name=name),
+        _metadata(base=base, license=license, name=name),
         f"# {name}",
-        _introduction(model, base=base, licence=licence),
+        _introduction(model, base=base, license=license),
         "## Data\n\n" + "\n".join(_data(run)),
         "## Recipe\n\n" + "\n".join(_recipe(config)),
         f"## Measured\n\n{_MEASURED}\n\n{table(run.evaluations())}",
@@ -47,30 +47,30 @@ def model_card(run: Run, model: str, *, licence: str | None) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _metadata(*, base: str, licence: str | None, name: str) -> str:
-    # JSON strings are YAML strings. A licence that is not known is `unknown`, which the Hub accepts.
-    lines = [f"license: {json.dumps(licence or 'unknown')}", "library_name: transformers"]
+def _metadata(*, base: str, license: str | None, name: str) -> str:
+    # JSON strings are YAML strings. The Hub accepts `unknown` as a license.
+    lines = [f"license: {json.dumps(license or 'unknown')}", "library_name: transformers"]
     lines += [f"base_model: {json.dumps(Path(base).name if '/' in base else base)}"]
     lines += ["pipeline_tag: text-generation", "tags:", "- self-rewarding", "- dpo", "- nemo-aligner"]
     lines += [f"model_name: {json.dumps(name)}"]
     return "---\n" + "\n".join(lines) + "\n---"
 
 
-def _introduction(model: str, *, base: str, licence: str | None) -> str:
+def _introduction(model: str, *, base: str, license: str | None) -> str:
     number = int(model.removeprefix("M"))
     made = "supervised fine-tuning on seed data"
     if number > 1:
         plural = "s" if number > 2 else ""
         made += f" and {number - 1} iteration{plural} of DPO on pairs that the model made and judged itself"
-    terms = f"its licence, {licence}, applies" if licence else "**its licence, which we do not know, applies**"
+    terms = f"its license ({license}) applies" if license else "**its license applies, which this run does not know**"
     return (
         f"{model} of a self-rewarding training ([Yuan et al. 2024](https://arxiv.org/abs/2401.10020)) of "
-        f"`{Path(base).name}`: {made}. The model is derived from that base model, so {terms}."
+        f"`{Path(base).name}`: {made}. The model is derived from this base model, so {terms}."
     )
 
 
 def _data(run: Run) -> list[str]:
-    """One line per source, by its file name; absolute paths stay out of what is published."""
+    """One line for each source. A published card must not show paths of the machine, so only file names are given."""
     lines = []
     sft = run.find(0, "sft")
     if sft:

@@ -1,7 +1,7 @@
-"""Charts as inline SVG: lines with intervals, curves, histograms, stacked bars. No library and no script.
+"""Charts as inline SVG: lines with intervals, curves, histograms, stacked bars. They need no library and no script.
 
-Colours are CSS classes (`c0`, `c1`, ...), so that one page suits dark and light screens. Labels may be any text; it
-is escaped. Each function gives a whole `<svg>` with a description for those who do not see it.
+Colors are CSS classes (`l0`, `f0`, ...), so that one page suits dark and light screens. Labels are escaped, so they may
+be any text. Each function returns a whole `<svg>` with a description for screen readers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MIN_SHARE_OF_SCALE = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A value at the x label with number `x`, with its 95% interval if there is one."""
+    """A value at the x label with number `x`. `low` and `high` are its 95% interval, if there is one."""
 
     x: int
     value: float
@@ -30,7 +30,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One line of a chart. `dashed` ones are references, such as the paper's figures."""
+    """One line of a chart. A dashed line is a reference, such as the paper's figures."""
 
     name: str
     points: Sequence[Point]
@@ -84,11 +84,13 @@ def line_chart(
     form: Callable[[float], str],
     limits: tuple[float, float] = (-math.inf, math.inf),
 ) -> Markup:
-    """Values by label, joined by lines; intervals as bars. `form` writes a value, on the axis, too, which does not go
-    beyond `limits`, where no value can be."""
+    """Values by label, joined by lines, with bars for the intervals.
+
+    `form` turns a value into text, also on the axis. No value can be outside of `limits`, so the axis ends there.
+    """
     values = [v for s in series for p in s.points for v in (p.value, p.low, p.high) if v is not None]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    # A change that is small on the whole scale must not fill the chart.
+    # A change that is small on the whole scale must not look large, so the axis shows at least a part of the scale.
     spare = (_MIN_SHARE_OF_SCALE * (limits[1] - limits[0]) - (high - low)) / 2
     if math.isfinite(spare) and spare > 0:
         low, high = max(limits[0], low - spare), min(limits[1], high + spare)
@@ -105,7 +107,7 @@ def line_chart(
 
 
 def curve_chart(curves: Sequence[tuple[str, Sequence[tuple[float, float]]]], *, title: str) -> Markup:
-    """Named curves over steps; long ones are thinned to what can be seen."""
+    """Named curves over steps. Long curves lose points that nobody could see."""
     finite = [(name, [p for p in points if math.isfinite(p[1])]) for name, points in curves]
     values = [y for _, points in finite for _, y in points]
     marks = ticks(min(values), max(values)) if values else [0.0, 1.0]
@@ -123,7 +125,7 @@ def curve_chart(curves: Sequence[tuple[str, Sequence[tuple[float, float]]]], *, 
 
 
 def bar_chart(groups: Sequence[tuple[str, Sequence[float]]], x_labels: Sequence[str], *, title: str) -> Markup:
-    """Shares (0 to 1) by label, a bar per group side by side: histograms to be compared."""
+    """Histograms to compare: shares (0 to 1) by label, with one bar for each group."""
     marks = ticks(0, max((v for _, values in groups for v in values), default=1.0) or 1.0)
     frame = _Frame(len(x_labels), 0, marks[-1])
     parts = [_y_axis(frame, marks, lambda v: f"{100 * v:.3g}%")]
@@ -144,7 +146,7 @@ def bar_chart(groups: Sequence[tuple[str, Sequence[float]]], x_labels: Sequence[
 
 
 def stacked_bar(segments: Sequence[Segment], *, title: str) -> Markup:
-    """One horizontal bar of the full width, its parts in proportion."""
+    """One horizontal bar of the full width. Each part is as wide as its share."""
     total = sum(s.value for s in segments) or 1.0
     width, height = 640, 26
     parts, x = [], 0.0

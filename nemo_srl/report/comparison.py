@@ -1,7 +1,7 @@
-"""What `recipes/evaluate.py` leaves, read back: matches of models, their IFEval, and every answer with its verdicts.
+"""Reads a comparison of models back: their matches, their IFEval results, and every answer with its verdicts.
 
-A run directory holds a comparison when models' answers are published in it (`is_comparison`). Matches that were made in
-several calls with the same run directory are all there.
+`recipes/evaluate.py` makes such a run directory, and may be called several times with it. `is_comparison` recognizes it
+by the published answers of models.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any
 
 from markupsafe import Markup
 
-from nemo_srl.artifacts import DATA, JOURNAL, read_jsonl
-from nemo_srl.judging.pairwise import share_of_a
-from nemo_srl.records import Candidate, Completion, Metric
+from nemo_srl.artifacts import read_jsonl
+from nemo_srl.records import Candidate, Comparison, Metric
 from nemo_srl.report import paper
 from nemo_srl.report.browser import CHOSEN, NEITHER, REJECTED
 from nemo_srl.report.charts import Segment, stacked_bar
 from nemo_srl.runs import Run, StageRun
 from nemo_srl.stages import answers, evaluation, head_to_head, ifeval
+from nemo_srl.stages.head_to_head import matches_of
 
 Matches = Mapping[tuple[str, str], Sequence[Metric]]
-"""Metrics of head to head by the two models' names."""
+"""The metrics of each match, by the names of its two models."""
 
-_MOST = 0.5
+_MAX_UNJUDGED = 0.5
 OUTCOMES = ("win_rate", "tie_rate", "loss_rate")
 IFEVAL = {
     "ifeval_prompt_strict": "prompts, strict",
@@ -41,37 +41,38 @@ def is_comparison(run: Run) -> bool:
 
 
 def models(run: Run) -> list[str]:
-    """Whatever was compared or measured."""
+    """The names of all models that were compared or measured."""
     answered = [s.name.removeprefix("answers_") for s in run.stages if s.name.startswith("answers_")]
     return list(dict.fromkeys([*(m for x in _played(run) for m in x.models), *answered, *following(run)]))
 
 
 def judges(run: Run) -> list[str]:
-    """Who compared the answers: a server's model where it has a name, else one of the models, or a directory."""
-    directories = {
-        _policy(run, s): s.name.removeprefix("answers_") for s in run.stages if s.name.startswith("answers_")
-    }
+    """The names of the judges of all matches: that of a server's model, of a compared model, or of a directory."""
+    answered = [stage for stage in run.stages if stage.name.startswith("answers_")]
+    names = {_input(run, stage, "policy"): stage.name.removeprefix("answers_") for stage in answered}
     found = []
     for x in _played(run):
-        config, path = run.spec(x.stage)["config"], _policy(run, x.stage)
+        config, path = run.spec(x.stage)["config"], _input(run, x.stage, "judge", "policy")
         engine = config["judge"]["engine"] or config["engine"]
-        # Every model of a run is a directory named `hf`.
+        # The directory of every trained model is called `hf`, so the directories above it are needed to tell it apart.
         place = "/".join(path.parts[-3:]) if path.name == "hf" else path.name
-        found.append(engine["model"] or directories.get(path, place))
+        found.append(engine.get("model") or names.get(path, place))
     return list(dict.fromkeys(found))
 
 
-def _policy(run: Run, stage: StageRun) -> Path:
-    return Path(run.spec(stage)["inputs"]["policy"]["path"])
+def _input(run: Run, stage: StageRun, *names: str) -> Path:
+    """The path of the first of the named inputs that the stage has. Older runs call the judge `policy`."""
+    inputs = run.spec(stage)["inputs"]
+    return Path(next(inputs[name]["path"] for name in names if name in inputs))
 
 
 def judging(run: Run) -> dict[str, list[Metric]]:
-    """The reward-model metrics of each model."""
+    """The metrics of each model's evaluation."""
     return _by_model(run, evaluation.STAGE.name)
 
 
 def following(run: Run) -> dict[str, list[Metric]]:
-    """IFEval's figures of each model."""
+    """The IFEval metrics of each model."""
     return _by_model(run, ifeval.STAGE.name)
 
 
@@ -82,7 +83,7 @@ def _by_model(run: Run, stage: str) -> dict[str, list[Metric]]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Played:
-    """A match as it lies in the run directory."""
+    """A match in the run directory."""
 
     models: tuple[str, str]
     stage: StageRun
@@ -99,16 +100,17 @@ def _played(run: Run) -> list[_Played]:
 
 
 def _model_of(path: str) -> str:
-    """Whose answers a file or an artifact holds; names may have dots and underscores in them."""
+    """The model whose answers are in a file or an artifact. Its name may contain dots and underscores."""
     return Path(path).name.removesuffix(".jsonl").removeprefix("answers_")
 
 
 def matches(run: Run) -> dict[tuple[str, str], list[Metric]]:
+    """The metrics of each match."""
     return {x.models: run.table(x.stage.iteration, x.stage.name, Metric) for x in _played(run)}
 
 
 def match_cells(found: Matches) -> list[list[str]]:
-    """A line for each match, to be shown as a table."""
+    """The cells of a table with a line for each match."""
     head = ["a v b", "a wins", "tied", "b wins", "a wins at equal length", "p", "first preferred", "no verdict", "n"]
     lines = [head]
     for (a, b), metrics in found.items():
@@ -127,18 +129,18 @@ def match_cells(found: Matches) -> list[list[str]]:
 
 
 def unreadable(found: Matches) -> list[str]:
-    """Matches that most questions have no verdict in, in words."""
+    """A warning for each match in which most questions have no readable verdict."""
     rates = {pair: next(m.value for m in metrics if m.name == "unjudged_rate") for pair, metrics in found.items()}
     return [
-        f"{a} v {b}: no readable verdict on {rate:.0%} of the questions. This judge does not keep to "
-        "judge.pairwise_rubric; take another one (evaluate.judge_model, or judge.engine)."
+        f"{a} v {b}: no readable verdict on {rate:.0%} of the questions. This judge does not follow "
+        "judge.pairwise_rubric. Use another one (evaluate.judge_model or judge.engine)."
         for (a, b), rate in rates.items()
-        if rate is not None and rate > _MOST
+        if rate is not None and rate > _MAX_UNJUDGED
     ]
 
 
 def ifeval_cells(found: Mapping[str, Sequence[Metric]]) -> list[list[str]]:
-    """A line for each model."""
+    """The cells of a table with a line for each model."""
     lines = [["", *IFEVAL.values(), "prompts", "instructions"]]
     for model, metrics in found.items():
         m = {x.name: x for x in metrics}
@@ -148,7 +150,7 @@ def ifeval_cells(found: Mapping[str, Sequence[Metric]]) -> list[list[str]]:
 
 
 def paper_cells() -> list[list[str]]:
-    """The paper's matches, in the columns that `match_cells` begins with."""
+    """The matches of the paper. The columns are the first ones of `match_cells`."""
     rows = [[name, *(f"{x:.1%}" for x in shares)] for name, shares in paper.HEAD_TO_HEAD.items()]
     return [["a v b", "a wins", "tied", "b wins"], *rows]
 
@@ -172,7 +174,7 @@ class Bar:
 
 
 def bars(found: Matches) -> list[Bar]:
-    """Won, tied and lost as one bar for each match in which anything was judged."""
+    """A bar of the won, tied and lost questions for each match with a readable verdict."""
     made = []
     for (a, b), metrics in found.items():
         values = {m.name: m.value for m in metrics}
@@ -193,18 +195,20 @@ def _bar(title: str, shares: Sequence[float]) -> Bar:
 
 
 def browser_data(run: Run, *, max_candidates: int) -> dict[str, Any]:
-    """As `browser.browser_data`, for answers: a prompt is a question, and its candidates are one answer of each model.
+    """The data of the page's browser, as `browser.browser_data` describes it.
 
-    `names` are the models, which `sample's index` counts. The score is the mean of an answer's matches (1 won, 0.5
-    tied, 0 lost), CHOSEN won all of them and REJECTED none; a verdict's score is the share that it gives to the answer.
+    A prompt is a question, and its candidates are one answer of each model. `names` has the models, and the index of
+    the sample is an index into it. The score of an answer is the mean of its matches: 1 won, 0.5 tied, 0 lost. CHOSEN
+    marks an answer that won all of them, REJECTED one that lost all. The score of a verdict is 1 when the verdict
+    prefers this answer, 0.5 for a tie and 0 when it prefers the other answer.
     """
-    played = _played(run)
     by_model = {model: found for model in models(run) if (found := _answers(run, model))}
     names = list(by_model)
     outcomes: dict[tuple[str, str], list[float]] = defaultdict(list)
-    verdicts: dict[tuple[str, str], list[tuple[float | None, str]]] = defaultdict(list)
-    for x in played:
-        _add_verdicts(x, by_model, outcomes, verdicts)
+    verdicts: dict[tuple[str, str], list[list[float | str | None]]] = defaultdict(list)
+    for x in _played(run):
+        comparisons = run.table(x.stage.iteration, x.stage.name, Comparison, "verdicts")
+        _add_verdicts(x.models, comparisons, by_model, outcomes, verdicts)
     prompts: list[list[Any]] = []
     candidates: list[list[Any]] = []
     num_omitted = 0
@@ -219,39 +223,33 @@ def browser_data(run: Run, *, max_candidates: int) -> dict[str, Any]:
             score = sum(won) / len(won) if won else None
             role = {1.0: CHOSEN, 0.0: REJECTED}.get(-1.0 if score is None else score, NEITHER)
             cut = int(c.finish_reason == "length")
-            judged = [list(v) for v in verdicts[names[i], key]]
+            judged = verdicts[names[i], key]
             candidates.append([len(prompts) - 1, i, c.response, c.num_tokens, cut, score, role, judged])
     return {"prompts": prompts, "candidates": candidates, "num_omitted": num_omitted, "names": names}
 
 
 def _answers(run: Run, model: str) -> dict[str, Candidate]:
-    """First turns by question."""
-    stage = run.find(0, f"answers_{model}")
-    path = stage.path / DATA if stage else run.run_dir / "given" / f"answers_{model}.jsonl"
-    if not path.exists():
-        return {}  # it was asked IFEval alone
-    return {c.prompt_id: c for c in read_jsonl(path, Candidate) if c.sample_index == 0}
+    """The model's answers to the first turns, by question. Empty for a model that only has IFEval results."""
+    given = run.run_dir / "given" / f"answers_{model}.jsonl"
+    found = run.table(0, f"answers_{model}", Candidate) or (read_jsonl(given, Candidate) if given.exists() else [])
+    return {c.prompt_id: c for c in found if c.sample_index == 0}
 
 
 def _add_verdicts(
-    played: _Played,
+    models: tuple[str, str],
+    comparisons: Sequence[Comparison],
     by_model: Mapping[str, Mapping[str, Candidate]],
     outcomes: dict[tuple[str, str], list[float]],
-    verdicts: dict[tuple[str, str], list[tuple[float | None, str]]],
+    verdicts: dict[tuple[str, str], list[list[float | str | None]]],
 ) -> None:
-    """What the judge said of each answer, to both of the models that it is about."""
-    a, b = played.models
-    completions: dict[str, list[Completion]] = defaultdict(list)
-    for c in read_jsonl(played.stage.path / JOURNAL, Completion):
-        completions[c.request_key].append(c)
-    found = head_to_head.matches_of(by_model[a], by_model[b], completions)
-    for key, match in zip(by_model[a], found, strict=True):
+    """Add the results and the verdicts of one match to both of its models."""
+    a, b = models
+    for key, match in zip(by_model[a], matches_of(by_model[a], by_model[b], comparisons), strict=True):
         if match.outcome is not None:
             outcomes[a, key].append(match.outcome)
             outcomes[b, key].append(1 - match.outcome)
-        for order, (first, second) in (("ab", (a, b)), ("ba", (b, a))):
-            for c in completions[f"{key}/{order}"]:
-                to_first = share_of_a(c)
-                text = f"A is {first}, B is {second}\n{c.text}"
-                verdicts[first, key].append((to_first, text))
-                verdicts[second, key].append((None if to_first is None else 1 - to_first, text))
+    for c in comparisons:
+        first, second = (a, b) if c.order == "ab" else (b, a)
+        text = f"A is {first}, B is {second}\n{c.verdict}"
+        verdicts[first, c.question_id].append([c.first_share, text])
+        verdicts[second, c.question_id].append([None if c.first_share is None else 1 - c.first_share, text])

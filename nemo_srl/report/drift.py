@@ -1,29 +1,23 @@
-"""Drift of the judge: how each model's scores of the same held-out answers compare with those of the model before.
+"""Drift of the judge: each model's scores of the held-out answers, compared with the scores of the model before it.
 
-The scores are read from the evaluations' journals. Agreement that falls, or a mean score that climbs while the
-answers stay the same, shows a judge on its way to somewhere, whether the given scores move with it or not.
+The scores are the part `judgements` of the `evaluation` stage. The answers are the same for every model. So the judge
+itself has changed when the rank correlation falls or the mean score climbs.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+import itertools
 from dataclasses import dataclass
+from statistics import fmean
 
-from nemo_srl.artifacts import JOURNAL, read_jsonl
-from nemo_srl.config import JudgeConfig
-from nemo_srl.judging import agreement
-from nemo_srl.judging.expected import score_of
-from nemo_srl.judging.verdicts import mean_score
-from nemo_srl.records import Completion
+from nemo_srl.judging import agreement, mean_scores
+from nemo_srl.records import Judgement
 from nemo_srl.runs import Run
-
-_PREFIX = "eft/"  # of the requests for held-out judgements (`stages/evaluation.py`)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """`spearman` over the `n` answers that both models gave a score to; None where one of them always says the same."""
+    """Over the `n` answers that both models gave a score. `spearman` is None when one model's scores are all equal."""
 
     model: str
     before: str
@@ -34,14 +28,14 @@ class Drift:
 
 
 def drift(run: Run) -> list[Drift]:
-    """One row for each model but the first that has a readable evaluation."""
-    scores = {name: found for name, found in _scores_by_model(run).items() if found}
+    """One row for each model with published judgements, except the first."""
+    by_model = {m: mean_scores(run.table(*place, Judgement, "judgements")) for m, place in run.evaluated().items()}
     rows = []
-    for before, model in zip(list(scores)[:-1], list(scores)[1:], strict=True):
-        common = sorted(scores[before].keys() & scores[model].keys())
+    for before, model in itertools.pairwise(name for name, scores in by_model.items() if scores):
+        common = sorted(by_model[before].keys() & by_model[model].keys())
         if not common:
             continue
-        old, new = ([scores[name][key] for key in common] for name in (before, model))
+        old, new = ([by_model[name][key] for key in common] for name in (before, model))
         found = agreement.reward_model_metrics(
             [agreement.ScoreGroup(human=old, model=new)], max_score=1.0, num_bootstrap=0
         )
@@ -51,29 +45,8 @@ def drift(run: Run) -> list[Drift]:
                 before=before,
                 n=len(common),
                 spearman=found.spearman.value,
-                mean_score=sum(new) / len(new),
-                mean_score_before=sum(old) / len(old),
+                mean_score=fmean(new),
+                mean_score_before=fmean(old),
             )
         )
     return rows
-
-
-def _scores_by_model(run: Run) -> dict[str, dict[str, float]]:
-    judge = run.config()["judge"]
-    # Evaluations ask for points also where candidates are compared in pairs.
-    mode = "expected" if judge.get("mode") == "expected" else "sampled"
-    cfg = JudgeConfig(mode=mode, max_score=judge["max_score"])
-    places = {"M0": (0, "evaluation_m0")} | {f"M{t + 1}": (t, "evaluation") for t in (0, *run.iterations)}
-    return {name: _scores(run, place, cfg) for name, place in places.items()}
-
-
-def _scores(run: Run, place: tuple[int, str], cfg: JudgeConfig) -> dict[str, float]:
-    """Mean score of each held-out answer."""
-    stage = run.find(*place)
-    if stage is None or not (stage.path / JOURNAL).exists():
-        return {}
-    by_answer: Mapping[str, list[float | None]] = defaultdict(list)
-    for c in read_jsonl(stage.path / JOURNAL, Completion):
-        if c.request_key.startswith(_PREFIX):
-            by_answer[c.request_key.removeprefix(_PREFIX)].append(score_of(c, cfg).value)
-    return {key: mean for key, scores in by_answer.items() if (mean := mean_score(scores)) is not None}

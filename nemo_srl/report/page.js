@@ -1,17 +1,17 @@
 "use strict";
-// The browser of candidates. All text of models goes into the page as text nodes, never as markup.
+// The browser of candidates. Text of models is untrusted, so it only ever becomes text nodes.
 (function () {
   const island = document.getElementById("data");
   const viewport = document.getElementById("viewport");
   if (!viewport) return;
-  // `names`: the page compares models, and an answer's number is that of its model in this list.
+  // `names` is there when the page compares models. SAMPLE is then an index into it.
   const { prompts, candidates, names } = JSON.parse(island.textContent);
   const [PROMPT, SAMPLE, RESPONSE, TOKENS, CUT, SCORE, ROLE, VERDICTS] = [0, 1, 2, 3, 4, 5, 6, 7];
-  const ROLES = ["", "chosen", "rejected"]; // also the classes that colour them
+  const ROLES = ["", "chosen", "rejected"]; // also the names of their CSS classes
   const RESULTS = names ? ["", "won", "lost"] : ROLES;
-  const WINNERS = new Map([[null, "no winner in this verdict"], [0, "for the other answer"], [0.5, "a tie"], [1, "for this answer"]]);
-  const ROW_HEIGHT = 34; // as in the style sheet
-  const MARGIN = 8; // rows drawn beyond what is seen
+  const WINNERS = new Map([[null, "no winner in this verdict"], [0, "prefers the other answer"], [0.5, "a tie"], [1, "prefers this answer"]]);
+  const ROW_HEIGHT = 34; // pixels, as in page.css
+  const MARGIN = 8; // rows that are drawn above and below the visible ones
 
   const element = (name, className, text) => {
     const made = document.createElement(name);
@@ -21,7 +21,7 @@
   };
   const by = (id) => document.getElementById(id);
 
-  // How far the verdicts on one candidate lie apart; null when fewer than two have a score.
+  // The highest score of a candidate minus its lowest; null when it has fewer than two scores.
   const spread = (c) => {
     const scores = c[VERDICTS].map((v) => v[0]).filter((s) => s !== null);
     return scores.length < 2 ? null : Math.max(...scores) - Math.min(...scores);
@@ -68,7 +68,7 @@
 
   const compare = (a, b) => {
     if (a === b) return 0;
-    if (a === null || a === "") return 1; // what is missing comes last, either way
+    if (a === null || a === "") return 1; // missing values come last in both directions
     if (b === null || b === "") return -1;
     const order = a < b ? -1 : 1;
     return sort.descending ? -order : order;
@@ -126,12 +126,12 @@
     }));
   }
 
-  // The text with every place that was searched for marked.
+  // A block with the text, in which every match of the search is marked.
   function marked(className, text) {
     const block = element("div", className);
     const lower = text.toLowerCase();
     let from = 0;
-    // A letter whose lower case is longer would shift the places; then nothing is marked.
+    // The lower case of some letters is longer, which shifts the positions. Then nothing is marked.
     while (query && lower.length === text.length) {
       const at = lower.indexOf(query, from);
       if (at < 0) break;
@@ -174,7 +174,7 @@
       element("div", "soft", names ? `question ${id}` : `iteration ${iteration}, prompt ${id}`), marked("text prompt", text), ...siblings.map(candidateCard));
     const detail = by("detail");
     const top = detail.querySelector(".current").offsetTop - detail.offsetTop;
-    detail.scrollTop = top > detail.clientHeight / 2 ? top - 40 : 0; // the prompt stays in sight if it can
+    detail.scrollTop = top > detail.clientHeight / 2 ? top - 40 : 0; // keeps the prompt visible, if there is room
     drawRows();
   }
 

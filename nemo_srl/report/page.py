@@ -1,8 +1,8 @@
-"""`report.html`: a run, or a comparison of models, as one file that opens offline, without anything from elsewhere.
+"""`report.html`: a run, or a comparison of models, as one file that opens offline and loads nothing.
 
-Models' text is untrusted: the template escapes everything, the browser's data is escaped JSON that the script shows as
-text nodes only, and the page's content security policy allows the one script that it came with, by its hash, and no
-connection. Charts and tables are there without the script; it runs the browser of candidates alone.
+Text of models is untrusted. The template escapes all of it. The browser's data is escaped JSON, and the script shows it
+as text nodes only. The page's content security policy allows no connection and only the page's own script, by its hash.
+The script is needed for the browser of candidates alone: charts and tables work without it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _DIRECTORY = Path(__file__).parent
 
 
 def render(run: Run, *, max_candidates: int = MAX_CANDIDATES) -> str:
-    """The page: of a self-rewarding run, or of a comparison of models."""
+    """The page of a self-rewarding run, or of a comparison of models."""
     if comparison.is_comparison(run):
         data = comparison.browser_data(run, max_candidates=max_candidates)
         return _page("page.comparison.html", run, data, _of_comparison(run))

@@ -1,7 +1,8 @@
-"""Figures of the paper (arXiv 2401.10020 v3), shown beside a run's own: a 70B model, other data, other judges.
+"""Figures of the paper (arXiv 2401.10020 v3), shown beside a run's own figures.
 
-They tell where the method got to, and are no target for a small model. `SFT` is the paper's baseline without
-EFT data, which this package does not train. Shares are fractions.
+The paper used a 70B model, other data and other judges. Its figures show what the method can reach. A small model
+should not be expected to reach them. `SFT` is the paper's baseline without EFT data, which this package does not
+train. Shares are fractions.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ JUDGING: Mapping[str, Mapping[str, float]] = {
     "spearman": {"SFT": 0.253, "M1": 0.279, "M2": 0.331, "M3": 0.349},
     "kendall": {"SFT": 0.233, "M1": 0.253, "M2": 0.315, "M3": 0.324},
 }
-"""Table 4, by our metrics' names. The paper does not say how its pairwise accuracy counts ties."""
+"""Table 4, by the names of our metrics. The paper does not say how its pairwise accuracy counts ties."""
 
 LENGTH: Mapping[str, float] = {"M1": 1092, "M2": 1552, "M3": 2552}
 """Mean characters of an answer on AlpacaEval (table 1)."""
@@ -36,4 +37,4 @@ ANSWERING: Sequence[tuple[str, Sequence[str]]] = (
     ("head to head against SFT: won / tied / lost, %", ("-", "31 / 39 / 31", "49 / 36 / 15", "63 / 28 / 10")),
     ("length on AlpacaEval, characters", ("-", "1092", "1552", "2552")),
 )
-"""Instruction following, of SFT, M1, M2 and M3."""
+"""Instruction following of SFT, M1, M2 and M3, in this order."""

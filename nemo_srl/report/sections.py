@@ -1,6 +1,6 @@
-"""What the page shows above its browser, computed from the published artifacts: charts, counts, cost.
+"""What the page shows above its browser: charts, counts and costs, computed from the published artifacts.
 
-Everything is optional: a run under way has what it has, and a section without data is left out.
+Nothing is required, because a run may be under way. A section without data is left out.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from statistics import fmean
 import numpy as np
 from markupsafe import Markup
 
-from nemo_srl.judging import agreement
-from nemo_srl.judging.verdicts import mean_score
+from nemo_srl.judging import agreement, mean_scores
+from nemo_srl.pairing import LABELS
 from nemo_srl.records import Candidate, Judgement, Metric, PreferencePair
 from nemo_srl.report import paper
 from nemo_srl.report.charts import Point, Segment, Series, bar_chart, curve_chart, line_chart, stacked_bar
 from nemo_srl.runs import Run, StageRun
-from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, read_metrics
+from nemo_srl.stages import LOOP, stage_named
 
 Evaluations = Mapping[str, Sequence[Metric]]
 _NUM_BINS = 12
@@ -29,7 +29,7 @@ _SHARE, _CORRELATION = (0.0, 1.0), (-1.0, 1.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """`legend` has (colour, dashed, name) per series."""
+    """`legend` has (color, dashed, name) for each series."""
 
     title: str
     svg: Markup
@@ -39,13 +39,13 @@ class Chart:
 
 @dataclass(frozen=True, kw_only=True)
 class Funnel:
-    """What became of one iteration's calls."""
+    """What happened to the prompts of one iteration."""
 
     iteration: int
     outcome: Markup
     segments: Sequence[Segment]
     steps: Sequence[tuple[str, str]]
-    """(what, how many), in the order of the work."""
+    """(what, how many), in the order of the stages."""
 
 
 def _percent(value: float) -> str:
@@ -70,7 +70,7 @@ def metric_chart(
     reference: Mapping[str, float] | None = None,
     note: str = "",
 ) -> Chart | None:
-    """One metric of every model, the paper's figures for models of the same name beside it."""
+    """One metric of every model, or None when no model has it. `reference`: the paper's figures by model name."""
     models = list(evaluations)
     found = {m: next((x for x in evaluations[m] if x.name == name), None) for m in models}
     ours = [
@@ -91,7 +91,7 @@ def metric_chart(
 
 
 def judging_charts(evaluations: Evaluations) -> list[Chart]:
-    """The judge's axis: agreement with given scores on held-out answers (paper, table 4)."""
+    """How well each model judges: agreement with the given scores of held-out answers (paper, table 4)."""
     wanted = (
         ("pairwise_accuracy", "Pairwise accuracy, ties excluded", _percent, _SHARE),
         ("spearman", "Spearman correlation", _two, _CORRELATION),
@@ -108,13 +108,13 @@ def judging_charts(evaluations: Evaluations) -> list[Chart]:
 
 
 def answering_charts(evaluations: Evaluations) -> list[Chart]:
-    """The answering axis, as far as a run can see it by itself."""
+    """How well each model answers, as far as the run can measure it without another judge."""
     own_opinion = "the model's own opinion of its answers"
     charts = [
         metric_chart(evaluations, "self_score", "Self-score, 0 to 5", _two, limits=(0, 5), note=own_opinion),
         metric_chart(
             evaluations, "response_characters", "Length of answers, characters", _whole, reference=paper.LENGTH,
-            note="the paper's are on AlpacaEval",
+            note="the paper measured it on AlpacaEval",
         ),
         metric_chart(evaluations, "pairs_per_100_prompts", "Pairs per 100 held-out prompts", _whole, limits=(0, 100)),
     ]  # fmt: skip
@@ -122,21 +122,21 @@ def answering_charts(evaluations: Evaluations) -> list[Chart]:
 
 
 def score_charts(run: Run, evaluations: Evaluations) -> list[Chart]:
-    """How scores are spread: on held-out data by model, and on the candidates by iteration."""
+    """The distribution of the scores: on held-out data by model, and on candidates by iteration."""
     by_model = {m: shares for m, metrics in evaluations.items() if (shares := _shares(metrics))}
     max_score = int(run.config()["judge"]["max_score"])
     by_iteration = {}
     for t in run.iterations:
         counts = agreement.histogram([j.score for j in run.table(t, "judgements", Judgement)], max_score=max_score)
         if sum(counts):
-            by_iteration[f"M{t} judging itself"] = [count / sum(counts) for count in counts]
+            by_iteration[f"answers of M{t}"] = [count / sum(counts) for count in counts]
     charts = []
     for title, groups in (("Verdicts on held-out data", by_model), ("Verdicts on candidates", by_iteration)):
         if groups:
             labels = [str(k) for k in range(max(map(len, groups.values())))]
             svg = bar_chart(list(groups.items()), labels, title=title)
             charts.append(Chart(title=title, svg=svg, legend=[(i % 6, False, name) for i, name in enumerate(groups)]))
-    note = "0: always the same score"
+    note = "0: all scores are the same"
     title = "Saturation: verdicts with the highest score"
     by_model_alone = (
         metric_chart(evaluations, "score_entropy", "Entropy of scores, 0 to 1", _two, limits=_SHARE, note=note),
@@ -154,7 +154,10 @@ def _shares(metrics: Sequence[Metric]) -> list[float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Of one iteration; characters, except `tokens`. `correlation` is Pearson's r of mean score and length."""
+    """Mean lengths in one iteration: `tokens` of all candidates, characters of the chosen and rejected ones.
+
+    `correlation` is Pearson's r of a candidate's mean score and its characters.
+    """
 
     iteration: int
     tokens: float
@@ -164,7 +167,7 @@ class Lengths:
 
 
 def lengths(run: Run) -> tuple[list[Lengths], list[Chart]]:
-    """Lengths of answers, chosen against rejected, and whether the judge likes long ones."""
+    """The lengths of answers, of chosen and of rejected ones, and whether the judge prefers long answers."""
     rows, tokens = [], {}
     for t in run.iterations:
         candidates = run.table(t, "candidates", Candidate)
@@ -192,11 +195,9 @@ def lengths(run: Run) -> tuple[list[Lengths], list[Chart]]:
 
 
 def score_length_correlation(candidates: Sequence[Candidate], judgements: Sequence[Judgement]) -> float | None:
-    """Pearson's r of a candidate's mean score and its characters; None where one of them never varies."""
-    scores: dict[str, list[float | None]] = {}
-    for j in judgements:
-        scores.setdefault(j.candidate_key, []).append(j.score)
-    points = [(score, len(c.response)) for c in candidates if (score := mean_score(scores.get(c.key, ()))) is not None]
+    """Pearson's r of a candidate's mean score and its characters. None when one of them is constant."""
+    scores = mean_scores(judgements)
+    points = [(scores[c.key], len(c.response)) for c in candidates if c.key in scores]
     if len(points) < 2:
         return None
     x, y = np.array(points, dtype=np.float64).T
@@ -204,13 +205,13 @@ def score_length_correlation(candidates: Sequence[Candidate], judgements: Sequen
 
 
 def training_charts(run: Run) -> list[Chart]:
-    """Loss of each training, and of DPO the rewards' margin and accuracy, by step."""
+    """By step: the loss of each training, and the margin and the accuracy of the rewards of each DPO training."""
     kinds: Sequence[tuple[str, str]] = (
         ("loss", "loss by step"),
         ("rewards_margin", "reward margin by step"),
-        ("acc", "pairs in the right order, by step"),
+        ("acc", "share of pairs in the right order, by step"),
     )
-    trainings = {model: _metrics_of(stage) for model, stage in run.models().items()}
+    trainings = {model: run.training(stage) for model, stage in run.models().items()}
     dpo = {model: lines for model, lines in trainings.items() if any("rewards_margin" in x for x in lines)}
     sft = {model: lines for model, lines in trainings.items() if model not in dpo}
     charts = []
@@ -225,57 +226,33 @@ def training_charts(run: Run) -> list[Chart]:
     return charts
 
 
-def _metrics_of(stage: StageRun) -> list[dict[str, float]]:
-    path = stage.path / "training" / METRICS_FILE
-    return read_metrics(path) if path.exists() else []
-
-
 def funnels(run: Run) -> list[Funnel]:
-    """What became of each iteration's prompts."""
+    """What happened to the prompts of each iteration."""
     found = []
     for t in run.iterations:
         pairs = run.find(t, "pairs")
         if pairs is None:
             continue
-        m = pairs.manifest.metrics
-        names = ("pairs", "tied", "identical", "unscored", "truncated")
-        labels = ("a pair", "tied", "equal texts", "no scores", "all cut off")
+        counts = {k.removeprefix("num_"): n for k, n in pairs.manifest.metrics.items() if k.startswith("num_")}
+        # The known reasons always come in the same order, and so have the same colors in every run.
+        reasons = dict.fromkeys([*(name for name in LABELS if name in counts), *sorted(counts.keys() - {"pairs"})])
         segments = [
-            Segment(name=label, value=m.get(f"num_{name}", 0), color=i)
-            for i, (name, label) in enumerate(zip(names, labels, strict=True))
+            Segment(name={"pairs": "a pair", **LABELS}.get(name, name), value=counts[name], color=i % 6)
+            for i, name in enumerate(["pairs", *reasons])
         ]
-        title = f"Prompts of iteration {t}"
-        svg = stacked_bar(segments, title=title)
-        steps = _steps(run, t, num_prompts=sum(s.value for s in segments), num_pairs=m["num_pairs"])
-        found.append(Funnel(iteration=t, outcome=svg, segments=segments, steps=steps))
+        svg = stacked_bar(segments, title=f"Prompts of iteration {t}")
+        found.append(Funnel(iteration=t, outcome=svg, segments=segments, steps=_steps(run, t)))
     return found
 
 
-def _steps(run: Run, t: int, *, num_prompts: float, num_pairs: float) -> list[tuple[str, str]]:
-    steps = []
-    if prompts := run.find(t, "prompts"):
-        m = prompts.manifest.metrics
-        counts = {k.removeprefix("num_"): v for k, v in m.items() if k.startswith("num_")}
-        dropped = {k: v for k, v in counts.items() if k not in ("calls", "kept")}
-        reasons = ", ".join(f"{v:.0f} {k.replace('_', ' ')}" for k, v in sorted(dropped.items(), key=lambda x: -x[1]))
-        steps.append(("instructions generated and dropped", reasons or "none"))
-        if "novelty" in m:
-            varied = f"{m['novelty']:.2f} (1: nothing in common), distinct-2 {m['distinct_2']:.2f}"
-            steps.append(("their novelty against the seed and earlier ones", varied))
-    steps.append(("prompts", f"{num_prompts:.0f}"))
-    if candidates := run.find(t, "candidates"):
-        m = candidates.manifest.metrics
-        steps.append(("answers", f"{m['num_candidates']:.0f}, {m['truncated_rate']:.0%} cut off"))
-    if judgements := run.find(t, "judgements"):
-        m = judgements.manifest.metrics
-        steps.append(("verdicts", f"{m['num_judgements']:.0f}, {1 - m['valid_rate']:.1%} without a score"))
-    steps.append(("pairs", f"{num_pairs:.0f}" + (f" of {num_prompts:.0f} prompts" if num_prompts else "")))
-    return steps
+def _steps(run: Run, t: int) -> list[tuple[str, str]]:
+    made = [s.manifest for name in LOOP if (s := run.find(t, name)) and s.manifest.stage == name]
+    return [line for manifest in made for line in stage_named(manifest.stage).summary(manifest.metrics)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of a stage, over all iterations; `share` is of the dearest stage's seconds."""
+    """The cost of a stage over all iterations. `share` is its seconds divided by those of the most expensive stage."""
 
     name: str
     seconds: float
@@ -284,7 +261,7 @@ class Cost:
 
 
 def costs(run: Run) -> list[Cost]:
-    """What each stage took, the dearest first."""
+    """The cost of each stage, the most expensive one first."""
     by_name: dict[str, list[StageRun]] = {}
     for s in run.stages:
         by_name.setdefault(s.name, []).append(s)

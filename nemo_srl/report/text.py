@@ -1,6 +1,6 @@
-"""What a run prints at its end: one table, a column per model, from the evaluations' published metrics.
+"""The table that a run prints at its end, from the published metrics of the evaluations: one column for each model.
 
-Plain text (and Markdown) on purpose; plots and a page to browse are in `page`.
+It is plain text and Markdown, so that a terminal can show it. `page` has the plots and the browser.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ ROWS: Sequence[tuple[str, str, str]] = (
     ("tied_prompt_rate", "tied prompts", "{:.0%}"),
     ("pairs_per_100_prompts", "pairs per 100 prompts", "{:.0f}"),
 )
-"""Metric, label, format. Scores' shares are shown as one more row."""
+"""Metric, label, format. The shares of the scores make one more row."""
 
 
 def table(evaluations: Mapping[str, Sequence[Metric]]) -> str:
-    """A Markdown table of `{model name: its metrics}`; `n` beside each value."""
+    """A Markdown table of `{model name: its metrics}`. Each value has its `n`."""
     return markdown(cells(evaluations))
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of cells, the first line its head, aligned to be read as text."""
+    """A Markdown table. The first line is its head. The columns are aligned, so that it can be read as plain text."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     rows = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
     rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
@@ -44,7 +44,7 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def cells(evaluations: Mapping[str, Sequence[Metric]]) -> list[list[str]]:
-    """The table's cells: a line of model names, then a line per metric, which its label begins."""
+    """The cells of the table: a line with the models' names, then a line for each metric, with its label first."""
     by_model = {name: {m.name: m for m in metrics} for name, metrics in evaluations.items()}
     lines = [["", *by_model]]
     for key, label, form in ROWS:

@@ -1,14 +1,15 @@
-"""A run's figures for TensorBoard and Weights & Biases, taken from what its stages published.
+"""Sends a run's metrics to TensorBoard and Weights & Biases. They are read from the published stages.
 
-The run directory is the source; trackers get copies. So a tracker that fails loses nothing, a run can be sent again
-at any time, and nothing in training or generation knows of them. TensorBoard's files are in `run_dir/tensorboard`,
-made anew each time; W&B gets a run whose id is the run directory's name and path, so that sending again continues it.
+The run directory is the source, and trackers get copies. So nothing is lost when a tracker fails, and a run can be
+sent again at any time. Training and generation do not know about trackers. TensorBoard's files are in
+`run_dir/tensorboard` and are replaced each time. The id of the W&B run comes from the run directory's name and path,
+so sending the run again updates the same W&B run.
 
-    M2/loss, M2/rewards_margin, ...    step: the training's
+    M2/loss, M2/rewards_margin, ...    step: the training step
     evaluation/pairwise_accuracy, ...  step: the model's number (0 is M0)
     stages/pairs/num_pairs, ...        step: the iteration
 
-Not covered: figures of a stage while it runs; its log shows those.
+Not covered: the metrics of a stage while it runs. They are in its log.
 """
 
 from __future__ import annotations
@@ -22,11 +23,10 @@ from nemo_srl.artifacts import digest_of
 from nemo_srl.config import TrackingConfig
 from nemo_srl.errors import ConfigError
 from nemo_srl.runs import Run
-from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, read_metrics
 
 
 def track(run: Run, cfg: TrackingConfig) -> None:
-    """Send the run's figures to the trackers that `cfg` names."""
+    """Send the run's metrics to the trackers that `cfg` names."""
     if cfg.tensorboard:
         write_tensorboard(run)
     if cfg.wandb_project:
@@ -41,13 +41,12 @@ class Scalar:
 
 
 def scalars(run: Run) -> Iterator[Scalar]:
-    """Every figure of the run, each tag's in the order of its steps."""
+    """Every metric of the run. The values of one tag come in the order of their steps."""
     for model, stage in run.models().items():
-        path = stage.path / "training" / METRICS_FILE
-        for line in read_metrics(path) if path.exists() else []:
-            for name, value in line.items():
+        for row in run.training(stage):
+            for name, value in row.items():
                 if name != "step":
-                    yield Scalar(tag=f"{model}/{name}", step=int(line["step"]), value=float(value))
+                    yield Scalar(tag=f"{model}/{name}", step=int(row["step"]), value=float(value))
     for model, metrics in run.evaluations().items():
         for m in metrics:
             if m.value is not None:
@@ -58,7 +57,7 @@ def scalars(run: Run) -> Iterator[Scalar]:
 
 
 def write_tensorboard(run: Run) -> Path:
-    """Write event files and return their directory: `tensorboard --logdir <run_dir>`."""
+    """Write event files and return their directory. `tensorboard --logdir <run_dir>` shows them."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -75,15 +74,15 @@ def write_tensorboard(run: Run) -> Path:
 
 
 def send_to_wandb(run: Run, *, project: str) -> None:
-    """Send everything to a W&B project. W&B's own environment variables hold its key, mode and server.
+    """Send everything to a W&B project. W&B reads its key, mode and server from its own environment variables.
 
-    Each tag gets a step of its own kind, since W&B's global step cannot go back.
+    Each group of tags (`M2`, `evaluation`, `stages`) has its own step, because W&B's global step cannot go back.
     """
     try:
         import wandb
     except ImportError as e:
         raise ConfigError(
-            f"tracking.wandb_project={project!r}: the package wandb is not installed; pip install wandb"
+            f"tracking.wandb_project={project!r}: the package wandb is not installed. Run pip install wandb."
         ) from e
     name = run.run_dir.resolve().name
     identity = digest_of(str(run.run_dir.resolve()))

@@ -1,9 +1,9 @@
 """Anchor: a judge that never changes judges a sample of the iteration's candidates beside M_t.
 
-From the two judges' scores come the figures that `report.alarms` watches for reward hacking, where nobody knows
-the truth. The input `policy` is the anchor: M1, or another judge (`anchor.model`). Verdicts are sampled anew also in
-the first iteration, when M1 is the judge itself: a pair is chosen by noisy scores, so the margin by the *same*
-scores is too large, and only fresh ones compare fairly.
+From the two judges' scores come the figures that `nemo_srl/report/alarms.py` watches for reward hacking, where nobody
+knows the truth. The input `judge` is the anchor: M1, or another judge (`anchor.model`). Verdicts are sampled anew also
+in the first iteration, when M1 is the judge itself. A pair is chosen by noisy scores, so its margin by the *same*
+scores is too large. Only fresh scores compare fairly.
 
 Not covered: what the anchor itself cannot see. An answer that fools M1 fools M1 as an anchor, too.
 """
@@ -11,28 +11,17 @@ Not covered: what the anchor itself cannot see. An answer that fools M1 fools M1
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from nemo_srl.artifacts import Table
-from nemo_srl.chat import ChatTemplate
-from nemo_srl.judging import agreement
-from nemo_srl.judging.verdicts import mean_score
-from nemo_srl.protocols import GenerationRequest
+from nemo_srl.config import Config
+from nemo_srl.judging import agreement, mean_scores
 from nemo_srl.records import Candidate, Judgement, Metric, PreferencePair
-from nemo_srl.stages import Context, Result, Stage, Step, settings_of
+from nemo_srl.stages.base import Context, Made, Need, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
-from nemo_srl.stages.judgements import judge_request, judgements_of
+from nemo_srl.workload import Assumptions, Generated
 
 Scores = Mapping[str, float]
 """Mean scores by candidate key, of candidates that have one."""
-
-
-def scores_of(judgements: Iterable[Judgement]) -> dict[str, float]:
-    """The mean score of each candidate that has any."""
-    by_key: dict[str, list[float | None]] = defaultdict(list)
-    for j in judgements:
-        by_key[j.candidate_key].append(j.score)
-    return {key: score for key, scores in by_key.items() if (score := mean_score(scores)) is not None}
 
 
 def compare(
@@ -64,36 +53,28 @@ def compare(
         "anchor_margin": [[anchor_margin] for _, anchor_margin in margins],
         "anchor_agreement": [[0.5 + (m > 0) / 2 - (m < 0) / 2] for _, m in margins],
     }
-    return [_metric(name, groups_of_values, seed=seed) for name, groups_of_values in values.items()]
+    return [agreement.mean_estimate(found, seed=seed).named(name) for name, found in values.items()]
 
 
-def _metric(name: str, groups: Sequence[Sequence[float]], *, seed: int) -> Metric:
-    e = agreement.mean_estimate(groups, seed=seed)
-    return Metric(name=name, value=e.value, n=e.n, low=e.low, high=e.high)
-
-
-def run(ctx: Context) -> Result:
+def run(ctx: Context) -> Made[Metric]:
     cfg = ctx.cfg
-    all_candidates: list[Candidate] = ctx.inputs["candidates"].read()
-    own: list[Judgement] = ctx.inputs["judgements"].read()
+    all_candidates = ctx.read("candidates", Candidate)
+    own = ctx.read("judgements", Judgement)
     sample = set(list(dict.fromkeys(c.prompt_id for c in all_candidates))[: cfg.anchor.num_prompts])
     candidates = [c for c in all_candidates if c.prompt_id in sample]
-    pairs = [p for p in ctx.inputs["pairs"].read() if p.prompt_id in sample]
-    chat = ChatTemplate(ctx.inputs["policy"].model_dir, chat_template=cfg.model.chat_template)
-    requests = [_request(c, chat, ctx) for c in candidates]
+    pairs = [p for p in ctx.read("pairs", PreferencePair) if p.prompt_id in sample]
+    material = {c.key: (c.prompt, c.response) for c in candidates}
     with open_caller(ctx) as caller:
-        completions = caller.complete(requests, "judge", title="anchor")
-    anchor = [j for c in candidates for j in judgements_of(c.key, completions[f"anchor/{c.key}"], cfg.judge)]
-    keys = {c.key for c in candidates}
-    scored = [j.score for j in own if j.candidate_key in keys]
+        anchor = caller.judge.absolute.ask(material, title="anchor", prefix="anchor/")
+    scored = [j.score for j in own if j.candidate_key in material]
     entropy = agreement.score_entropy(scored, max_score=cfg.judge.max_score)
     num_scored = sum(score is not None for score in scored)
     metrics = [
-        *compare(candidates, pairs, own=scores_of(own), anchor=scores_of(anchor), seed=cfg.seed),
+        *compare(candidates, pairs, own=mean_scores(own), anchor=mean_scores(anchor), seed=cfg.seed),
         Metric(name="score_entropy", value=entropy, n=num_scored),
         Metric(name="distinct_responses", value=_distinct(candidates), n=len(candidates)),
     ]
-    return Result(ctx.output.write(metrics), {m.name: m.value for m in metrics if m.value is not None})
+    return Made(metrics, {m.name: m.value for m in metrics if m.value is not None})
 
 
 def _distinct(candidates: Sequence[Candidate]) -> float:
@@ -101,14 +82,24 @@ def _distinct(candidates: Sequence[Candidate]) -> float:
     return len({(c.prompt_id, c.response) for c in candidates}) / len(candidates)
 
 
-def _request(c: Candidate, chat: ChatTemplate, ctx: Context) -> GenerationRequest:
-    return judge_request(f"anchor/{c.key}", instruction=c.prompt, response=c.response, chat=chat, cfg=ctx.cfg)
+def work(cfg: Config, a: Assumptions) -> Generated | None:
+    num_judged = min(cfg.anchor.num_prompts, cfg.prompts.num_prompts) * cfg.candidates.num_samples
+    verdict = min(a.mean_verdict_tokens, cfg.judge.max_tokens)
+    return Generated(num_tokens=num_judged * cfg.judge.num_judgements * verdict) if num_judged else None
 
 
-STAGE = Stage(
-    name="anchor",
-    output=lambda path, identity: Table(path, identity, Metric),
+STAGE = table_stage(
+    "anchor",
+    Metric,
+    run,
+    needs={
+        "judge": Need(None, formerly="policy"),
+        "candidates": Candidate,
+        "judgements": Judgement,
+        "pairs": PreferencePair,
+    },
     settings=("anchor.num_prompts", *settings_of("judge"), "model.chat_template", "seed"),
-    steps=(Step("run", run),),
     engines=("judge",),
+    model="judge",
+    work=work,
 )

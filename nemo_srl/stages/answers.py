@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from nemo_srl.artifacts import Table
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Question
-from nemo_srl.stages import Context, Result, Stage, Step
+from nemo_srl.stages.base import MODEL, Context, Made, table_stage
 from nemo_srl.stages.calls import open_caller
 
 
@@ -22,16 +21,15 @@ def _request(q: Question, turn: int, given: list[tuple[str, str]], chat: ChatTem
     return GenerationRequest(key=key, prompt_token_ids=ids, text=text, earlier_turns=tuple(given), n=1, seed=seed)
 
 
-def run(ctx: Context) -> Result:
-    cfg, questions = ctx.cfg, ctx.inputs["questions"].read()
+def run(ctx: Context) -> Made[Candidate]:
+    cfg, questions = ctx.cfg, ctx.read("questions", Question)
     num_turns = max(len(q.turns) for q in questions)
-    chat = ChatTemplate(ctx.inputs["policy"].model_dir, chat_template=cfg.model.chat_template)
     given: dict[str, list[tuple[str, str]]] = {q.key: [] for q in questions}
     answers: list[Candidate] = []
     with open_caller(ctx) as caller:
         for turn in range(num_turns):
             asked = [q for q in questions if turn < len(q.turns)]
-            requests = [_request(q, turn, given[q.key], chat, cfg.seed) for q in asked]
+            requests = [_request(q, turn, given[q.key], ctx.chat, cfg.seed) for q in asked]
             completions = caller.complete(requests, "candidates", title=f"answers, turn {turn + 1}")
             for q, r in zip(asked, requests, strict=True):
                 (c,) = completions[r.key]
@@ -47,8 +45,8 @@ def run(ctx: Context) -> Result:
                         finish_reason=c.finish_reason,
                     )
                 )
-    return Result(
-        ctx.output.write(answers),
+    return Made(
+        answers,
         {
             "num_answers": len(answers),
             "mean_tokens": fmean(a.num_tokens for a in answers),
@@ -58,12 +56,11 @@ def run(ctx: Context) -> Result:
     )
 
 
-STAGE = Stage(
-    name="answers",
-    output=lambda path, identity: Table(path, identity, Candidate),
-    settings=(
-        "candidates.temperature", "candidates.top_p", "candidates.max_tokens", "model.chat_template", "seed",
-    ),
-    steps=(Step("run", run),),
+STAGE = table_stage(
+    "answers",
+    Candidate,
+    run,
+    needs={"policy": MODEL, "questions": Question},
+    settings=("candidates.temperature", "candidates.top_p", "candidates.max_tokens", "model.chat_template", "seed"),
     engines=("candidates",),
-)  # fmt: skip
+)

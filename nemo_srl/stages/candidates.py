@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import fmean
 
-from nemo_srl.artifacts import Table
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Completion, Prompt
-from nemo_srl.stages import Context, Result, Stage, Step
+from nemo_srl.stages.base import MODEL, Context, Made, table_stage
 from nemo_srl.stages.calls import open_caller
+from nemo_srl.workload import Assumptions, Generated
 
 
 def answer_requests(prompts: list[Prompt], chat: ChatTemplate, cfg: Config) -> list[GenerationRequest]:
@@ -43,14 +44,13 @@ def candidates_of(prompts: list[Prompt], completions: dict[str, list[Completion]
     ]
 
 
-def run(ctx: Context) -> Result:
-    prompts: list[Prompt] = ctx.inputs["prompts"].read()
-    chat = ChatTemplate(ctx.inputs["policy"].model_dir, chat_template=ctx.cfg.model.chat_template)
+def run(ctx: Context) -> Made[Candidate]:
+    prompts = ctx.read("prompts", Prompt)
     with open_caller(ctx) as caller:
-        completions = caller.complete(answer_requests(prompts, chat, ctx.cfg), "candidates", title="candidates")
+        completions = caller.complete(answer_requests(prompts, ctx.chat, ctx.cfg), "candidates", title="candidates")
     candidates = candidates_of(prompts, completions)
-    return Result(
-        ctx.output.write(candidates),
+    return Made(
+        candidates,
         {
             "num_candidates": len(candidates),
             "mean_tokens": fmean(c.num_tokens for c in candidates),
@@ -59,10 +59,22 @@ def run(ctx: Context) -> Result:
     )
 
 
-STAGE = Stage(
-    name="candidates",
-    output=lambda path, identity: Table(path, identity, Candidate),
+def work(cfg: Config, a: Assumptions) -> Generated:
+    answer = min(a.mean_response_tokens, cfg.candidates.max_tokens)
+    return Generated(num_tokens=cfg.prompts.num_prompts * cfg.candidates.num_samples * answer)
+
+
+def summary(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    return [("answers", f"{metrics['num_candidates']:.0f}, {metrics['truncated_rate']:.0%} cut off")]
+
+
+STAGE = table_stage(
+    "candidates",
+    Candidate,
+    run,
+    needs={"policy": MODEL, "prompts": Prompt},
     settings=("candidates", "model.chat_template", "seed"),
-    steps=(Step("run", run),),
     engines=("candidates",),
+    work=work,
+    summary=summary,
 )

@@ -1,26 +1,23 @@
 """EFT data from people's rankings: the judge's verdicts that agree with them (paper section 3.1.1).
 
-The judge reads the ranked answers to an instruction, several times each. One verdict for each answer is kept if
-their scores order the answers exactly as people did, ties included; scores that are common by then are
-thinned out, so that the judge does not learn to say the same always. Nobody writes scores or reasons.
+The judge reads the ranked answers to an instruction, several times each. One verdict for each answer is kept if their
+scores order the answers exactly as people did, ties included. Scores that are common by then are thinned out, so that
+the judge does not learn to say the same always. Nobody writes scores or reasons.
 """
 
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from statistics import median
 
-from nemo_srl.artifacts import JOURNAL, Table
-from nemo_srl.chat import ChatTemplate
+from nemo_srl.artifacts import JOURNAL
 from nemo_srl.errors import DataError
-from nemo_srl.protocols import GenerationRequest
+from nemo_srl.judging import justification
 from nemo_srl.records import EFTExample, Judgement, RankedAnswers
-from nemo_srl.stages import Context, Result, Stage, Step, settings_of
+from nemo_srl.stages.base import Context, Made, Need, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
-from nemo_srl.stages.judgements import judge_request, judgements_of
 
 
 def agreeing_verdicts(
@@ -60,7 +57,7 @@ def examples_of(ranked: RankedAnswers, agreeing: Sequence[Judgement], *, prefix:
             example_id=f"{prefix}-{ranked.example_id}-{i}",
             instruction=ranked.instruction,
             response=response,
-            justification=verdicts.justification(j.verdict),
+            justification=justification(j.verdict),
             score=int(j.score),
         )
         for i, (response, j) in enumerate(zip(ranked.responses, agreeing, strict=True))
@@ -81,38 +78,39 @@ def _check(ranked: Sequence[RankedAnswers]) -> None:
             )
 
 
-def run(ctx: Context) -> Result:
-    rankings: list[RankedAnswers] = ctx.inputs["rankings"].read()
+def run(ctx: Context) -> Made[EFTExample]:
+    cfg = ctx.cfg
+    rankings = ctx.read("rankings", RankedAnswers)
     _check(rankings)
-    chat = ChatTemplate(ctx.inputs["policy"].model_dir, chat_template=ctx.cfg.model.chat_template)
-    requests = [_request(x, i, chat, ctx) for x in rankings for i in range(len(x.responses))]
+    material = {_key(x, i): (x.instruction, response) for x in rankings for i, response in enumerate(x.responses)}
     with open_caller(ctx) as caller:
-        completions = caller.complete(requests, "judge", title="ranked answers")
-    found_verdicts: Mapping[str, list[Judgement]] = {
-        key: judgements_of(key, found, ctx.cfg.judge) for key, found in completions.items()
-    }
-    rng = random.Random(f"{ctx.cfg.seed}:{ctx.iteration}:eft")
+        judgements = caller.judge.absolute.ask(
+            material, title="ranked answers", n=cfg.refresh.num_judgements, seed=cfg.seed + ctx.iteration
+        )
+    verdicts: dict[str, list[Judgement]] = defaultdict(list)
+    for j in judgements:
+        verdicts[j.candidate_key].append(j)
+    rng = random.Random(f"{cfg.seed}:{ctx.iteration}:eft")
     examples: list[EFTExample] = []
     num_agreeing = 0
     for x in rankings:
-        if chosen := agreeing_verdicts(x, [found_verdicts[_key(x, i)] for i in range(len(x.responses))], rng):
+        if chosen := agreeing_verdicts(x, [verdicts[_key(x, i)] for i in range(len(x.responses))], rng):
             num_agreeing += 1
             examples += examples_of(x, chosen, prefix=f"iter{ctx.iteration}")
     kept = balanced(examples, rng)
-    scores = [j.score for found in found_verdicts.values() for j in found]
-    num_valid = sum(score is not None for score in scores)
+    num_valid = sum(j.score is not None for j in judgements)
     if not kept:
         raise DataError(
-            f"data.rankings_path: no example came of {len(rankings)} rankings. {num_valid} of {len(scores)} verdicts "
-            f"have a score, and {num_agreeing} rankings agree with them; all verdicts are kept in "
+            f"data.rankings_path: the {len(rankings)} rankings gave no example. {num_valid} of {len(judgements)} "
+            f"verdicts have a score, and {num_agreeing} rankings agree with them. All verdicts are kept in "
             f"{ctx.output.path / JOURNAL}. A model that hardly ever gives a score cannot judge: let another one do it "
             "(judge.engine). Otherwise give more rankings, or raise refresh.num_judgements."
         )
-    return Result(
-        ctx.output.write(kept),
+    return Made(
+        kept,
         {
             "num_rankings": len(rankings),
-            "valid_rate": num_valid / len(scores),
+            "valid_rate": num_valid / len(judgements),
             "agreement_rate": num_agreeing / len(rankings),
             "num_examples": len(kept),
         },
@@ -123,15 +121,12 @@ def _key(x: RankedAnswers, i: int) -> str:
     return f"{x.example_id}/{i:02d}"
 
 
-def _request(x: RankedAnswers, i: int, chat: ChatTemplate, ctx: Context) -> GenerationRequest:
-    request = judge_request(_key(x, i), instruction=x.instruction, response=x.responses[i], chat=chat, cfg=ctx.cfg)
-    return replace(request, n=ctx.cfg.refresh.num_judgements, seed=ctx.cfg.seed + ctx.iteration)
-
-
-STAGE = Stage(
-    name="eft",
-    output=lambda path, identity: Table(path, identity, EFTExample),
+STAGE = table_stage(
+    "eft",
+    EFTExample,
+    run,
+    needs={"judge": Need(None, formerly="policy"), "rankings": RankedAnswers},
     settings=("refresh.num_judgements", *settings_of("judge"), "model.chat_template", "seed"),
-    steps=(Step("run", run),),
     engines=("judge",),
+    model="judge",
 )

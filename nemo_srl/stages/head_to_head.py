@@ -1,8 +1,8 @@
 """Head to head: a judge compares two models' answers to the same questions (paper section 3.2.1).
 
-Each pair of answers is judged in both orders. A model wins a question when it wins in both; everything else that could
-be read is a tie, as in the paper. The judge is whatever `judge` and its engine say, on the model that is the
-input `policy`; `judge.pairwise_rubric` is its prompt. First turns only.
+Each pair of answers is judged in both orders. A model wins a question when it wins in both. Everything else that could
+be read is a tie, as in the paper. The settings `judge` and their engine say how the input `judge` judges, and
+`judge.pairwise_rubric` is its prompt. First turns only. The verdicts are published beside the metrics, as a part.
 
     win_rate, tie_rate, loss_rate   of model a, over the questions judged in both orders, with 95% intervals
     sign_test_p                     how likely wins and losses so uneven are when neither model is better; ties left out
@@ -13,19 +13,18 @@ input `policy`; `judge.pairwise_rubric` is its prompt. First turns only.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
-from nemo_srl.artifacts import Table
-from nemo_srl.chat import ChatTemplate
-from nemo_srl.errors import ConfigError, DataError
-from nemo_srl.judging import agreement
-from nemo_srl.judging.pairwise import comparison_request, share_of_a
-from nemo_srl.records import Candidate, Completion, Metric
-from nemo_srl.stages import Context, Result, Stage, Step, settings_of
+from nemo_srl.errors import DataError
+from nemo_srl.judging.agreement import proportion, sign_test
+from nemo_srl.judging.pairwise import check_rubric
+from nemo_srl.records import Candidate, Comparison, Metric
+from nemo_srl.stages.base import Context, Made, Need, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
 
 _MIN_FOR_LENGTH_CONTROL = 10
@@ -49,36 +48,22 @@ class Match:
         return 1.0 if won else 0.0 if lost else 0.5
 
 
-def metrics_of(matches: Sequence[Match], *, seed: int) -> list[Metric]:
+def metrics_of(matches: Sequence[Match]) -> list[Metric]:
     """The figures that the module's docstring names."""
     found = [(m.outcome, m.length_difference) for m in matches]
     outcomes = [x for x, _ in found if x is not None]
     named = {"win_rate": 1.0, "tie_rate": 0.5, "loss_rate": 0.0}
-    metrics = [_share(name, [x == value for x in outcomes], seed) for name, value in named.items()]
+    rates = [proportion(outcomes.count(value), len(outcomes)).named(name) for name, value in named.items()]
     firsts = [x for m in matches for x in (m.first, None if m.second is None else 1 - m.second) if x is not None]
     wins, losses = outcomes.count(1.0), outcomes.count(0.0)
     adjusted = length_controlled([(x, d) for x, d in found if x is not None])
     return [
-        *metrics,
+        *rates,
         Metric(name="sign_test_p", value=sign_test(wins, losses), n=wins + losses),
         Metric(name="first_position_rate", value=float(np.mean(firsts)) if firsts else None, n=len(firsts)),
         Metric(name="length_controlled_win_rate", value=adjusted, n=len(outcomes)),
-        _share("unjudged_rate", [m.outcome is None for m in matches], seed),
+        proportion(len(matches) - len(outcomes), len(matches)).named("unjudged_rate"),
     ]
-
-
-def _share(name: str, hits: Sequence[bool], seed: int) -> Metric:
-    e = agreement.mean_estimate([[float(hit)] for hit in hits], seed=seed)
-    return Metric(name=name, value=e.value, n=e.n, low=e.low, high=e.high)
-
-
-def sign_test(wins: int, losses: int) -> float | None:
-    """Two-sided p-value of the sign test, exactly; None when nothing was decided."""
-    n, fewer = wins + losses, min(wins, losses)
-    if n == 0:
-        return None
-    tail = sum(math.comb(n, k) for k in range(fewer + 1))
-    return min(1.0, float(2 * tail / 2**n))
 
 
 def length_controlled(outcomes: Sequence[tuple[float, int]]) -> float | None:
@@ -111,49 +96,44 @@ def length_controlled(outcomes: Sequence[tuple[float, int]]) -> float | None:
 
 
 def matches_of(
-    a: Mapping[str, Candidate], b: Mapping[str, Candidate], completions: Mapping[str, Sequence[Completion]]
+    a: Mapping[str, Candidate], b: Mapping[str, Candidate], comparisons: Iterable[Comparison]
 ) -> list[Match]:
-    """One for each question, in the order of `a`; `completions` are the judge's, by `<question>/<order>`."""
+    """One for each question, in the order of `a`."""
+    shares: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for c in comparisons:
+        if c.first_share is not None:
+            shares[c.question_id, c.order].append(c.first_share)
+    first = {key: fmean(found) for (key, order), found in shares.items() if order == "ab"}
+    second = {key: 1 - fmean(found) for (key, order), found in shares.items() if order == "ba"}
     return [
         Match(
-            first=_mean(completions[f"{key}/ab"]),
-            second=None if (share := _mean(completions[f"{key}/ba"])) is None else 1 - share,
+            first=first.get(key),
+            second=second.get(key),
             length_difference=len(a[key].response) - len(b[key].response),
         )
         for key in a
     ]
 
 
-def _mean(verdicts: Sequence[Completion]) -> float | None:
-    """Of the answer that stood first."""
-    shares = [share for c in verdicts if (share := share_of_a(c)) is not None]
-    return sum(shares) / len(shares) if shares else None
-
-
-def run(ctx: Context) -> Result:
+def run(ctx: Context) -> Made[Metric]:
     cfg = ctx.cfg
-    if not cfg.judge.pairwise_rubric:
-        raise ConfigError("judge.pairwise_rubric='': comparing models needs one; +judge_mode=pairwise sets it")
-    a, b = ({c.prompt_id: c for c in ctx.inputs[name].read() if c.sample_index == 0} for name in ("a", "b"))
+    check_rubric(cfg.judge)
+    a, b = ({c.prompt_id: c for c in ctx.read(name, Candidate) if c.sample_index == 0} for name in ("a", "b"))
     if a.keys() != b.keys():
         raise DataError(f"two models' answers are to different questions: {len(a.keys() ^ b.keys())} of them differ")
-    chat = ChatTemplate(ctx.inputs["policy"].model_dir, chat_template=cfg.model.chat_template)
-    requests = []
-    for key, answer in a.items():
-        for order, texts in (("ab", (answer.response, b[key].response)), ("ba", (b[key].response, answer.response))):
-            requests.append(
-                comparison_request(f"{key}/{order}", instruction=answer.prompt, responses=texts, chat=chat, cfg=cfg)
-            )
+    material = {key: (answer.prompt, answer.response, b[key].response) for key, answer in a.items()}
     with open_caller(ctx) as caller:
-        completions = caller.complete(requests, "judge", title="head to head")
-    metrics = metrics_of(matches_of(a, b, completions), seed=cfg.seed)
-    return Result(ctx.output.write(metrics), {m.name: m.value for m in metrics if m.value is not None})
+        comparisons = caller.judge.compare(material, title="head to head")
+    metrics = metrics_of(matches_of(a, b, comparisons))
+    return Made(metrics, {m.name: m.value for m in metrics if m.value is not None}, {"verdicts": comparisons})
 
 
-STAGE = Stage(
-    name="head_to_head",
-    output=lambda path, identity: Table(path, identity, Metric),
+STAGE = table_stage(
+    "head_to_head",
+    Metric,
+    run,
+    needs={"judge": Need(None, formerly="policy"), "a": Candidate, "b": Candidate},
     settings=(*settings_of("judge"), "model.chat_template", "seed"),
-    steps=(Step("run", run),),
     engines=("judge",),
+    model="judge",
 )

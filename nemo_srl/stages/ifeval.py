@@ -3,21 +3,20 @@
     ifeval_prompt_strict, ifeval_prompt_loose             share of prompts of which every instruction is followed
     ifeval_instruction_strict, ifeval_instruction_loose   share of instructions that are followed
 
-The four figures of the benchmark (`nemo_srl/ifeval.py` says what strict and loose are), with 95% intervals that
-resample prompts, as the instructions of one prompt are answered by one text. No model is called.
+The four figures of the benchmark (`nemo_srl/data/verifiable.py` says what strict and loose are), with 95% intervals
+that resample prompts, as the instructions of one prompt are answered by one text. No model is called.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nemo_srl.artifacts import Table
 from nemo_srl.data import verifiable
 from nemo_srl.data.verifiable import Followed
 from nemo_srl.errors import DataError
 from nemo_srl.judging import agreement
 from nemo_srl.records import Candidate, Metric, VerifiablePrompt
-from nemo_srl.stages import Context, Result, Stage, Step
+from nemo_srl.stages.base import Context, Made, table_stage
 
 
 def metrics_of(followed: Sequence[Followed], *, num_bootstrap: int, seed: int) -> list[Metric]:
@@ -29,13 +28,12 @@ def metrics_of(followed: Sequence[Followed], *, num_bootstrap: int, seed: int) -
         "instruction_loose": [x.loose for x in followed],
     }
     estimates = {k: agreement.mean_estimate(g, num_bootstrap=num_bootstrap, seed=seed) for k, g in groups.items()}
-    return [Metric(name=f"ifeval_{k}", value=e.value, n=e.n, low=e.low, high=e.high) for k, e in estimates.items()]
+    return [e.named(f"ifeval_{k}") for k, e in estimates.items()]
 
 
-def run(ctx: Context) -> Result:
-    prompts: list[VerifiablePrompt] = ctx.inputs["prompts"].read()
-    answers: list[Candidate] = ctx.inputs["answers"].read()
-    responses = {c.prompt_id: c.response for c in answers}
+def run(ctx: Context) -> Made[Metric]:
+    prompts = ctx.read("prompts", VerifiablePrompt)
+    responses = {c.prompt_id: c.response for c in ctx.read("answers", Candidate)}
     if missing := [p.key for p in prompts if p.key not in responses]:
         raise DataError(f"{len(missing)} of {len(prompts)} prompts have no answer, the first is {missing[0]!r}")
     verifier = verifiable.Verifier()
@@ -43,12 +41,13 @@ def run(ctx: Context) -> Result:
     metrics = metrics_of(followed, num_bootstrap=ctx.cfg.evaluation.num_bootstrap, seed=ctx.cfg.seed)
     figures = {m.name: m.value for m in metrics if m.value is not None}
     figures["num_check_errors"] = sum(x.num_errors for x in followed)
-    return Result(ctx.output.write(metrics), figures)
+    return Made(metrics, figures)
 
 
-STAGE = Stage(
-    name="ifeval",
-    output=lambda path, identity: Table(path, identity, Metric),
+STAGE = table_stage(
+    "ifeval",
+    Metric,
+    run,
+    needs={"prompts": VerifiablePrompt, "answers": Candidate},
     settings=("evaluation.num_bootstrap", "seed"),
-    steps=(Step("run", run),),
 )

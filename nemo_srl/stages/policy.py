@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-from nemo_srl.chat import ChatTemplate
+from nemo_srl.config import Config
 from nemo_srl.protocols import DPORow, TrainingTask
 from nemo_srl.records import PreferencePair
-from nemo_srl.stages import Context
+from nemo_srl.stages.base import MODEL, Context
 from nemo_srl.stages.training import training_stage
+from nemo_srl.workload import Assumptions, Trained
 
 
 def task(ctx: Context) -> TrainingTask:
-    model_dir = ctx.inputs["policy"].model_dir
-    chat = ChatTemplate(model_dir, chat_template=ctx.cfg.model.chat_template)
-    pairs: list[PreferencePair] = ctx.inputs["pairs"].read()
     rows = [
         DPORow(
-            prompt=chat.render(p.prompt),
-            chosen=chat.response_text(p.chosen),
-            rejected=chat.response_text(p.rejected),
+            prompt=ctx.chat.render(p.prompt),
+            chosen=ctx.chat.response_text(p.chosen),
+            rejected=ctx.chat.response_text(p.rejected),
             chosen_reward=p.chosen_score,
             rejected_reward=p.rejected_score,
         )
-        for p in pairs
+        for p in ctx.read("pairs", PreferencePair)
     ]
-    return TrainingTask(algorithm="dpo", model_dir=model_dir, rows=rows, optim=ctx.cfg.dpo, seed=ctx.cfg.seed)
+    return TrainingTask(algorithm="dpo", model_dir=ctx.model_dir, rows=rows, optim=ctx.cfg.dpo, seed=ctx.cfg.seed)
 
 
-STAGE = training_stage("policy", task, ("dpo", "model.chat_template", "trainer.name", "trainer.precision", "seed"))
+def work(cfg: Config, a: Assumptions) -> Trained:
+    answer = min(a.mean_response_tokens, cfg.candidates.max_tokens)
+    return Trained(
+        optim=cfg.dpo,
+        num_rows=cfg.prompts.num_prompts * a.pairs_per_prompt,
+        row_tokens=2 * (a.mean_prompt_tokens + answer),
+        num_sequences=2,
+        num_forward_passes=4,
+    )
+
+
+STAGE = training_stage(
+    "policy",
+    task,
+    needs={"policy": MODEL, "pairs": PreferencePair},
+    settings=("dpo", "model.chat_template", "seed"),
+    work=work,
+)

@@ -1,9 +1,9 @@
 """New instructions by self-instruct: a model continues a list of 8 tasks (paper section 3.1.1).
 
 Six of the eight come from the IFT seed and two from instructions kept so far. What comes back is
-filtered (`prompt_filter`); every rejection is counted under its reason, and rounds go on until enough survive.
-The input `policy` is M_t, or a fixed model (`prompts.model`) as in the paper; inputs whose names begin with
-`earlier` are the instructions of the iterations before, which new ones must differ from, too.
+filtered (`data/prompt_filter.py`). Every rejection is counted under its reason. Rounds go on until enough survive.
+The input `policy` is M_t, or a fixed model (`prompts.model`) as in the paper. The inputs `earlier` are the instructions
+of the iterations before. New ones must differ from these, too.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from nemo_srl.artifacts import Table
 from nemo_srl.chat import ChatTemplate
-from nemo_srl.config import PromptsConfig
+from nemo_srl.config import Config, PromptsConfig
 from nemo_srl.data.diversity import distinct_n, novelty
 from nemo_srl.data.prompt_filter import PromptFilter, Reason
 from nemo_srl.errors import DataError
 from nemo_srl.protocols import GenerationRequest
-from nemo_srl.records import Completion, IFTExample, Prompt
-from nemo_srl.stages import Context, Result, Stage, Step, settings_of
+from nemo_srl.records import Completion, EFTExample, IFTExample, Prompt
+from nemo_srl.stages.base import MODEL, Context, Made, Need, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
+from nemo_srl.workload import Assumptions, Generated
 
 HEADER = "A numbered list of varied tasks that users give to an AI assistant, each on one line:"
 _NUMBERED = re.compile(r"^\s*\d+[.)]\s*")
@@ -61,14 +61,12 @@ def round_requests(
     return requests
 
 
-def run(ctx: Context) -> Result:
+def run(ctx: Context) -> Made[Prompt]:
     cfg = ctx.cfg.prompts
-    seed: list[IFTExample] = ctx.inputs["ift"].read()
-    seed_texts = [x.instruction for x in seed]
-    earlier = [p.text for name in sorted(ctx.inputs) if name.startswith("earlier") for p in ctx.inputs[name].read()]
-    held_out = [x.instruction for x in ctx.inputs["eft_eval"].read()]
+    seed_texts = [x.instruction for x in ctx.read("ift", IFTExample)]
+    earlier = [p.text for p in ctx.read_all("earlier", Prompt)]
+    held_out = [x.instruction for x in ctx.read("eft_eval", EFTExample)]
     keep = PromptFilter(cfg, seed=seed_texts + earlier, held_out=held_out)
-    chat = ChatTemplate(ctx.inputs["policy"].model_dir, chat_template=ctx.cfg.model.chat_template)
     kept: list[str] = []
     dropped: Counter[Reason] = Counter()
     num_calls = 0
@@ -76,7 +74,7 @@ def run(ctx: Context) -> Result:
         for number in range(cfg.max_rounds):
             missing = cfg.num_prompts - len(kept)
             requests = round_requests(
-                iteration=ctx.iteration, number=number, size=missing, seed_texts=seed_texts, kept=kept, chat=chat,
+                iteration=ctx.iteration, number=number, size=missing, seed_texts=seed_texts, kept=kept, chat=ctx.chat,
                 cfg=cfg, seed=ctx.cfg.seed,
             )  # fmt: skip
             completions = caller.complete(requests, "prompts", title=f"prompts, round {number + 1}")
@@ -97,8 +95,8 @@ def run(ctx: Context) -> Result:
     prompts = [Prompt(prompt_id=f"iter{ctx.iteration}-{i:06d}", text=t) for i, t in enumerate(kept[: cfg.num_prompts])]
     texts = [p.text for p in prompts]
     varied = {"distinct_2": distinct_n(texts, 2), "novelty": novelty(texts, seed_texts + earlier)}
-    return Result(
-        ctx.output.write(prompts),
+    return Made(
+        prompts,
         {
             "num_calls": num_calls,
             "num_kept": len(prompts),
@@ -108,10 +106,30 @@ def run(ctx: Context) -> Result:
     )
 
 
-STAGE = Stage(
-    name="prompts",
-    output=lambda path, identity: Table(path, identity, Prompt),
+def work(cfg: Config, a: Assumptions) -> Generated | None:
+    if cfg.prompts.path:
+        return None
+    return Generated(num_tokens=cfg.prompts.num_prompts / a.prompts_kept * a.mean_prompt_tokens)
+
+
+def summary(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    counts = {k.removeprefix("num_"): v for k, v in metrics.items() if k.startswith("num_")}
+    dropped = {k: v for k, v in counts.items() if k not in ("calls", "kept")}
+    reasons = ", ".join(f"{v:.0f} {k.replace('_', ' ')}" for k, v in sorted(dropped.items(), key=lambda x: -x[1]))
+    lines = [("instructions generated and dropped", reasons or "none")]
+    if "novelty" in metrics:
+        varied = f"{metrics['novelty']:.2f} (1: nothing in common), distinct-2 {metrics['distinct_2']:.2f}"
+        lines.append(("their novelty against the seed and earlier ones", varied))
+    return [*lines, ("prompts", f"{metrics['num_kept']:.0f}")]
+
+
+STAGE = table_stage(
+    "prompts",
+    Prompt,
+    run,
+    needs={"policy": MODEL, "ift": IFTExample, "eft_eval": EFTExample, "earlier": Need(Prompt, many="earlier")},
     settings=(*settings_of("prompts"), "seed"),
-    steps=(Step("run", run),),
     engines=("prompts",),
+    work=work,
+    summary=summary,
 )

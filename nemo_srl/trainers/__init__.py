@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nemo_srl import registry
 from nemo_srl.config.training import OptimConfig, TrainerSettings
 from nemo_srl.models.spec import ModelSpec
 from nemo_srl.protocols import Trainer
+
+WORK_DIR = "training"
+"""Where in a stage's directory its trainer keeps its files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,3 +63,9 @@ def trainer_backend(settings: TrainerSettings) -> TrainerBackend:
 def open_trainer(settings: TrainerSettings) -> Trainer:
     """The trainer that `settings.name` names. Raises `ConfigError`."""
     return trainer_backend(settings).open(settings)
+
+
+def read_metrics(name: str, work_dir: Path) -> list[dict[str, Any]]:
+    """What the trainer of this name recorded in `work_dir`: a row for each step. Raises `ConfigError`."""
+    backend: TrainerBackend = registry.load("trainers", name)
+    return backend.open(backend.settings()).metrics(work_dir)

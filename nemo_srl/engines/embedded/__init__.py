@@ -1,14 +1,29 @@
 """The embedded engine: batched Llama decoding on the CPU, in process.
 
+    settings.py   what can be set
     batching.py   which sequences run together, and which tokens their prompts share
     llama.py      the model: weights, prefill of a prefix tree, one decoding step
     kv_cache.py   keys and values of the sequences of a batch
     sampling.py   temperature, top-p and the randomness of each sample
+    stop.py       stop strings
     engine.py     the loop, and `GenerationEngine` around it
 
-One process, one model, torch's own number of threads. No server is needed and nothing is sent anywhere.
+There is one process and one model, with torch's own number of threads. It needs no server and sends nothing anywhere.
 """
 
-from nemo_srl.engines.embedded.engine import EmbeddedEngine
+from __future__ import annotations
 
-__all__ = ["EmbeddedEngine"]
+from pathlib import Path
+
+from nemo_srl.engines import EngineBackend
+from nemo_srl.engines.embedded.settings import EmbeddedSettings
+from nemo_srl.protocols import GenerationEngine
+
+
+def _open(settings: EmbeddedSettings, model_dir: Path) -> GenerationEngine:
+    from nemo_srl.engines.embedded.engine import EmbeddedEngine
+
+    return EmbeddedEngine(model_dir, dtype=settings.dtype, max_batch_size=settings.max_batch_size)
+
+
+BACKEND = EngineBackend(settings=EmbeddedSettings, decisive=("dtype",), open=_open)

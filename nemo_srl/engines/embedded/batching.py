@@ -1,7 +1,7 @@
 """Which sequences are decoded together, and which tokens their prompts have in common.
 
-Both are pure functions of the list of requests, so that an interrupted call, made again with the same
-list, forms the same batches and gives the same samples. Nothing here touches a tensor.
+Both are pure functions of the list of requests. So a call that was interrupted forms the same batches when it is made
+again, and gives the same samples. Nothing here touches a tensor.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from itertools import pairwise
 from nemo_srl.protocols import GenerationRequest
 
 MIN_SHARED_TOKENS = 16
-"""Prefixes shorter than this are prefilled again rather than shared: a segment has a cost of its own."""
+"""Shorter prefixes are prefilled again and not shared, because a segment has a cost of its own."""
 
 MAX_SEGMENT_TOKENS = 1024
-"""Longer ones are cut: attention's memory grows with the length of a segment times that of its prompt."""
+"""Longer segments are cut. The memory of attention grows with the length of a segment times that of its prompt."""
 
 
 @dataclass(frozen=True)
 class SampleSlot:
-    """Sample `index` of `request`: one sequence."""
+    """One sequence: sample `index` of `request`."""
 
     request: GenerationRequest
     index: int
@@ -34,7 +34,7 @@ class SampleSlot:
 
 @dataclass
 class Segment:
-    """A run of prompt tokens that follows `parent`'s; every prompt that has it shares its keys and values."""
+    """A run of prompt tokens that follows the tokens of `parent`. All prompts that have it share keys and values."""
 
     tokens: tuple[int, ...]
     start: int
@@ -42,7 +42,7 @@ class Segment:
     parent: Segment | None
 
     path: list[Segment] = field(init=False, repr=False)
-    """From the root to this segment, itself included: together they are tokens [0, start + len)."""
+    """The segments from the root to this one, itself included. Together they are the tokens [0, end)."""
 
     def __post_init__(self) -> None:
         self.path = [*(self.parent.path if self.parent else ()), self]
@@ -53,10 +53,10 @@ class Segment:
 
 
 def plan_batches(requests: Sequence[GenerationRequest], max_batch_size: int) -> list[list[SampleSlot]]:
-    """All samples of all requests in batches of nearly equal size, the longest prompts first.
+    """All samples of all requests in batches of nearly equal size. The longest prompts come first.
 
-    Samples of one prompt are neighbours, then prompts that share most of their tokens, then prompts of
-    similar length: the first two save prefill, the third saves attention over padding.
+    Samples of one prompt stand together. So do prompts that share most of their tokens. Both save prefill. After that,
+    prompts stand by their length, which saves attention over padding.
     """
     slots = [
         SampleSlot(request, index) for family in _families(requests) for request in family for index in range(request.n)
@@ -69,7 +69,10 @@ def plan_batches(requests: Sequence[GenerationRequest], max_batch_size: int) -> 
 
 
 def _families(requests: Sequence[GenerationRequest]) -> list[list[GenerationRequest]]:
-    """Requests whose prompts agree on at least half of what not all prompts agree on; longest first."""
+    """Groups of requests with similar prompts, the longest first.
+
+    What all prompts have in common does not count. Of the rest, prompts of a group share at least half.
+    """
     ordered = sorted(requests, key=lambda r: (r.prompt_token_ids, r.key))
     if not ordered:
         return []
@@ -87,15 +90,15 @@ def _families(requests: Sequence[GenerationRequest]) -> list[list[GenerationRequ
 
 
 def prefix_tree(prompts: Sequence[tuple[int, ...]]) -> tuple[list[Segment], dict[tuple[int, ...], Segment]]:
-    """Cut non-empty prompts into shared segments.
+    """Cut prompts, none of them empty, into shared segments.
 
-    Returns the segments, each after its parent, and for every distinct prompt the one that it ends with.
+    Returns the segments, each after its parent, and for every distinct prompt its last segment.
     """
     segments: list[Segment] = []
     ends: dict[tuple[int, ...], Segment] = {}
 
     def grow(group: Sequence[tuple[int, ...]], start: int, parent: Segment | None) -> None:
-        """Add what follows the first `start` tokens of a sorted `group`, which agrees on those: `parent`'s end."""
+        """Add what follows the first `start` tokens of a sorted `group`. On those, which end `parent`, all agree."""
         if parent is not None and len(group[0]) == start:
             ends[group[0]] = parent
             group = group[1:]

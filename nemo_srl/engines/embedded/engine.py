@@ -1,15 +1,15 @@
 """`GenerationEngine` on the embedded decoder.
 
-The same requests and parameters give the same completions on the same machine, byte for byte, also across
-an interruption: batches depend on the list of requests alone, a batch whose completions are all there is
-skipped, and one that was interrupted runs again in full and yields what was missing.
+The same requests and parameters give the same completions on the same machine, byte for byte. An interruption changes
+nothing: batches depend on the list of requests alone. A batch whose completions are all there is skipped. A batch that
+was interrupted runs again as a whole, and yields what was missing.
 
-A sample does not depend on its batch either, as far as the machine's matrix products round a row alike
-whatever rows surround it. oneDNN's do (AVX-512, bfloat16 and float32); elsewhere it is true up to rounding.
+A sample does not depend on its batch either, if the machine's matrix products round a row in the same way whatever
+the other rows are. Those of oneDNN do (AVX-512, bfloat16 and float32). Elsewhere it is true up to rounding.
 
-Raises `DataError` before any work for requests that cannot be served, `EngineError` if the model
-gives no numbers. Log-probabilities are those of the model at temperature 1, over every token that is a
-number, so nothing is missing from a list of the most probable ones.
+Raises `DataError` before any work for requests that it cannot serve. Raises `EngineError` if the model's logits are not
+numbers. Log-probabilities are those of the model at temperature 1. They are given for every token that is a whole
+number, and not only for the most probable ones.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from nemo_srl.engines.checks import check_keys, check_lengths
+from nemo_srl.engines.checks import length_check, missing_samples
 from nemo_srl.engines.embedded.batching import SampleSlot, plan_batches, prefix_tree
 from nemo_srl.engines.embedded.kv_cache import rows_without
 from nemo_srl.engines.embedded.llama import LlamaModel
 from nemo_srl.engines.embedded.sampling import choose, sample_uniforms
+from nemo_srl.engines.embedded.settings import EmbeddedSettings
 from nemo_srl.engines.embedded.stop import StopStrings, cut
-from nemo_srl.errors import ConfigError, EngineError
+from nemo_srl.errors import EngineError
 from nemo_srl.protocols import GenerationRequest, SamplingParams
 from nemo_srl.records import Completion, NumberLogprobs
-
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class EmbeddedEngine:
@@ -42,43 +41,36 @@ class EmbeddedEngine:
     """
 
     def __init__(self, model_dir: Path, *, dtype: str = "bfloat16", max_batch_size: int = 32) -> None:
-        if dtype not in DTYPES:
-            raise ConfigError(f"engine.dtype={dtype!r}: the embedded engine knows {sorted(DTYPES)}")
-        if max_batch_size < 1:
-            raise ConfigError(f"engine.max_batch_size={max_batch_size}: must be at least 1")
-        self._model = LlamaModel(model_dir, dtype=DTYPES[dtype])
+        EmbeddedSettings(dtype=dtype, max_batch_size=max_batch_size)  # raises `ConfigError` for bad values
+        self._model = LlamaModel(model_dir, dtype=getattr(torch, dtype))
+        self._check = length_check(self._model.spec.max_position_embeddings)
         self._tokenizer = AutoTokenizer.from_pretrained(model_dir)
         self._max_batch_size = max_batch_size
         self._stop = StopStrings(self._decode)
         self._numbers: dict[int, str] | None = None
 
     def generate(
-        self,
-        requests: Sequence[GenerationRequest],
-        params: SamplingParams,
-        *,
-        completed: Collection[str] = (),
+        self, requests: Sequence[GenerationRequest], params: SamplingParams, *, completed: Collection[str] = ()
     ) -> Iterator[tuple[Completion, ...]]:
         """See `protocols.GenerationEngine`. Requests are checked in this call, not at the first `next`."""
-        check_keys(requests)
-        check_lengths(requests, params, limit=self._model.spec.max_position_embeddings)
-        return self._generate(plan_batches(requests, self._max_batch_size), params, set(completed))
+        missing = missing_samples(requests, params, completed, check=self._check)
+        return self._generate(plan_batches(requests, self._max_batch_size), params, missing)
 
     def close(self) -> None:
-        """Nothing to end: the memory is freed with the object."""
+        """There is nothing to end. The memory is freed with the object."""
 
     def _generate(
-        self, batches: list[list[SampleSlot]], params: SamplingParams, completed: set[str]
+        self, batches: list[list[SampleSlot]], params: SamplingParams, missing: dict[str, list[int]]
     ) -> Iterator[tuple[Completion, ...]]:
         for slots in batches:
-            missing = {slot.key for slot in slots} - completed
-            if not missing:
+            wanted = {slot.key for slot in slots if slot.index in missing.get(slot.request.key, ())}
+            if not wanted:
                 continue
             for finished in self._run_batch(slots, params):
-                if new := tuple(c for c in finished if c.key in missing):
-                    missing -= {c.key for c in new}
+                if new := tuple(c for c in finished if c.key in wanted):
+                    wanted -= {c.key for c in new}
                     yield new
-                if not missing:
+                if not wanted:
                     break
 
     def _run_batch(self, slots: list[SampleSlot], params: SamplingParams) -> Iterator[list[Completion]]:
@@ -93,7 +85,7 @@ class EmbeddedEngine:
                 yield [self._completion(*sample, end_tokens, params) for sample in finished]
 
     def _number_tokens(self) -> dict[int, str]:
-        """The tokens that are whole numbers, with the blanks they may begin with: {id: text}."""
+        """The tokens that are whole numbers, as {id: text}. Their texts may begin with blanks."""
         if self._numbers is None:
             texts = enumerate(self._decode([i]) for i in range(self._model.spec.vocab_size))
             self._numbers = {i: text for i, text in texts if text.isascii() and text.strip().isdigit()}
@@ -129,20 +121,20 @@ class EmbeddedEngine:
         found: NumberLogprobs = []
         for position, values in logprobs.items():
             number, before = numbers[tokens[position]], self._decode(tokens[:position])
-            if not text.startswith(before):  # half a character stands before the number: its place is unknown
-                continue
+            if not text.startswith(before):
+                continue  # half a character stands before the number, so its place in the text is unknown
             begin = len(before) + len(number) - len(number.lstrip())
             found.append((begin, dict(zip(numbers.values(), values, strict=True))))
         return found
 
 
 class _Batch:
-    """Sequences that are decoded together, one token each per `step`; those that end leave."""
+    """Sequences that are decoded together: one token each per `step`. A sequence that ends leaves the batch."""
 
     def __init__(
         self, model: LlamaModel, slots: Sequence[SampleSlot], params: SamplingParams, numbers: Collection[int]
     ) -> None:
-        """Log-probabilities of `numbers` are kept wherever one of them is chosen."""
+        """`numbers` are token ids. Wherever one of them is chosen, the log-probabilities of all of them are kept."""
         self.model = model
         self.params = params
         self.slots = list(slots)
@@ -165,7 +157,7 @@ class _Batch:
             num_rows=len(prompts), max_prompt=max(map(len, prompts)), max_tokens=self.params.max_tokens
         )
         hidden: list[Tensor] = []
-        source: list[int] = []  # of which prompt each row is
+        source: list[int] = []  # for each row, the number of its prompt in `hidden`
         for prompt, rows in groupby(prompts):
             count = len(list(rows))
             self._cache.fill(len(source), count, *prefilled.of_prompt(ends[prompt]))
@@ -177,7 +169,10 @@ class _Batch:
     def step(
         self, ends: Callable[[SampleSlot, list[int]], bool]
     ) -> list[tuple[SampleSlot, list[int], dict[int, list[float]]]]:
-        """Choose one token for every sequence; returns those that ended with it, after they have left."""
+        """Choose one token for every sequence. Removes and returns the sequences that ended with it.
+
+        Each is returned as its slot, its tokens, and by position the log-probabilities of numbers.
+        """
         num_done, params = len(self.tokens[0]), self.params
         if num_done:
             last = torch.tensor([tokens[-1] for tokens in self.tokens])

@@ -1,12 +1,12 @@
 """Keys and values of the sequences of one batch, for all layers.
 
-Column c of row b holds one token. Prompts occupy columns [0, length), generated tokens follow from the
-common column `prompt_columns` on, so that a decoding step writes one column for the whole batch; the
-gap in between is masked. Rows stay dense: a finished row is overwritten by the last one.
+Column c of row b holds one token. A prompt occupies the columns [0, length). Generated tokens begin at the common
+column `prompt_columns`, so that a decoding step writes one column for the whole batch. The gap in between is masked.
+Rows stay dense: the last row overwrites a finished one.
 
-Gap and width are multiples of 32 columns. Sums over columns then run over the same lanes in the same
-order whatever the longest prompt of the batch is, which keeps a sequence's numbers (almost always bit
-for bit) independent of the batch that it shares.
+`prompt_columns` and `width` are multiples of 32. Sums over columns then run over the same lanes in the same order,
+however long the longest prompt of the batch is. So the numbers of a sequence do not depend on its batch, almost always
+bit for bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def round_up(columns: int) -> int:
 
 
 class KVCache:
-    """Room for `num_rows` sequences with prompts of up to `max_prompt` tokens and `max_tokens` more each."""
+    """Room for `num_rows` sequences, each with a prompt of up to `max_prompt` tokens and `max_tokens` more."""
 
     def __init__(
         self,
@@ -37,11 +37,11 @@ class KVCache:
     ) -> None:
         self.num_rows = num_rows
         self.prompt_columns = round_up(max_prompt)
-        self.column = self.prompt_columns  # the next one to be written
+        self.column = self.prompt_columns  # the next column to write
         capacity = self.prompt_columns + round_up(max_tokens)
         shape = (num_layers, num_rows, num_groups)
-        # Keys lie transposed, as the product with the queries wants them. Zeros, because a masked column
-        # still takes part in the product with the values, where 0 x NaN would be NaN.
+        # Keys are stored transposed, as the product with the queries needs them. All begins with zeros: a masked
+        # column still takes part in the product with the values, and 0 x NaN would be NaN.
         self.keys = torch.zeros(*shape, head_dim, capacity, dtype=dtype)
         self.values = torch.zeros(*shape, capacity, head_dim, dtype=dtype)
         self.mask = torch.full((num_rows, 1, 1, capacity), -torch.inf, dtype=dtype)
@@ -57,7 +57,7 @@ class KVCache:
         self.mask[rows, :, :, :length] = 0
 
     def open_column(self) -> int:
-        """Make the next column visible to all rows and return it; each layer then writes it."""
+        """Make the next column visible to all rows and return its number. Each layer then writes it."""
         column, self.column = self.column, self.column + 1
         self.mask[:, :, :, column] = 0
         return column
@@ -68,7 +68,7 @@ class KVCache:
         return round_up(self.column)
 
     def keep(self, rows: list[int]) -> None:
-        """Row i becomes what row rows[i] was; `rows` differs from its index only where a row moves down."""
+        """Row i becomes a copy of row rows[i], which is i itself or a row from len(rows) on."""
         for target, source in enumerate(rows):
             if target != source:
                 self.keys[:, target, :, :, : self.column] = self.keys[:, source, :, :, : self.column]
@@ -78,7 +78,7 @@ class KVCache:
 
 
 def rows_without(num_rows: int, finished: list[int]) -> list[int]:
-    """An arrangement for `KVCache.keep` without `finished` rows, moving as few rows as possible."""
+    """What to give to `KVCache.keep` to remove the `finished` rows. As few rows as possible are moved."""
     gone = set(finished)
     rows = list(range(num_rows - len(gone)))
     movers = iter([row for row in range(len(rows), num_rows) if row not in gone])

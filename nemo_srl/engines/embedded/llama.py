@@ -1,11 +1,11 @@
-"""Llama on the CPU for generation: weights, prefill of a prefix tree, one decoding step for a batch.
+"""Llama on the CPU for generation: the weights, the prefill of a prefix tree, and one decoding step for a batch.
 
-Follows the Llama of the Hugging Face checkpoint format (RMSNorm, rotary embedding in halves, grouped
-queries, SwiGLU) with query/key/value and gate/up each in one matrix product. In float32 its logits agree
-with `LlamaForCausalLM` to rounding.
+This is the Llama of the Hugging Face checkpoint format: RMSNorm, rotary embedding in halves, grouped queries, SwiGLU.
+Query, key and value are one matrix product, and so are gate and up. In float32 its logits agree with
+`LlamaForCausalLM` up to rounding.
 
-Not covered: biases and architectures of no known family (`models.families` refuses them), rotary scaling other than
-`llama3` and `linear` (refused here), accelerators, and training.
+Not covered: accelerators, training, biases, architectures of no known family (`models.families` refuses them), and
+rotary scaling other than `llama3` and `linear` (refused here).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Linear = Callable[[Tensor], Tensor]
 """x [num_tokens, in_features] -> [num_tokens, out_features]."""
 
 _PREFILL_TOKENS = 1024
-"""Tokens that go through a layer together: enough to amortise the weights, few enough for the CPU's cache."""
+"""Tokens that go through a layer together. Fewer would read the weights too often. More would not fit the cache."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Layer:
 
 @dataclass
 class PrefilledPrompts:
-    """Keys and values of segments, and the hidden state [hidden_size] after each one's last token.
+    """Keys and values of segments, and the hidden state [hidden_size] after the last token of each.
 
-    `keys`, `values`: [num_layers, num_tokens, num_groups, head_dim]; `span` says where a segment lies.
+    `keys`, `values`: [num_layers, num_tokens, num_groups, head_dim]. `span` says which tokens a segment has there.
     """
 
     keys: Tensor
@@ -59,7 +59,7 @@ class PrefilledPrompts:
         return self.spans[id(segment)]
 
     def of_prompt(self, end: Segment) -> tuple[Tensor, Tensor]:
-        """Keys and values of the whole prompt that ends with segment `end`."""
+        """Keys and values of the whole prompt whose last segment is `end`."""
         spans = [self.span(segment) for segment in end.path]
         return (
             torch.cat([self.keys[:, span] for span in spans], 1),
@@ -98,7 +98,7 @@ class LlamaModel:
 
     @torch.inference_mode()
     def prefill(self, segments: Sequence[Segment]) -> PrefilledPrompts:
-        """Every segment once, parents before children."""
+        """Compute every segment once, parents before children."""
         spec = self.spec
         num_tokens = sum(len(segment.tokens) for segment in segments)
         shape = (spec.num_layers, num_tokens, spec.num_query_groups, spec.head_dim)
@@ -114,7 +114,7 @@ class LlamaModel:
         return done
 
     def _prefill_chunk(self, chunk: Sequence[Segment], span: slice, done: PrefilledPrompts) -> None:
-        """Segments whose parents are done, as one matrix of tokens; attention goes segment by segment."""
+        """Compute segments whose parents are done, as one matrix of tokens. Attention goes segment by segment."""
         spec = self.spec
         positions = torch.cat([torch.arange(segment.start, segment.end) for segment in chunk])
         rotary = self._rotary(positions)
@@ -137,13 +137,13 @@ class LlamaModel:
     def _prefill_attention(
         self, layer: int, query: Tensor, segment: Segment, mask: Tensor, done: PrefilledPrompts
     ) -> Tensor:
-        """query [length, num_heads, head_dim] of one segment over its whole path -> [length, query_size]."""
+        """Attention of one segment over its whole path: query [length, num_heads, head_dim] -> [length, query_size]."""
         spans = [done.span(part) for part in segment.path]
-        # torch's fused attention is slower here, and its rounding depends on how the prompt is cut.
+        # torch's fused attention is slower here. Its rounding depends on how the prompt is cut.
         key = torch.cat([done.keys[layer, span] for span in spans]).permute(1, 2, 0)
         value = torch.cat([done.values[layer, span] for span in spans]).transpose(0, 1)
         length, groups, head_dim = query.shape[0], self.spec.num_query_groups, self.spec.head_dim
-        # Heads of a group share keys, so they are just more queries: [groups, heads x length, head_dim].
+        # The heads of a group share keys. So they count as more queries: [groups, heads x length, head_dim].
         folded = query.view(length, groups, -1, head_dim).permute(1, 2, 0, 3).reshape(groups, -1, head_dim)
         scores = torch.add(mask, torch.bmm(folded, key), alpha=1 / math.sqrt(head_dim))
         out = torch.bmm(torch.softmax(scores, -1), value)
@@ -174,7 +174,7 @@ class LlamaModel:
     def _query_key_value(
         self, layer: Layer, hidden: Tensor, rotary: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries and keys, and values: [num_tokens, heads or groups, head_dim] each."""
+        """Rotated queries, rotated keys, and values, each [num_tokens, heads or groups, head_dim]."""
         heads, groups = self.spec.num_attention_heads, self.spec.num_query_groups
         qkv = layer.qkv(self._norm(hidden, layer.input_norm)).view(-1, heads + 2 * groups, self.spec.head_dim)
         rotated = rotate(qkv[:, : heads + groups], *rotary)
@@ -190,7 +190,7 @@ class LlamaModel:
         return F.rms_norm(hidden, (self.spec.hidden_size,), weight, self.spec.rms_norm_eps)
 
     def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for `rotate`: [num_tokens, 1, head_dim], the sines of the first half negated."""
+        """Cosines and sines for `rotate`, each [num_tokens, 1, head_dim]. The sines of the first half are negated."""
         angles = positions[:, None].float() * self.inverse_frequencies
         cos, sin = angles.cos(), angles.sin()
         return (
@@ -200,16 +200,16 @@ class LlamaModel:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of `x` [num_tokens, num_heads, head_dim]; halves, not pairs, are rotated."""
+    """Rotary position embedding of `x` [num_tokens, num_heads, head_dim]. It rotates halves, and not pairs."""
     half = x.shape[-1] // 2
     swapped = torch.cat((x[..., half:], x[..., :half]), -1)
     return (x * cos).addcmul_(swapped, sin)
 
 
 def inverse_frequencies(spec: ModelSpec) -> Tensor:
-    """Angles per position [head_dim / 2], the long wavelengths scaled where the model says so.
+    """Angles per position, [head_dim / 2]. Long wavelengths are scaled if the model's configuration says so.
 
-    Raises `ModelError` for a type of scaling that is not known here. Without it the text would be wrong.
+    Raises `ModelError` for a kind of scaling that is not known. To ignore it would give wrong text.
     """
     plain = spec.rope_theta ** (-torch.arange(0, spec.head_dim, 2).float() / spec.head_dim)
     scaling = spec.rope_scaling or {}
@@ -219,20 +219,20 @@ def inverse_frequencies(spec: ModelSpec) -> Tensor:
         return plain / float(scaling["factor"])
     if spec.rope_type != "llama3":
         raise ModelError(
-            f"rope_scaling={spec.rope_scaling}: the embedded engine knows the types default, linear and "
-            "llama3. Serve this model with another engine."
+            f"rope_scaling={spec.rope_scaling}: the embedded engine knows the types default, linear and llama3. "
+            "Serve this model with another engine."
         )
     factor, low, high = (float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
     turns = float(scaling["original_max_position_embeddings"]) * plain / (2 * math.pi)
-    smooth = ((turns - low) / (high - low)).clamp(0, 1)  # 0: long wavelength, scaled; 1: short, kept
+    smooth = ((turns - low) / (high - low)).clamp(0, 1)  # 0: a long wavelength, scaled. 1: a short one, kept.
     return plain * (smooth + (1 - smooth) / factor)
 
 
 def make_linear(weight: Tensor) -> Linear:
-    """x -> x @ weight.T, with the weight laid out once as oneDNN's kernels want it.
+    """x -> x @ weight.T, with the weight laid out once in the way that oneDNN's kernels want.
 
-    That is 1.5 to 2 times faster for the few rows of a decoding step than `F.linear`, which lays it out
-    again in every call. Without oneDNN, or where it lacks the type, `F.linear` does it.
+    `F.linear` lays it out again in every call. For the few rows of a decoding step, this is 1.5 to 2 times faster.
+    Without oneDNN, or where oneDNN does not know the dtype, it is `F.linear`.
     """
     ops = torch.ops.mkldnn
     if not hasattr(ops, "_linear_pointwise"):
@@ -243,7 +243,7 @@ def make_linear(weight: Tensor) -> Linear:
     run = ops._linear_pointwise.default
 
     def linear(x: Tensor) -> Tensor:
-        # A single row would take another kernel, with another rounding than the same row gets among others.
+        # A single row would take another kernel, which rounds differently. So it is doubled.
         rows = x if x.shape[0] > 1 else x.repeat(2, 1)
         return run(rows, packed, None, "none", [], "")[: x.shape[0]]  # type: ignore[no-any-return]
 
@@ -251,7 +251,7 @@ def make_linear(weight: Tensor) -> Linear:
 
 
 class _Weights:
-    """Reads tensors of a directory by name, converted to `dtype`."""
+    """Reads tensors of a directory by name and converts them to `dtype`."""
 
     def __init__(self, model_dir: Path, dtype: torch.dtype) -> None:
         self.index = hf.tensor_index(model_dir)
@@ -280,7 +280,7 @@ def _read_layer(read: _Weights, family: families.Family, layer: int) -> Layer:
 
 
 def _prefill_chunks(segments: Sequence[Segment]) -> Iterable[list[Segment]]:
-    """Segments of one depth at a time, so that parents are done, in chunks of about `_PREFILL_TOKENS`."""
+    """Chunks of about `_PREFILL_TOKENS` tokens. The segments of a chunk have one depth, so their parents are done."""
     by_depth: dict[int, list[Segment]] = {}
     for segment in segments:
         by_depth.setdefault(len(segment.path), []).append(segment)
@@ -295,7 +295,7 @@ def _prefill_chunks(segments: Sequence[Segment]) -> Iterable[list[Segment]]:
 
 
 def _causal_mask(segment: Segment, heads_per_group: int, dtype: torch.dtype) -> Tensor:
-    """Additive mask [heads_per_group x length, end]: every token sees its path up to itself."""
+    """Additive mask [heads_per_group x length, end]. Every token sees the tokens before it on its path, and itself."""
     length = len(segment.tokens)
     mask = torch.full((length, segment.end), -torch.inf, dtype=dtype).triu_(segment.start + 1)
     return mask.repeat(heads_per_group, 1)

@@ -1,8 +1,8 @@
-"""From logits to tokens: greedy, or temperature and top-p with randomness that belongs to the sample.
+"""From logits to tokens: greedy, or with temperature and top-p. Each sample has random numbers of its own.
 
-Top-p keeps the smallest set of tokens whose probability reaches `top_p`, most probable first, equal ones
-by token id. It is exact, yet a vocabulary is almost never sorted: the tokens that can matter are taken
-with topk, and the few rows for which those were not enough are done again with more.
+Top-p keeps the smallest set of tokens whose probability reaches `top_p`. The most probable tokens come first, and
+equally probable ones by token id. The result is exact, and yet the whole vocabulary is almost never sorted: `topk`
+takes the tokens that can matter, and the few rows that need more tokens are done again with more.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ _NUM_CANDIDATES = (64, 1024)
 
 
 def sample_uniforms(seed: int, key: str, index: int, max_tokens: int) -> Tensor:
-    """What decides sample `index` of request `key`: a number in [0, 1) a token, [max_tokens] float64."""
+    """The random numbers of sample `index` of request `key`: one in [0, 1) for each token, [max_tokens] float64."""
     digest = hashlib.sha256(f"{seed}/{index}/{key}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     return torch.rand(max_tokens, generator=generator, dtype=torch.float64)
 
 
 def choose(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float) -> Tensor:
-    """One token per row: logits [num_rows, vocab_size], uniforms [num_rows] in [0, 1) -> ids [num_rows].
+    """Choose one token per row: logits [num_rows, vocab_size], uniforms [num_rows] in [0, 1) -> ids [num_rows].
 
-    The id is -1 for a row of logits that are not numbers.
+    The id is -1 for a row whose logits are not numbers.
     """
     if temperature == 0:
         chosen = logits.argmax(-1)
@@ -46,7 +46,7 @@ def choose(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float
 def _invert(probabilities: Tensor, uniforms: Tensor, top_p: float, size: int) -> tuple[Tensor, Tensor]:
     """Invert the distribution function over the `size` most probable tokens.
 
-    Returns tokens [num_rows], and whether each would be the same with the whole vocabulary.
+    Returns tokens [num_rows], and for each row whether the whole vocabulary would give the same token.
     """
     vocab_size = probabilities.shape[-1]
     _, ids = probabilities.topk(size, sorted=False)
@@ -65,7 +65,8 @@ def _invert(probabilities: Tensor, uniforms: Tensor, top_p: float, size: int) ->
     tokens = ids.gather(-1, position[:, None]).squeeze(-1)
     if size == vocab_size:
         return tokens.masked_fill_(cumulative[:, -1].isnan(), -1), torch.ones_like(position, dtype=torch.bool)
-    # Tokens as probable as the least one here may have been left out, so whatever rests on that one is open.
+    # Tokens as probable as the least probable one here may have been left out. If the result depends on that one, the
+    # whole vocabulary could give another token.
     decisive = position if top_p == 1 else last
     settled = (values.gather(-1, decisive[:, None]) > values[:, -1:]).squeeze(-1)
     if top_p == 1:

@@ -1,7 +1,7 @@
-"""Stop strings: a sample ends where its text has one of them, which stays in it.
+"""Stop strings: a sample ends where its text has one of them. The string stays in the text.
 
-Texts are looked at token by token, and only where the newest token could have completed a string, so that
-decoding costs next to nothing beside the model.
+A text is only decoded and searched where the newest token could have completed a stop string. So the search costs next
+to nothing beside the model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ Decode = Callable[[list[int]], str]
 
 
 class StopStrings:
-    """For one tokenizer; what a token could complete is remembered."""
+    """Searches texts of one tokenizer. It remembers the text of each token."""
 
     def __init__(self, decode: Decode) -> None:
         self._decode = decode
@@ -27,12 +27,12 @@ class StopStrings:
             self._texts[last] = self._decode([last])
         if not any(s[-1] in self._texts[last] for s in stop):
             return False
-        # Each token of a stop string is at least one of its characters; one more is context for the decoder.
+        # Each token of a stop string is at least one of its characters. One more token is context for the decoder.
         tail = self._decode(list(tokens[-max(map(len, stop)) - 1 :]))
         return any(s in tail for s in stop)
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
-    """`text` up to the end of the first stop string in it; a token may have brought more."""
+    """`text` up to the end of the first stop string in it. The last token may have brought more characters."""
     ends = [begin + len(s) for s in stop if (begin := text.find(s)) >= 0]
     return text[: min(ends)] if ends else text

@@ -1,12 +1,13 @@
-"""The client of servers with an OpenAI-style API: hosted models, NIM, vLLM, `trtllm-serve`.
+"""The client of servers with an OpenAI-style API: hosted models, NIM, vLLM, and TensorRT-LLM's own.
 
+    settings.py    what can be set
     transport.py   one HTTP call: deadlines, retries, the key
-    dialects.py    what is sent and read: token ids to /completions, text to /chat/completions
+    dialects.py    what it sends and reads: token ids to /completions, text to /chat/completions
     engine.py      many requests at once, and `GenerationEngine` around it
 
-Raises `ConfigError` before anything is sent for settings that cannot work, `EngineError` for a server that
-cannot be reached, refuses, or answers nonsense. Server keys come from an environment variable and are
-neither logged nor stored.
+Raises `ConfigError` before anything is sent, for settings that cannot work. Raises `EngineError` for a server that
+cannot be reached, refuses, or answers nonsense. A server's key comes from an environment variable. It is neither logged
+nor stored.
 """
 
 from __future__ import annotations
@@ -15,31 +16,31 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from nemo_srl.config import EngineConfig
-from nemo_srl.engines.openai.dialects import ChatDialect, CompletionsDialect, Dialect, load_tokenizer
-from nemo_srl.engines.openai.engine import OpenAIEngine, ServerSettings
+from nemo_srl.engines import EngineBackend
+from nemo_srl.engines.openai.settings import OpenAISettings
 from nemo_srl.errors import ConfigError, DataError
-from nemo_srl.models.hf import read_spec
-from nemo_srl.protocols import GenerationRequest, SamplingParams
-
-__all__ = ["api_key", "open_openai"]
+from nemo_srl.protocols import GenerationEngine, GenerationRequest, SamplingParams
 
 
-def open_openai(cfg: EngineConfig, model_dir: Path) -> OpenAIEngine:
-    """The server at `engine.base_url`. `model_dir` gives the tokenizer that counts (and makes) token ids."""
+def _open(settings: OpenAISettings, model_dir: Path) -> GenerationEngine:
+    """An engine on the server at `engine.base_url`. Its tokens are counted with the tokenizer of `model_dir`."""
+    from nemo_srl.engines.openai.dialects import ChatDialect, CompletionsDialect, load_tokenizer
+    from nemo_srl.engines.openai.engine import OpenAIEngine, ServerSettings
+    from nemo_srl.models.hf import read_spec
+
     tokenizer = load_tokenizer(model_dir)
-    settings = ServerSettings(
-        base_urls=[cfg.base_url.rstrip("/")],
-        model=cfg.model,
-        api_key=api_key(cfg.api_key_env),
-        max_concurrency=cfg.max_concurrency,
-        timeout_seconds=cfg.timeout_seconds,
-        max_retries=cfg.max_retries,
+    server = ServerSettings(
+        base_urls=[settings.base_url.rstrip("/")],
+        model=settings.model,
+        api_key=api_key(settings.api_key_env),
+        max_concurrency=settings.max_concurrency,
+        timeout_seconds=settings.timeout_seconds,
+        max_retries=settings.max_retries,
     )
-    if cfg.api == "chat":
-        chat: Dialect = ChatDialect(tokenizer, cfg.extra_body)
-        return OpenAIEngine(settings, chat, check=_check_texts)
-    return OpenAIEngine(settings, CompletionsDialect(tokenizer, read_spec(model_dir).eos_token_ids, cfg.extra_body))
+    if settings.api == "chat":
+        return OpenAIEngine(server, ChatDialect(tokenizer, settings.extra_body), check=_check_texts)
+    eos_token_ids = read_spec(model_dir).eos_token_ids
+    return OpenAIEngine(server, CompletionsDialect(tokenizer, eos_token_ids, settings.extra_body))
 
 
 def api_key(variable: str) -> str:
@@ -48,10 +49,19 @@ def api_key(variable: str) -> str:
         return ""
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise ConfigError(f"engine.api_key_env={variable!r}: this environment variable is not set; put the key there")
+        raise ConfigError(f"engine.api_key_env={variable!r}: this environment variable is not set. Put the key there.")
     return key
+
+
+def _check(settings: OpenAISettings, model_dir: Path) -> None:
+    api_key(settings.api_key_env)
 
 
 def _check_texts(requests: Sequence[GenerationRequest], params: SamplingParams) -> None:
     if without := [r.key for r in requests if not r.text]:
-        raise DataError(f"request {without[0]!r}: has no text, which is what engine.api='chat' sends")
+        raise DataError(f"request {without[0]!r}: it has no text, and engine.api='chat' sends texts")
+
+
+BACKEND = EngineBackend(
+    settings=OpenAISettings, decisive=("base_url", "model", "api", "extra_body"), open=_open, check=_check
+)

@@ -1,7 +1,7 @@
 """What is sent to a server, and what is read from its answer: token ids to /completions, or text to a chat.
 
-An answer is untrusted: a choice without what it must have raises `BadChoiceError`, and the engine asks again for that
-sample alone.
+An answer is untrusted. A choice that lacks something raises `BadChoiceError`, and the engine asks again for that
+sample.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FINISH_REASONS: Mapping[str, FinishReason] = {
     "stop": "stop",
     "eos": "stop",
     "length": "length",
-    # The server's own filter ended it. What is there is used: a verdict without a score is counted as such.
+    # The server's own filter ended the sample. The text up to there is used.
     "content_filter": "stop",
 }
 
@@ -27,11 +27,11 @@ _NUMBER = re.compile(r"[0-9]+")
 
 
 class BadChoiceError(ValueError):
-    """A choice in a server's answer that is no usable sample."""
+    """A choice in a server's answer that cannot be used as a sample."""
 
 
 class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that is needed here."""
+    """The part of a Hugging Face tokenizer that this module needs."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
@@ -40,15 +40,25 @@ class Tokenizer(Protocol):
 
 def load_tokenizer(model_dir: Path) -> Tokenizer:
     """The tokenizer of a Hugging Face directory."""
-    from transformers import AutoTokenizer  # here, since it takes a second that launching a job need not pay
+    from transformers import AutoTokenizer  # imported here, because it takes a second and a launcher does not need it
 
     tokenizer: Tokenizer = AutoTokenizer.from_pretrained(model_dir)
     return tokenizer
 
 
+def decode(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """The text of tokens, without special tokens."""
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def without_end_token(ids: list[int], reason: FinishReason, end_token_ids: Sequence[int]) -> list[int]:
+    """The tokens of a sample's text. Servers differ in whether `ids` has the token that ended the sample."""
+    return ids[:-1] if reason == "stop" and ids and ids[-1] in end_token_ids else ids
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One usable choice. `num_tokens` counts an end-of-sequence token, which is not part of `text`."""
+    """One usable choice. `num_tokens` counts the end-of-sequence token as well, which is not part of `text`."""
 
     text: str
     num_tokens: int
@@ -57,7 +67,7 @@ class Sample:
 
 
 class Dialect(Protocol):
-    """How to speak to one kind of server."""
+    """How to talk to one kind of server."""
 
     @property
     def path(self) -> str: ...
@@ -75,8 +85,8 @@ class Dialect(Protocol):
 class CompletionsDialect:
     """Token ids to /completions.
 
-    `extra_body` is added to every request, and a null in it takes a field away. `end_token_ids` are cut
-    off where the server returns token ids; texts come without them.
+    `extra_body` is added to every request. A null in it takes a field away. Where the server returns token ids, one of
+    `end_token_ids` at their end is cut off. A text comes without it.
     """
 
     tokenizer: Tokenizer
@@ -96,7 +106,8 @@ class CompletionsDialect:
         reason = _finish_reason(choice)
         ids = choice.get("token_ids")
         if isinstance(ids, list) and all(isinstance(i, int) for i in ids):
-            text, num_tokens = self._decode(ids, reason)
+            kept = without_end_token(ids, reason, self.end_token_ids)
+            text, num_tokens = decode(self.tokenizer, kept), len(kept) + (reason == "stop")
         else:
             text = _text(choice.get("text"))
             num_tokens = _count(self.tokenizer, text, reason)
@@ -104,16 +115,10 @@ class CompletionsDialect:
         numbers = None if logprobs is None else number_logprobs(text, logprobs)
         return Sample(text, num_tokens, reason, numbers)
 
-    def _decode(self, ids: list[int], reason: FinishReason) -> tuple[str, int]:
-        # Servers differ in whether the token that ended a sample is among its ids.
-        kept = ids[:-1] if reason == "stop" and ids and ids[-1] in self.end_token_ids else ids
-        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text, len(kept) + (reason == "stop")
-
 
 @dataclass(frozen=True)
 class ChatDialect:
-    """The text of a prompt to /chat/completions, as the user's turn, after the turns before it."""
+    """The text of a prompt to /chat/completions, as the user's turn, after the earlier turns."""
 
     tokenizer: Tokenizer
     extra_body: Mapping[str, Any] = field(default_factory=dict)
@@ -135,7 +140,7 @@ class ChatDialect:
         text = _text(message.get("content") if isinstance(message, dict) else None)
         logprobs = _of_chat(choice.get("logprobs")) if params.num_logprobs else None
         numbers = None if logprobs is None else number_logprobs(text, logprobs)
-        # The server's tokenizer is its own; the policy's gives a comparable count.
+        # The server has a tokenizer of its own. The policy's gives a count that can be compared between servers.
         return Sample(text, _count(self.tokenizer, text, reason), reason, numbers)
 
 
@@ -148,9 +153,9 @@ class TokenLogprob:
 
 
 def number_logprobs(text: str, tokens: Sequence[TokenLogprob]) -> NumberLogprobs:
-    """Where in `text` a token begins a number, and the numbers that could have stood there.
+    """Where numbers begin in `text`, and the log-probabilities of the numbers that could have stood there.
 
-    Only a token that is a whole number, with blanks around it at most, is told of, and only such alternatives.
+    Only tokens that are a whole number count, here and among the alternatives. Blanks may stand around the number.
     """
     found: NumberLogprobs = []
     for token, offset in zip(tokens, _offsets(text, [t.token for t in tokens]), strict=True):
@@ -163,10 +168,10 @@ def number_logprobs(text: str, tokens: Sequence[TokenLogprob]) -> NumberLogprobs
 
 
 def _offsets(text: str, tokens: Sequence[str]) -> list[int | None]:
-    """Where each token begins in `text`; None where that cannot be told.
+    """Where each token begins in `text`. None where it is not known.
 
-    Tokens of half a character have no text that could be found, so tokens are matched from the beginning up
-    to such a one, and from the end back to such a one. A last token that ends the sequence has no place.
+    A token of half a character has no text that could be found. So tokens are matched from the beginning up to the
+    first such token, and from the end back to the last one. A token that ends the sequence has no place in the text.
     """
     offsets: list[int | None] = [None] * len(tokens)
     position = 0
@@ -217,9 +222,9 @@ def _count(tokenizer: Tokenizer, text: str, reason: FinishReason) -> int:
 
 
 def _of_completion(logprobs: object) -> list[TokenLogprob]:
-    """From the shape of /completions: parallel lists of tokens, their log-probabilities, their rivals.
+    """From the shape of /completions: parallel lists of tokens, their log-probabilities, and the most probable tokens.
 
-    llama.cpp's server gives the shape of a chat here, too.
+    llama.cpp's server gives the shape of a chat here as well.
     """
     if not isinstance(logprobs, dict):
         raise BadChoiceError(f"logprobs={logprobs!r}, although they were asked for")
@@ -233,7 +238,7 @@ def _of_completion(logprobs: object) -> list[TokenLogprob]:
 
 
 def _of_chat(logprobs: object) -> list[TokenLogprob]:
-    """From the shape of /chat/completions: `content`, a list of objects."""
+    """From the shape of /chat/completions: `content` is a list of objects."""
     if not isinstance(logprobs, dict) or not isinstance(logprobs.get("content"), list):
         raise BadChoiceError(f"logprobs={logprobs!r}, although they were asked for")
     try:

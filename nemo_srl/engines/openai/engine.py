@@ -1,12 +1,13 @@
-"""`GenerationEngine` over HTTP: many requests under way at once, completions yielded as they arrive.
+"""`GenerationEngine` over HTTP: many requests are under way at once, and completions are yielded as they arrive.
 
-All n samples of a prompt are asked for in one request (the prompt is computed once; and TensorRT-LLM's sampler
-ignores seeds, so the same prompt on two replicas may come back twice with the same text). What is usable
-of an answer is yielded; what is missing or malformed is asked for again, `NUM_FRUITLESS` times without any
-progress. An error that asking again cannot mend stops new requests, lets those under way finish, and is then
-raised as `EngineError`: so nothing that a server completed is lost.
+One HTTP call asks for all n samples of a prompt. So the server computes the prompt once. There is another reason:
+TensorRT-LLM's sampler ignores seeds, and two replicas could give the same text for the same prompt.
 
-Not covered: byte-equal results of two runs. A server's samples depend on what else it serves.
+The usable choices of an answer are yielded. The engine asks again for samples that are missing or malformed, until
+`NUM_FRUITLESS` answers in turn had nothing usable. If an error would come again, the engine sends no new requests,
+waits for those under way, and then raises `EngineError`. So nothing that a server completed is lost.
+
+Not covered: two runs with the same bytes. What a server samples depends on what else it serves.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from nemo_srl.engines.checks import check_keys
+from nemo_srl.engines.checks import RequestCheck, missing_samples
 from nemo_srl.engines.openai.dialects import BadChoiceError, Dialect, Sample
 from nemo_srl.engines.openai.transport import RefusedError, Transport
 from nemo_srl.errors import EngineError
@@ -30,41 +31,44 @@ from nemo_srl.protocols import GenerationRequest, SamplingParams
 from nemo_srl.records import Completion
 
 NUM_FRUITLESS = 3
-"""Answers to one request, one after the other, with nothing usable in them, before that is an error."""
+"""So many answers to one request, one after the other, without anything usable are an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """Where the servers are (URLs up to `/v1`, of replicas of one model) and how to treat them."""
+    """Where the servers are, and how to treat them."""
 
     base_urls: Sequence[str]
+    """URLs up to `/v1`, of replicas of one model."""
     model: str = ""
-    """Empty: the only one that the first server lists."""
+    """Empty: the only model that the first server lists."""
     api_key: str = ""
     max_concurrency: int = 64
     timeout_seconds: float = 600
     max_retries: int = 5
     use_proxies: bool = True
-    """Those of the environment, unless all servers are on this machine, where none would lead."""
+    """Use the proxies of the environment. They are not used if all servers are on this machine."""
     backoff_seconds: float = 0.5
-    """Before the first further attempt; doubled for each one after it."""
+    """Wait before the second attempt. Each further wait is twice as long."""
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Todo:
+    """A request, and the indices of its samples that are missing."""
+
     request: GenerationRequest
-    missing: tuple[int, ...]
+    missing: list[int]
 
 
 Emit = Callable[[tuple[Completion, ...]], None]
 
 
 class OpenAIEngine:
-    """Serves whatever model the servers have.
+    """Serves the model that the servers have.
 
-    `check` raises `DataError` for requests that the servers could not take, before anything is sent. With
-    `probe`, the first `generate` finds out whether they give n samples for one request, and different
-    ones; if not, it asks for one at a time and says so through `warn`.
+    `check` refuses requests that the servers could not take, before anything is sent. With `probe`, the first
+    `generate` finds out whether one call gives n samples, and whether they differ. If not, the engine asks for one
+    sample at a time, and says so through `warn`.
     """
 
     def __init__(
@@ -72,7 +76,7 @@ class OpenAIEngine:
         settings: ServerSettings,
         dialect: Dialect,
         *,
-        check: Callable[[Sequence[GenerationRequest], SamplingParams], None] = lambda requests, params: None,
+        check: RequestCheck = lambda requests, params: None,
         probe: bool = False,
         warn: Callable[[str], None] = print,
     ) -> None:
@@ -85,25 +89,18 @@ class OpenAIEngine:
         self._one_at_a_time = False
 
     def generate(
-        self,
-        requests: Sequence[GenerationRequest],
-        params: SamplingParams,
-        *,
-        completed: Collection[str] = (),
+        self, requests: Sequence[GenerationRequest], params: SamplingParams, *, completed: Collection[str] = ()
     ) -> Iterator[tuple[Completion, ...]]:
         """See `protocols.GenerationEngine`. Requests are checked in this call, not at the first `next`."""
-        check_keys(requests)
-        self._check(requests, params)
-        done = set(completed)
-        jobs = [_Job(r, tuple(i for i in range(r.n) if f"{r.key}/{i:02d}" not in done)) for r in requests]
-        return self._stream([job for job in jobs if job.missing], params)
+        missing = missing_samples(requests, params, completed, check=self._check)
+        return self._stream([_Todo(r, missing[r.key]) for r in requests if r.key in missing], params)
 
     def close(self) -> None:
-        """Nothing to end: connections belong to each `generate`, servers to the job."""
+        """There is nothing to end. Connections belong to each `generate`, and servers to the job."""
 
-    def _stream(self, jobs: list[_Job], params: SamplingParams) -> Iterator[tuple[Completion, ...]]:
-        """Run the event loop in a thread of its own, so that callers stay free of `async`."""
-        if not jobs:
+    def _stream(self, todo: list[_Todo], params: SamplingParams) -> Iterator[tuple[Completion, ...]]:
+        """Run the event loop in a thread of its own, so that callers need no `async`."""
+        if not todo:
             return
         results: queue.SimpleQueue[tuple[Completion, ...] | BaseException | None] = queue.SimpleQueue()
         started: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
@@ -112,7 +109,7 @@ class OpenAIEngine:
             loop, task = asyncio.get_running_loop(), asyncio.current_task()
             assert task is not None
             started.put(lambda: loop.call_soon_threadsafe(task.cancel))
-            await self._ask_all(jobs, params, results.put)
+            await self._ask_all(todo, params, results.put)
 
         def run() -> None:
             try:
@@ -131,11 +128,11 @@ class OpenAIEngine:
                     raise item
                 yield item
         finally:
-            with contextlib.suppress(RuntimeError):  # the loop may have ended
+            with contextlib.suppress(RuntimeError):  # the loop may have ended already
                 cancel()
             thread.join()
 
-    async def _ask_all(self, jobs: list[_Job], params: SamplingParams, emit: Emit) -> None:
+    async def _ask_all(self, todo: list[_Todo], params: SamplingParams, emit: Emit) -> None:
         s = self._settings
         transport = Transport(
             api_key=s.api_key, timeout_seconds=s.timeout_seconds, max_retries=s.max_retries,
@@ -146,78 +143,73 @@ class OpenAIEngine:
         async with transport:
             self._model = self._model or await only_model(transport, s.base_urls[0])
             if self._probe:
-                await self._find_out(transport, jobs[0].request, params)
+                await self._find_out(transport, todo[0].request, params)
             errors: list[EngineError] = []
-            todo = iter(jobs)
+            queued = iter(todo)
 
             async def work() -> None:
-                for job in todo:
+                for one in queued:  # all workers take from this one iterator
                     if errors:
                         return
                     try:
-                        await self._ask(transport, job, params, emit)
+                        await self._ask(transport, one, params, emit)
                     except EngineError as e:
                         errors.append(e)
 
-            await asyncio.gather(*(work() for _ in range(min(s.max_concurrency, len(jobs)))))
+            await asyncio.gather(*(work() for _ in range(min(s.max_concurrency, len(todo)))))
             if errors:
                 more = f" ({len(errors) - 1} more requests failed)" if len(errors) > 1 else ""
                 raise EngineError(f"{errors[0]}{more}. What was completed is kept; run again to go on.")
 
-    async def _ask(self, transport: Transport, job: _Job, params: SamplingParams, emit: Emit) -> None:
-        """Ask until every missing sample is there.
-
-        The first answer's choices are taken by their index. Later ones, under other seeds, fill whatever
-        is still missing. A server that refuses n > 1 (some know no other n, llama.cpp's has a limit) is asked for
-        one sample at a time, if it does not refuse that, too.
-        """
-        request, missing = job.request, list(job.missing)
+    async def _ask(self, transport: Transport, todo: _Todo, params: SamplingParams, emit: Emit) -> None:
+        """Ask for one request until none of its samples is missing."""
+        request, missing = todo.request, todo.missing
         one_at_a_time, refusal = self._one_at_a_time, ""
-        num_asked = num_fruitless = 0
+        num_answers = num_fruitless = 0
         while missing:
-            whole = num_asked == 0 and not one_at_a_time
+            # The first call asks for all n samples, even if only some are missing. Its choice i is sample i, so that a
+            # run that goes on asks the same question as before. Later calls ask for the missing samples alone.
+            whole = num_answers == 0 and not one_at_a_time
             n = request.n if whole else 1 if one_at_a_time else len(missing)
             if params.temperature == 0:
                 n = 1  # all samples are the same, and TensorRT-LLM refuses to give more than one
-            seed = seed_of(request, num_asked if not one_at_a_time else missing[0])
+            # Calls have different seeds, because with the same one a server could repeat itself. One at a time, the
+            # index of the sample makes the seed.
+            seed = seed_of(request, missing[0] if one_at_a_time else num_answers)
+            body = self._dialect.body(request, params, model=self._model, n=n, seed=seed)
             try:
-                answer = await transport.post(
-                    self._url(request) + self._dialect.path,
-                    self._dialect.body(request, params, model=self._model, n=n, seed=seed),
-                )
+                answer = await transport.post(self._url(request) + self._dialect.path, body)
             except RefusedError as e:
+                # Some servers take no n but 1, and llama.cpp's has a limit for n. So the next call asks for one sample.
                 if n == 1 or e.status not in (400, 422):
                     raise
                 one_at_a_time, refusal = True, str(e)
                 continue
             if refusal and not self._one_at_a_time:
+                # The server took n=1, so n was the reason for its refusal. Now all requests ask for one sample at a
+                # time.
                 self._warn(f"{refusal}. It takes n=1: samples are asked for one at a time, which is slower")
                 self._one_at_a_time = True
             samples, problems = self._samples(answer, params, n)
-            if params.temperature == 0:
-                taken = [(i, sample) for sample in samples.values() for i in missing]
-            elif whole:
-                taken = [(i, samples[i]) for i in missing if i in samples]
-            else:
-                taken = list(zip(missing, samples.values(), strict=False))
+            taken = _assigned(samples, missing, greedy=params.temperature == 0, by_index=whole)
             if taken:
-                emit(tuple(_completion(request, i, sample) for i, sample in taken))
-                missing = [i for i in missing if i not in {i for i, _ in taken}]
-            num_asked += 1
+                emit(tuple(_completion(request, i, sample) for i, sample in taken.items()))
+                missing = [i for i in missing if i not in taken]
+            num_answers += 1
             num_fruitless = 0 if taken else num_fruitless + 1
             if num_fruitless == NUM_FRUITLESS:
                 raise EngineError(
                     f"request {request.key!r}: {NUM_FRUITLESS} answers of {self._url(request)} had nothing usable for "
-                    f"{len(missing)} of its {request.n} samples; the last one: {'; '.join(problems) or 'no choices'}"
+                    f"{len(missing)} of its {request.n} samples. The last one: {'; '.join(problems) or 'no choices'}"
                 )
 
     def _url(self, request: GenerationRequest) -> str:
-        """The replica of a request: always the same one, so that it may still have the prompt."""
+        """The replica of a request. It is always the same one, because that one may still have the prompt."""
         urls = self._settings.base_urls
         return urls[zlib.crc32(request.key.encode()) % len(urls)]
 
     def _samples(self, answer: httpx.Response, params: SamplingParams, n: int) -> tuple[dict[int, Sample], list[str]]:
-        """The usable choices by index, and what was wrong with the others."""
+        """The usable choices by index, and what is wrong with the others."""
         try:
             found = answer.json()
         except ValueError:
@@ -241,7 +233,7 @@ class OpenAIEngine:
         return samples, problems
 
     async def _find_out(self, transport: Transport, request: GenerationRequest, params: SamplingParams) -> None:
-        """Send one small request for two samples; adapts, or raises `EngineError` when nothing would help."""
+        """Ask for two short samples. Adapts to what the server can do. Raises `EngineError` if nothing would help."""
         self._probe = False
         probing = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=16, num_logprobs=params.num_logprobs)
         url = self._settings.base_urls[0] + self._dialect.path
@@ -267,9 +259,18 @@ class OpenAIEngine:
 
 
 _NO_LOGPROBS = (
-    "judge.mode='expected' needs log-probabilities, and the server gives none for /v1/completions (TensorRT-LLM up to "
-    "1.2 does not): use judge.mode=sampled, a newer server, or engine.trtllm.in_process=true."
+    "judge.mode='expected' needs log-probabilities, and the server gives none for /v1/completions. Use "
+    "judge.mode=sampled, a newer server, or another engine."
 )
+
+
+def _assigned(samples: dict[int, Sample], missing: Sequence[int], *, greedy: bool, by_index: bool) -> dict[int, Sample]:
+    """Which usable choice becomes which missing sample."""
+    if greedy:
+        return {i: sample for sample in samples.values() for i in missing}  # there is one choice, for all samples
+    if by_index:
+        return {i: samples[i] for i in missing if i in samples}
+    return dict(zip(missing, samples.values(), strict=False))
 
 
 def seed_of(request: GenerationRequest, salt: int) -> int:
@@ -279,14 +280,14 @@ def seed_of(request: GenerationRequest, salt: int) -> int:
 
 
 async def only_model(transport: Transport, base_url: str) -> str:
-    """The name of the one model that a server lists."""
+    """The name of the only model that a server lists."""
     answer = await transport.get(f"{base_url}/models")
     try:
         names = [str(m["id"]) for m in answer.json()["data"]]
     except (ValueError, KeyError, TypeError) as e:
         raise EngineError(f"{base_url}/models: not a list of models: {answer.text[:200]!r}") from e
     if len(names) != 1:
-        raise EngineError(f"engine.model='': {base_url} lists {len(names)} models ({', '.join(names[:10])}); name one")
+        raise EngineError(f"engine.model='': {base_url} lists {len(names)} models ({', '.join(names[:10])}). Name one.")
     return names[0]
 
 

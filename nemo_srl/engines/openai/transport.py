@@ -1,8 +1,8 @@
-"""HTTP with the patience that servers need: what may pass is tried again, what will not is an error at once.
+"""HTTP calls that are tried again after errors that may pass.
 
-Tried again, with exponential back-off and jitter: connection errors, an attempt past its deadline, 429 (at the
-time that `Retry-After` names) and 5xx. Everything else that is not 200 raises `RefusedError` with the
-server's own message. The key is part of the headers only and is cut out of every message.
+Connection errors, attempts past their deadline, 429 and 5xx are tried again, with exponential back-off and jitter.
+After 429, the next attempt waits as long as `Retry-After` says. Any other status but 200 raises `RefusedError` at once,
+with the server's own message. The key is in the headers only. It is cut out of every message.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_RETRY_AFTER_SECONDS = 300.0
 
 
 class RefusedError(EngineError):
-    """A server's answer that the same request would get again."""
+    """The server refused a request. It would refuse the same request again."""
 
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
@@ -31,7 +31,7 @@ class RefusedError(EngineError):
 
 
 class Transport:
-    """One HTTP client; use it as an asynchronous context manager within one event loop."""
+    """One HTTP client. Use it as an asynchronous context manager within one event loop."""
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class Transport:
         await self._client.__aexit__(*args)
 
     async def get(self, url: str) -> httpx.Response:
-        """The answer, with status 200."""
+        """The server's answer. Its status is 200."""
         return await self._request("GET", url, None)
 
     async def post(self, url: str, body: Mapping[str, Any]) -> httpx.Response:
-        """The answer, with status 200; its content is not looked at."""
+        """The server's answer. Its status is 200, and its content is not checked."""
         return await self._request("POST", url, body)
 
     async def _request(self, method: str, url: str, body: Mapping[str, Any] | None) -> httpx.Response:
@@ -90,12 +90,12 @@ class Transport:
             if attempt < self._max_retries:
                 await asyncio.sleep(self._delay(attempt, retry_after))
         raise EngineError(
-            self._without_key(f"{url}: given up after {self._max_retries + 1} attempts; the last one: {failure}")
+            self._without_key(f"{url}: given up after {self._max_retries + 1} attempts. The last one: {failure}")
         )
 
     def _delay(self, attempt: int, retry_after: float | None) -> float:
         backoff: float = min(self._backoff * 2**attempt, MAX_BACKOFF_SECONDS)
-        # Jitter, so that requests that failed together do not come back together.
+        # The jitter keeps requests that failed together from coming back together.
         jittered = backoff * random.uniform(0.5, 1)
         return jittered if retry_after is None else max(jittered, min(retry_after, MAX_RETRY_AFTER_SECONDS))
 
@@ -104,7 +104,7 @@ class Transport:
 
 
 def server_message(response: httpx.Response) -> str:
-    """What the server has to say about an error, in one of the usual shapes, else the start of its text."""
+    """The server's message about an error, in one of the usual shapes. Otherwise the start of its text."""
     try:
         found = response.json()
     except ValueError:
@@ -115,7 +115,7 @@ def server_message(response: httpx.Response) -> str:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds, from a header that holds seconds or a date; None without one that can be read."""
+    """Seconds to wait, from a header that holds seconds or a date. None if there is none that can be read."""
     value = response.headers.get("Retry-After", "")
     try:
         return max(0.0, float(value))

@@ -1,12 +1,12 @@
 """TensorRT-LLM's `LLM` class in this process, behind `GenerationEngine`: one replica, no servers.
 
-For one node, or to look at a failure without HTTP. `tensorrt_llm` is imported when the engine is opened and
-must be installed, as it is in its own container. `max_concurrency` requests are under way at once;
-they are yielded in the order of the requests, each with all its samples, so a kill loses at most those.
+Use it on one node, or to look at a failure without HTTP. `tensorrt_llm` is imported when the engine is opened. It must
+be installed, as it is in its own container. `max_concurrency` requests are under way at once. They are yielded in the
+order of the requests, each with all its samples. A kill loses those under way and no others.
 
-Raises `ConfigError` where `tensorrt_llm` is missing or refuses an option, `EngineError` for a request that
-fails. Not covered: several nodes, and the memory of a closed engine, which TensorRT-LLM gives back only at
-the end of the process (here: the stage's).
+Raises `ConfigError` where `tensorrt_llm` is missing or refuses an option, and `EngineError` for a request that fails.
+Not covered: several nodes, and the memory of a closed engine. TensorRT-LLM gives it back at the end of the process
+only, which is here the end of the stage.
 """
 
 from __future__ import annotations
@@ -18,12 +18,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from nemo_srl.config import EngineConfig
-from nemo_srl.engines.checks import check_keys
-from nemo_srl.engines.openai.dialects import FINISH_REASONS, TokenLogprob, load_tokenizer, number_logprobs
+from nemo_srl.engines.checks import missing_samples
+from nemo_srl.engines.openai.dialects import (
+    FINISH_REASONS,
+    TokenLogprob,
+    decode,
+    load_tokenizer,
+    number_logprobs,
+    without_end_token,
+)
 from nemo_srl.engines.openai.engine import seed_of
 from nemo_srl.engines.trtllm.options import llm_options, llm_sizes
-from nemo_srl.engines.trtllm.requests import length_check, max_seq_len
+from nemo_srl.engines.trtllm.requests import max_seq_len, prompt_check
+from nemo_srl.engines.trtllm.settings import TrtllmSettings
 from nemo_srl.errors import ConfigError, EngineError
 from nemo_srl.models.hf import read_spec
 from nemo_srl.protocols import GenerationRequest, SamplingParams
@@ -33,44 +40,36 @@ from nemo_srl.records import Completion
 class InProcessEngine:
     """Serves the Hugging Face directory `model_dir` on this process's GPUs."""
 
-    def __init__(self, cfg: EngineConfig, model_dir: Path) -> None:
-        if cfg.trtllm.backend != "pytorch":
-            raise ConfigError(
-                f"engine.trtllm.backend={cfg.trtllm.backend!r}: engine.trtllm.in_process=true is for 'pytorch' only"
-            )
+    def __init__(self, cfg: TrtllmSettings, model_dir: Path) -> None:
+        if cfg.backend != "pytorch":
+            raise ConfigError(f"engine.backend={cfg.backend!r}: engine.in_process=true is for 'pytorch' only")
         self._trtllm = _import()
         spec = read_spec(model_dir)
         self._end_token_ids = spec.eos_token_ids
-        self._limit = max_seq_len(cfg, spec)
+        limit = max_seq_len(cfg, spec)
+        self._check = prompt_check(limit)
         self._window = cfg.max_concurrency
         self._timeout = cfg.timeout_seconds
         self._tokenizer = load_tokenizer(model_dir)
-        options = {**llm_sizes(cfg, max_seq_len=self._limit), **llm_options(cfg)}
+        options = {**llm_sizes(cfg, max_seq_len=limit), **llm_options(cfg)}
         try:
             self._llm = self._trtllm.LLM(model=str(model_dir), **options)
         except (ValueError, TypeError) as e:
-            raise ConfigError(f"TensorRT-LLM refuses its options (see engine.trtllm.extra_options): {e}") from e
+            raise ConfigError(f"TensorRT-LLM refuses its options (see engine.extra_options): {e}") from e
 
     def generate(
-        self,
-        requests: Sequence[GenerationRequest],
-        params: SamplingParams,
-        *,
-        completed: Collection[str] = (),
+        self, requests: Sequence[GenerationRequest], params: SamplingParams, *, completed: Collection[str] = ()
     ) -> Iterator[tuple[Completion, ...]]:
-        """See `protocols.GenerationEngine`."""
-        check_keys(requests)
-        length_check(self._limit)(requests, params)
-        done = set(completed)
-        todo = [r for r in requests if any(f"{r.key}/{i:02d}" not in done for i in range(r.n))]
-        return self._generate(todo, params, done)
+        """See `protocols.GenerationEngine`. Requests are checked in this call, not at the first `next`."""
+        missing = missing_samples(requests, params, completed, check=self._check)
+        return self._generate([r for r in requests if r.key in missing], params, missing)
 
     def close(self) -> None:
         """Ends TensorRT-LLM's worker processes."""
         self._llm.shutdown()
 
     def _generate(
-        self, requests: list[GenerationRequest], params: SamplingParams, done: set[str]
+        self, requests: list[GenerationRequest], params: SamplingParams, missing: dict[str, list[int]]
     ) -> Iterator[tuple[Completion, ...]]:
         todo = iter(requests)
         under_way = deque((r, self._submit(r, params)) for r in islice(todo, self._window))
@@ -82,13 +81,12 @@ class InProcessEngine:
                 raise EngineError(f"request {request.key!r}: TensorRT-LLM failed: {type(e).__name__}: {e}") from e
             under_way.extend((r, self._submit(r, params)) for r in islice(todo, 1))
             completions = self._completions(request, output.outputs, params)
-            if new := tuple(c for c in completions if c.key not in done):
-                yield new
+            yield tuple(c for c in completions if c.index in missing[request.key])
 
     def _submit(self, request: GenerationRequest, params: SamplingParams) -> Any:
         greedy = params.temperature == 0
         sampling = self._trtllm.SamplingParams(
-            n=1 if greedy else request.n,  # n greedy samples are the same, and refused
+            n=1 if greedy else request.n,  # n greedy samples would be the same, and TensorRT-LLM refuses them
             temperature=params.temperature or 1.0,
             top_p=params.top_p,
             top_k=1 if greedy else 0,
@@ -121,8 +119,8 @@ class InProcessEngine:
         if reason is None:
             raise EngineError(f"request {request.key!r}: sample {index} ended with {output.finish_reason!r}")
         ids = list(output.token_ids)
-        kept = ids[:-1] if reason == "stop" and ids and ids[-1] in self._end_token_ids else ids
-        text = self._decode(kept)
+        kept = without_end_token(ids, reason, self._end_token_ids)
+        text = decode(self._tokenizer, kept)
         numbers = None
         if params.num_logprobs:
             if not output.logprobs:
@@ -138,13 +136,13 @@ class InProcessEngine:
         )
 
     def _token_logprobs(self, ids: list[int], logprobs: Sequence[Mapping[int, Any]]) -> list[TokenLogprob]:
+        def text(token: int) -> str:
+            return decode(self._tokenizer, [token])
+
         return [
-            TokenLogprob(self._decode([i]), {self._decode([j]): float(p.logprob) for j, p in top.items()})
+            TokenLogprob(text(i), {text(j): float(p.logprob) for j, p in top.items()})
             for i, top in zip(ids, logprobs, strict=False)
         ]
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def _import() -> Any:
@@ -152,5 +150,5 @@ def _import() -> Any:
         return importlib.import_module("tensorrt_llm")
     except ImportError as e:
         raise ConfigError(
-            f"engine.trtllm.in_process=true: tensorrt_llm cannot be imported ({e}). Run in TensorRT-LLM's container."
+            f"engine.in_process=true: tensorrt_llm cannot be imported ({e}). Run in TensorRT-LLM's container."
         ) from e

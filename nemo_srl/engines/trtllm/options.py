@@ -1,13 +1,13 @@
 """What TensorRT-LLM is started with: options of its LLM API and flags of `trtllm-serve`, from our configuration.
 
-The names are TensorRT-LLM's and were read in its sources (`tests/contracts/`); a test holds everything that
-is emitted here against that record. The same options go to the servers, as a YAML file, and to the
-in-process `LLM` class, as keyword arguments.
+The names are TensorRT-LLM's. They were read in its sources (`tests/contracts/`), and a test compares everything that is
+written here with that record. The servers get the options as a YAML file. The `LLM` class in this process gets them as
+keyword arguments.
 
-Why these values: MAX_UTILIZATION starts as many sequences as fit now instead of as many as could fit at
-their greatest length, which short answers never reach; block reuse computes the prompt of n samples, and a
-rubric that all judgements begin with, once; padding lets CUDA graphs serve every batch size. Left alone on
-purpose: a host cache (`host_cache_size`), which has mixed up prompts.
+Why these values: MAX_UTILIZATION starts as many sequences as fit now. Its alternative starts as many as would fit at
+their greatest length, which short answers never reach. Block reuse computes a common beginning of prompts once, such as
+the prompt of n samples, or a rubric. Padding lets CUDA graphs serve every batch size. A host cache (`host_cache_size`)
+is not set on purpose, because it has mixed up prompts.
 """
 
 from __future__ import annotations
@@ -16,44 +16,44 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_srl.config import EngineConfig
+from nemo_srl.engines.trtllm.settings import TrtllmSettings
 
 
-def llm_options(cfg: EngineConfig) -> dict[str, Any]:
-    """Options of the LLM API beside sizes; `engine.trtllm.extra_options` is merged over them, deeply."""
+def llm_options(cfg: TrtllmSettings) -> dict[str, Any]:
+    """Options of the LLM API beside sizes. `engine.extra_options` is merged over them, at every level."""
     options: dict[str, Any] = {
         "dtype": cfg.dtype,
         "enable_chunked_prefill": True,
         "scheduler_config": {"capacity_scheduler_policy": "MAX_UTILIZATION"},
         "kv_cache_config": {
             "enable_block_reuse": True,
-            "free_gpu_memory_fraction": cfg.trtllm.free_gpu_memory_fraction,
+            "free_gpu_memory_fraction": cfg.free_gpu_memory_fraction,
         },
     }
-    if cfg.trtllm.backend == "pytorch":
+    if cfg.backend == "pytorch":
         options["cuda_graph_config"] = {"enable_padding": True, "max_batch_size": cfg.max_batch_size}
-    return merged(options, cfg.trtllm.extra_options)
+    return merged(options, cfg.extra_options)
 
 
-def llm_sizes(cfg: EngineConfig, *, max_seq_len: int) -> dict[str, int]:
+def llm_sizes(cfg: TrtllmSettings, *, max_seq_len: int) -> dict[str, int]:
     """The sizes, by their names in the LLM API."""
     return {
-        "tensor_parallel_size": cfg.trtllm.tensor_parallel_size,
-        "pipeline_parallel_size": cfg.trtllm.pipeline_parallel_size,
+        "tensor_parallel_size": cfg.tensor_parallel_size,
+        "pipeline_parallel_size": cfg.pipeline_parallel_size,
         "max_batch_size": cfg.max_batch_size,
-        "max_num_tokens": cfg.trtllm.max_num_tokens,
+        "max_num_tokens": cfg.max_num_tokens,
         "max_seq_len": max_seq_len,
     }
 
 
-def serve_command(cfg: EngineConfig, model_dir: Path, options_path: Path, *, max_seq_len: int) -> list[str]:
-    """The command line of one replica; `{host}` and `{port}` are for the launcher to fill in."""
+def serve_command(cfg: TrtllmSettings, model_dir: Path, options_path: Path, *, max_seq_len: int) -> list[str]:
+    """The command line of one replica. The launcher replaces `{host}` and `{port}`."""
     sizes = llm_sizes(cfg, max_seq_len=max_seq_len)
     return [
-        *cfg.trtllm.command, str(model_dir),
+        *cfg.command, str(model_dir),
         "--host", "{host}",
         "--port", "{port}",
-        "--backend", cfg.trtllm.backend,
+        "--backend", cfg.backend,
         "--tp_size", str(sizes["tensor_parallel_size"]),
         "--pp_size", str(sizes["pipeline_parallel_size"]),
         "--max_batch_size", str(sizes["max_batch_size"]),
@@ -64,7 +64,7 @@ def serve_command(cfg: EngineConfig, model_dir: Path, options_path: Path, *, max
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid over `base`; mappings in both are merged, anything else is replaced."""
+    """`base` with the values of `over`. Where both have a mapping, these are merged in the same way."""
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)

@@ -1,5 +1,6 @@
 """Runs every stage as a batch job of a Slurm cluster: submits it, follows its log, waits for its end.
 
+    settings.py                   what can be set
     script.py, job.sbatch.jinja   the batch script
     steps.py                      srun's options and what a task runs
     client.py                     sbatch, scontrol, sacct, squeue, scancel
@@ -26,16 +27,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from nemo_srl.artifacts import write_atomic
-from nemo_srl.config import ClusterConfig, LauncherConfig
+from nemo_srl.config import ClusterConfig
 from nemo_srl.errors import JobFailedError
-from nemo_srl.launchers import with_services
+from nemo_srl.launchers import LauncherBackend, with_services
 from nemo_srl.launchers.console import Console
-from nemo_srl.launchers.processes import how_it_ended, tail
+from nemo_srl.launchers.logs import how_it_ended, tail
 from nemo_srl.launchers.slurm import client
 from nemo_srl.launchers.slurm.client import JobState, SlurmUnavailableError
 from nemo_srl.launchers.slurm.script import render
+from nemo_srl.launchers.slurm.settings import SlurmSettings
 from nemo_srl.launchers.slurm.steps import canary_file, services_file
-from nemo_srl.protocols import EXIT_STOPPED, Job
+from nemo_srl.protocols import EXIT_STOPPED, Job, Launcher
 
 SETTLE_SECONDS = 45.0
 """For so long a job may pass through a state such as NODE_FAIL before that is taken for its end."""
@@ -75,7 +77,7 @@ def read_record(path: Path) -> Submission | None:
 class SlurmLauncher:
     """Implements `nemo_srl.protocols.Launcher`."""
 
-    def __init__(self, launcher: LauncherConfig, cluster: ClusterConfig) -> None:
+    def __init__(self, launcher: SlurmSettings, cluster: ClusterConfig) -> None:
         self._launcher = launcher
         self._cluster = cluster
 
@@ -235,3 +237,10 @@ def _explain(job: Job, submission: Submission, end: JobState) -> str:
 
 def _exit_file(job: Job) -> Path:
     return job.log_dir / f"{job.name}.exit"
+
+
+def _open(settings: SlurmSettings, cluster: ClusterConfig) -> Launcher:
+    return SlurmLauncher(settings, cluster)
+
+
+BACKEND = LauncherBackend(settings=SlurmSettings, open=_open)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import jinja2
 
-from nemo_srl.config import ClusterConfig, LauncherConfig
+from nemo_srl.config import ClusterConfig
 from nemo_srl.errors import ConfigError
+from nemo_srl.launchers.slurm.settings import SlurmSettings
 from nemo_srl.launchers.slurm.steps import (
     gpus_per_node,
     resources,
@@ -25,7 +26,7 @@ from nemo_srl.protocols import EXIT_STOPPED, Job
 TEMPLATE = Path(__file__).with_name("job.sbatch.jinja")
 
 
-def render(job: Job, *, launcher: LauncherConfig, cluster: ClusterConfig, token: str) -> str:
+def render(job: Job, *, launcher: SlurmSettings, cluster: ClusterConfig, token: str) -> str:
     """The script. `token` names this submission: in the job's comment, and in the canary file."""
     env = step_environment(cluster, job, token=token)
     environment = jinja2.Environment(
@@ -41,12 +42,12 @@ def render(job: Job, *, launcher: LauncherConfig, cluster: ClusterConfig, token:
         max_requeues=launcher.max_requeues,
         setup=cluster.setup,
         signal_seconds=launcher.signal_seconds,
-        steps=[step_command(s, job, launcher=launcher, cluster=cluster, env=env) for s in job.steps],
+        steps=[step_command(s, job, rank_idiom=launcher.rank_idiom, cluster=cluster, env=env) for s in job.steps],
     )
 
 
 def _directives(
-    job: Job, launcher: LauncherConfig, cluster: ClusterConfig, token: str
+    job: Job, launcher: SlurmSettings, cluster: ClusterConfig, token: str
 ) -> list[tuple[str, str | int | None]]:
     asked = resources(cluster, job)
     time = asked.time or cluster.time

@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nemo_srl.config import ClusterConfig, LauncherConfig, ResourcesConfig
+from nemo_srl.config import ClusterConfig, ResourcesConfig
 from nemo_srl.errors import ConfigError
 from nemo_srl.launchers.with_services import num_nodes as num_nodes_of
 from nemo_srl.protocols import Job, JobStep
@@ -56,7 +56,7 @@ def gpus_per_node(cluster: ClusterConfig, job: Job) -> int | None:
     if job.num_gpus_per_node > cluster.gpus_per_node:
         remedy = {
             "trainer": "trainer.devices and trainer.num_nodes",
-            "engine": "engine.trtllm.num_replicas, num_nodes and the parallel sizes",
+            "engine": "engine.num_replicas, engine.num_nodes and the parallel sizes of engine",
             "cpu": "cluster",
         }[job.role]
         raise ConfigError(
@@ -80,13 +80,13 @@ def step_environment(cluster: ClusterConfig, job: Job, *, token: str) -> dict[st
 
 
 def step_command(
-    step: JobStep, job: Job, *, launcher: LauncherConfig, cluster: ClusterConfig, env: Iterable[str]
+    step: JobStep, job: Job, *, rank_idiom: str, cluster: ClusterConfig, env: Iterable[str]
 ) -> StepCommand:
     """The step under srun. `env` names the variables that must survive a container's own environment."""
     asked = resources(cluster, job)
     assert not (step.distributed and job.services)
     num_nodes = job.num_nodes if step.distributed else num_nodes_of(job)
-    kind = launcher.rank_idiom.replace("srun", "rank") if step.distributed else "node" if num_nodes > 1 else "one"
+    kind = rank_idiom.replace("srun", "rank") if step.distributed else "node" if num_nodes > 1 else "one"
     tasks_per_node = job.num_ranks_per_node if kind == "rank" else 1
     srun = [
         f"--nodes={num_nodes}", f"--ntasks={num_nodes * tasks_per_node}", f"--ntasks-per-node={tasks_per_node}",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_srl import registry
-from nemo_srl.errors import ConfigError, ModelError
+from nemo_srl.errors import ModelError
 from nemo_srl.models.spec import ModelSpec
 
 
@@ -58,9 +58,9 @@ def register(path: str) -> Family:
 
     Raises `ConfigError` for a path that cannot be imported or gives something else.
     """
-    family = registry.imported(path, key="model.family", attribute="FAMILY")
-    if not isinstance(family, Family):
-        raise ConfigError(f"model.family={path!r}: this is a {type(family).__name__}. Give the path of a Family.")
+    name = path if ":" in path else f"{path}:FAMILY"
+    none: dict[str, Family] = {}
+    family = registry.named(none, name, key="model.family", kind=Family)
     _registered.update(dict.fromkeys(family.model_types, family))
     return family
 

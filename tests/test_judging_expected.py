@@ -9,7 +9,9 @@ import pytest
 
 from nemo_srl.config import JudgeConfig
 from nemo_srl.errors import ConfigError
-from nemo_srl.judging.expected import Score, expected_score, score_of
+from nemo_srl.judging import reader
+from nemo_srl.judging.expected import expected_score
+from nemo_srl.judging.scores import Score
 from nemo_srl.records import Completion, FinishReason, NumberLogprobs, from_row, to_row
 
 RUBRIC = "{instruction} {response} Score:"
@@ -18,6 +20,12 @@ HALF = {"4": math.log(0.5), " 3": math.log(0.25), "3": math.log(0.05), "7": math
 
 def completion(text: str, numbers: NumberLogprobs | None, reason: FinishReason = "stop") -> Completion:
     return Completion(request_key="k", index=0, text=text, num_tokens=9, finish_reason=reason, number_logprobs=numbers)
+
+
+def score_of(c: Completion, cfg: JudgeConfig) -> Score:
+    """What the reader of `cfg` makes of one verdict."""
+    (judgement,) = reader(cfg).judgements({"k": ("Q", "r")}, {"k": [c]}, cfg)
+    return Score(judgement.score, judgement.coverage)
 
 
 def test_the_expectation_is_taken_over_points_and_its_coverage_told() -> None:
@@ -66,8 +74,12 @@ def test_probabilities_survive_the_journal() -> None:
 
 
 def test_expected_scores_need_points_of_one_digit() -> None:
-    JudgeConfig(rubric=RUBRIC, mode="expected", max_score=9)
-    with pytest.raises(ConfigError, match=r"judge\.max_score=10"):
-        JudgeConfig(rubric=RUBRIC, mode="expected", max_score=10)
-    with pytest.raises(ConfigError, match=r"judge\.mode='mean'"):
-        JudgeConfig(rubric=RUBRIC, mode="mean")
+    def check(cfg: JudgeConfig) -> None:
+        reader(cfg).check(cfg)
+
+    check(JudgeConfig(rubric=RUBRIC, mode="expected", max_score=9))
+    check(JudgeConfig(rubric=RUBRIC, max_score=10))
+    with pytest.raises(ConfigError, match=r"judge\.max_score=10: judge\.mode='expected' reads .*up to 9 at most"):
+        check(JudgeConfig(rubric=RUBRIC, mode="expected", max_score=10))
+    with pytest.raises(ConfigError, match=r"judge\.mode='mean'.*expected, pairwise, sampled"):
+        check(JudgeConfig(rubric=RUBRIC, mode="mean"))

@@ -14,12 +14,15 @@ import os
 import secrets
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from nemo_srl.config import ClusterConfig, LauncherConfig
+from nemo_srl.config import ClusterConfig
+from nemo_srl.config.check import check
 from nemo_srl.errors import ConfigError, JobFailedError, StoppedError
-from nemo_srl.launchers import with_services
-from nemo_srl.launchers.local import nodes_key, run_step
-from nemo_srl.launchers.processes import how_it_ended, tail
+from nemo_srl.launchers import LauncherBackend, with_services
+from nemo_srl.launchers.logs import how_it_ended, tail
+from nemo_srl.launchers.processes import nodes_key, run_step
+from nemo_srl.launchers.slurm.settings import RANK_IDIOMS
 from nemo_srl.launchers.slurm.steps import (
     canary_file,
     services_file,
@@ -27,13 +30,26 @@ from nemo_srl.launchers.slurm.steps import (
     step_environment,
     stopped_file,
 )
-from nemo_srl.protocols import Job
+from nemo_srl.protocols import Job, Launcher
+
+
+@dataclass
+class SrunSettings:
+    """`launcher=srun`: steps inside the allocation that the orchestrator itself runs in (`recipes/iterate.sbatch`)."""
+
+    name: str = "srun"
+    rank_idiom: str = "srun"
+    """How the ranks of a training start. srun: one Slurm task per rank. The ranks themselves hear of a time limit, and
+    save. torchrun: one task per node, and torch's launcher starts the ranks."""
+
+    def __post_init__(self) -> None:
+        check(self.rank_idiom in RANK_IDIOMS, "launcher.rank_idiom", self.rank_idiom, f"must be one of {RANK_IDIOMS}")
 
 
 class SrunLauncher:
     """Implements `nemo_srl.protocols.Launcher`."""
 
-    def __init__(self, launcher: LauncherConfig, cluster: ClusterConfig) -> None:
+    def __init__(self, launcher: SrunSettings, cluster: ClusterConfig) -> None:
         self._launcher = launcher
         self._cluster = cluster
 
@@ -52,7 +68,8 @@ class SrunLauncher:
         env = {**os.environ, **_meeting_point(os.environ), **own}
         log_path = job.log_dir / f"{job.name}.log"
         for step in job.steps:
-            command = step_command(step, job, launcher=self._launcher, cluster=self._cluster, env=own)
+            idiom = self._launcher.rank_idiom
+            command = step_command(step, job, rank_idiom=idiom, cluster=self._cluster, env=own)
             code = run_step([*command.srun, *command.command], env, log_path)
             if stopped.exists():
                 raise StoppedError(f"{job.name} was asked to stop in its step {step.name!r}; run again to go on")
@@ -82,3 +99,10 @@ def _meeting_point(environ: Mapping[str, str]) -> dict[str, str]:
         raise ConfigError(f"scontrol show hostnames {nodes}: {done.stderr.strip()}")
     port = 20000 + int(environ["SLURM_JOB_ID"]) % 10000
     return {"MASTER_ADDR": done.stdout.split()[0], "MASTER_PORT": str(port)}
+
+
+def _open(settings: SrunSettings, cluster: ClusterConfig) -> Launcher:
+    return SrunLauncher(settings, cluster)
+
+
+BACKEND = LauncherBackend(settings=SrunSettings, open=_open)

@@ -7,7 +7,10 @@ from omegaconf import OmegaConf
 
 from nemo_srl.config import JudgeConfig
 from nemo_srl.errors import ConfigError
-from nemo_srl.judging.verdicts import mean_score, parse_score, render, verdict_text
+from nemo_srl.judging import mean_score, mean_scores, reader
+from nemo_srl.judging.points import parse_score, verdict_text
+from nemo_srl.judging.rubrics import render
+from nemo_srl.records import Judgement
 
 RUBRICS = sorted((Path(__file__).parents[1] / "conf" / "judge").glob("*.yaml"))
 
@@ -175,6 +178,15 @@ def test_a_mean_ignores_verdicts_without_a_score() -> None:
     assert mean_score([]) is None
 
 
+def test_an_answer_without_any_score_has_no_mean() -> None:
+    scores = [("b", 4.0), ("b", None), ("a", 0.0), ("b", 5.0), ("c", None)]
+    judgements = [
+        Judgement(candidate_key=key, judgement_index=i, verdict="", score=score)
+        for i, (key, score) in enumerate(scores)
+    ]
+    assert list(mean_scores(judgements).items()) == [("b", 4.5), ("a", 0.0)]
+
+
 def test_texts_are_filled_in_and_never_expanded() -> None:
     rubric = "{instruction}|{response}|{other} {}"
     prompt = render(rubric, instruction="{response} \\1 {0}", response="{instruction}")
@@ -205,6 +217,7 @@ def test_the_prompt_is_never_read() -> None:
 def test_shipped_rubrics_fit_the_schema_and_share_their_beginning(path: Path) -> None:
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JudgeConfig), OmegaConf.load(path)))
     assert isinstance(config, JudgeConfig)
+    reader(config).check(config)
     head, rest = config.rubric.split("{instruction}")
     middle, ask = rest.split("{response}")
     assert head.endswith("<instruction>\n")
@@ -230,6 +243,7 @@ def test_the_short_rubric_is_short() -> None:
     ],
 )
 def test_a_rubric_that_cannot_work_is_refused(rubric: str, reason: str) -> None:
+    cfg = JudgeConfig(rubric=rubric)
     with pytest.raises(ConfigError, match=r"judge\.rubric") as error:
-        JudgeConfig(rubric=rubric)
+        reader(cfg).check(cfg)
     assert reason in str(error.value)

@@ -1,0 +1,75 @@
+"""From composed YAML or a stage's description to a typed `Config`.
+
+The sections of `BACKENDS` belong to a backend that is found by `name`. Each backend has settings of its own, so a
+setting of another backend is refused here. Raises `ConfigError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_srl import registry
+from nemo_srl.errors import ConfigError
+
+BACKENDS: Mapping[str, tuple[str, str]] = {
+    "engine": ("engines", "embedded"),
+    "prompts.engine": ("engines", ""),
+    "judge.engine": ("engines", ""),
+    "trainer": ("trainers", "nemo_aligner"),
+    "launcher": ("launchers", "local"),
+}
+"""By section: the package that has the backend, and the default's name (empty: there is none)."""
+
+C = TypeVar("C")
+
+
+def default_settings(section: str) -> Any:
+    """What a section holds when nothing is set."""
+    package, name = BACKENDS[section]
+    return registry.load(package, name).settings()
+
+
+def load(data: DictConfig | Mapping[str, Any], schema: type[C]) -> C:
+    """`data` as an instance of `schema`, which is `Config` or extends it."""
+    plain: Any = OmegaConf.to_container(
+        OmegaConf.create(dict(data)) if isinstance(data, Mapping) else data, resolve=True
+    )
+    typed = {key: settings for key in BACKENDS if (settings := _backend_settings(key, _take(plain, key))) is not None}
+    cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+    assert isinstance(cfg, schema)
+    for key, settings in typed.items():
+        section, _, name = key.rpartition(".")
+        setattr(getattr(cfg, section) if section else cfg, name, settings)
+    return cfg
+
+
+def _take(plain: dict[str, Any], key: str) -> Any:
+    """Remove and return a section; None where it is not set."""
+    *outer, last = key.split(".")
+    for name in outer:
+        plain = plain.get(name) or {}
+    found = plain.pop(last, None)
+    return None if found == "???" else found
+
+
+def _backend_settings(section: str, given: Any) -> Any:
+    if given is None:
+        return None
+    package, default = BACKENDS[section]
+    name = given.get("name") or default
+    schema = registry.load(package, name, key=f"{section}.name").settings
+    known = [f.name for f in fields(schema)]
+    if unknown := [key for key in given if key not in known]:
+        raise ConfigError(
+            f"{section}.{unknown[0]}={given[unknown[0]]!r}: {section}.name={name!r} has no such setting. It has "
+            f"{', '.join(known)}. If you mean another backend, choose it by its group: {section.split('.')[-1]}=<name>."
+        )
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
+    except OmegaConfBaseException as e:
+        raise ConfigError(f"{section}.{e.key}: {e.msg or e}") from e

@@ -1,0 +1,76 @@
+"""Runs jobs as processes of this machine: one, or one per rank under torchrun.
+
+Everything a job prints goes to `log_dir/<job>.log`. Its progress bars (what ends in a carriage return) are shown on the
+console as well. A job that fails raises `JobFailedError` with the end of its log. An interrupt stops the job's whole
+process group before it goes on upwards. The job's services run around its steps (see `services`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nemo_srl.config import ClusterConfig
+from nemo_srl.errors import ConfigError, JobFailedError
+from nemo_srl.launchers import LauncherBackend
+from nemo_srl.launchers.logs import how_it_ended, tail
+from nemo_srl.launchers.processes import nodes_key, run_step
+from nemo_srl.launchers.services import running
+from nemo_srl.protocols import Job, JobStep, Launcher
+
+
+@dataclass
+class LocalSettings:
+    """`launcher=local`: processes of this machine. There is nothing to set."""
+
+    name: str = "local"
+
+
+class LocalLauncher:
+    def run(self, job: Job) -> None:
+        """Run the steps one after the other. Raises `JobFailedError`, `ConfigError`."""
+        if job.num_nodes > 1:
+            check({nodes_key(job): job.num_nodes})
+        job.log_dir.mkdir(parents=True, exist_ok=True)
+        log_path = job.log_dir / f"{job.name}.log"
+        with running(job.services, job_name=job.name, log_dir=job.log_dir) as services:
+            for step in job.steps:
+                env = {**environment(step, job), **services.environment}
+                if code := run_step(_command(step, job), env, log_path, services):
+                    services.check()  # a dead service explains the failure better than what the step said
+                    how = how_it_ended(code)
+                    raise JobFailedError(f"{job.name} failed in its step {step.name!r} {how}\n{tail(log_path)}")
+
+
+def check(num_nodes: Mapping[str, int]) -> None:
+    """Refuse more than one node. Given: the setting's key and value."""
+    for key, value in num_nodes.items():
+        if value > 1:
+            raise ConfigError(
+                f"{key}={value}: launcher.name='local' runs on this machine only. Use {key}=1, or a cluster's launcher "
+                "(launcher=slurm cluster=...)."
+            )
+
+
+def _command(step: JobStep, job: Job) -> list[str]:
+    command = list(step.command)
+    if not step.distributed or job.num_ranks_per_node == 1:
+        return [sys.executable, *command]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.num_ranks_per_node}"]
+    return [sys.executable, *launcher, *command]
+
+
+def environment(step: JobStep, job: Job) -> dict[str, str]:
+    """This process's environment, the job's own, and one share of the cores for each rank."""
+    ranks = job.num_ranks_per_node if step.distributed else 1
+    threads = max(1, len(os.sched_getaffinity(0)) // ranks)
+    return {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1", **job.env}
+
+
+def _open(settings: LocalSettings, cluster: ClusterConfig) -> Launcher:
+    return LocalLauncher()
+
+
+BACKEND = LauncherBackend(settings=LocalSettings, open=_open, check=check)

@@ -1,0 +1,32 @@
+"""Settings of the Slurm launcher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nemo_srl.config.check import check
+
+RANK_IDIOMS = ("srun", "torchrun")
+
+
+@dataclass
+class SlurmSettings:
+    """`launcher=slurm`: one batch job per stage, submitted from a login node and followed to its end."""
+
+    name: str = "slurm"
+    rank_idiom: str = "srun"
+    """How the ranks of a training start. srun: one Slurm task per rank. The ranks themselves hear of a time limit, and
+    save. torchrun: one task per node, and torch's launcher starts the ranks."""
+    signal_seconds: int = 600
+    """This long before the time limit, a job is told to save and leave. Then it is requeued. In that time a training
+    ends its step and writes a checkpoint."""
+    max_requeues: int = 20
+    """Restarts of one job after time limits, preemption and dead nodes. After these the job is given up."""
+    poll_seconds: float = 10.0
+    """Between two looks at a job's state and log. Each look at the state asks Slurm's controller."""
+
+    def __post_init__(self) -> None:
+        check(self.rank_idiom in RANK_IDIOMS, "launcher.rank_idiom", self.rank_idiom, f"must be one of {RANK_IDIOMS}")
+        check(self.signal_seconds >= 1, "launcher.signal_seconds", self.signal_seconds, "must be at least 1")
+        check(self.max_requeues >= 0, "launcher.max_requeues", self.max_requeues, "must be 0 or above")
+        check(self.poll_seconds > 0, "launcher.poll_seconds", self.poll_seconds, "must be above 0")

@@ -1,0 +1,205 @@
+"""What a stage is: it reads published artifacts and writes exactly one.
+
+A stage says what it makes and what it needs. `Experiment.run` refuses inputs that are wrong, missing or misspelt before
+anything starts, and a type checker knows what it returns. `table_stage` makes a stage that writes a table of records,
+`training.training_stage` one that trains a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from nemo_srl.artifacts import Artifact, BaseModel, Identity, Model, SourceFile, Table, part_file, write_table
+from nemo_srl.chat import ChatTemplate
+from nemo_srl.config import Config, Role
+from nemo_srl.errors import InputError
+from nemo_srl.records import R, Record
+from nemo_srl.workload import Assumptions, Work
+
+A = TypeVar("A", bound=Artifact)
+Input = Artifact | BaseModel | SourceFile[Any]
+Per = Literal["run", "iteration", "model"]
+
+
+@dataclass(frozen=True)
+class Need:
+    """One input of a stage: a table or file of `record`, or a model where `record` is None."""
+
+    record: type[Record] | None
+    optional: bool = False
+    many: str = ""
+    """Where it is set, the input is a list. Its members are known as `<many>_1`, `<many>_2` and so on."""
+    formerly: str = ""
+    """The input's name in older run directories."""
+
+
+MODEL = Need(None)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a running stage sees. `model` is the name of the input that its engines serve."""
+
+    cfg: Config
+    iteration: int
+    inputs: Mapping[str, Any]
+    output: Any
+    model: str = "policy"
+
+    @property
+    def model_dir(self) -> Path:
+        """The Hugging Face directory of the model that the stage asks or trains."""
+        found: Path = self.inputs[self.model].model_dir
+        return found
+
+    @cached_property
+    def chat(self) -> ChatTemplate:
+        """The chat template of that model."""
+        return ChatTemplate(self.model_dir, chat_template=self.cfg.model.chat_template)
+
+    def has(self, name: str) -> bool:
+        """Whether an optional input is there."""
+        return name in self.inputs
+
+    def read(self, name: str, record: type[R]) -> list[R]:
+        """The records of an input."""
+        found: list[R] = self.inputs[name].read()
+        return found
+
+    def read_all(self, many: str, record: type[R]) -> list[R]:
+        """The records of all members of a list of inputs, in its order."""
+        found: list[R] = []
+        number = 1
+        while (name := f"{many}_{number}") in self.inputs:
+            found += self.inputs[name].read()
+            number += 1
+        return found
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the last step of a stage returns: digests of the content and its parts, and figures for the manifest."""
+
+    digest: str
+    metrics: Mapping[str, float]
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of a stage with its own process(es); a `distributed` one runs on every rank of the job."""
+
+    name: str
+    run: Callable[[Context], Result | None]
+    distributed: bool = False
+
+
+def _no_summary(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    return []
+
+
+def _no_work(cfg: Config, assumptions: Assumptions) -> Work | None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Generic[A]):
+    """A kind of work, and all that is known of it without doing it."""
+
+    name: str
+    module: str
+    """Where a worker process finds it, as `STAGE`. A user's own stage may be anywhere."""
+    needs: Mapping[str, Need | type[Record]]
+    output: Callable[[Path, Identity], A]
+    settings: tuple[str, ...]
+    """The parts of the configuration that decide the result, as dotted paths. Placement (launcher, parallel sizes,
+    batch limits) is never among them. What a backend in use calls decisive counts as well."""
+    steps: tuple[Step, ...]
+    """The last one returns the `Result` with which the artifact is published."""
+    engines: tuple[Role, ...] = ()
+    """The roles in which the stage asks models. Their servers run beside the stage's steps, on the input `model`."""
+    model: str = "policy"
+    per: Per = "iteration"
+    """How often the loop runs it: once in a run, in each iteration, or for each model."""
+    work: Callable[[Config, Assumptions], Work | None] = _no_work
+    """How much it generates or trains, for the plan."""
+    summary: Callable[[Mapping[str, float]], list[tuple[str, str]]] = _no_summary
+    """From its manifest's figures: lines of (what, how many) for the report."""
+
+    @property
+    def distributed(self) -> bool:
+        """Whether it trains, on the trainer's ranks."""
+        return any(s.distributed for s in self.steps)
+
+    def inputs(self, given: Mapping[str, Any]) -> dict[str, Input]:
+        """`given` by the names under which a worker finds them. Raises `InputError`."""
+        needs = {name: n if isinstance(n, Need) else Need(n) for name, n in self.needs.items()}
+        if unknown := sorted(given.keys() - needs.keys()):
+            raise InputError(f"stage {self.name}: it has no input {unknown[0]!r}. Its inputs are {', '.join(needs)}.")
+        found: dict[str, Input] = {}
+        for name, need in needs.items():
+            value = given.get(name)
+            if need.many:
+                found |= {f"{need.many}_{i}": x for i, x in enumerate(value or (), start=1)}
+            elif value is not None:
+                found[name] = value
+            elif not need.optional:
+                raise InputError(f"stage {self.name}: the input {name!r} is missing. It needs {', '.join(needs)}.")
+            for x in (value or ()) if need.many else (value,) * (value is not None):
+                self._check(name, need, x)
+        return found
+
+    def _check(self, name: str, need: Need, x: object) -> None:
+        if need.record is None:
+            fits, wanted = isinstance(x, Model | BaseModel), "a model"
+        else:
+            fits = isinstance(x, Table | SourceFile) and x.record is need.record
+            wanted = f"a table or file of {need.record.__name__}"
+        if not fits:
+            kind = getattr(x, "record", type(x)).__name__
+            raise InputError(f"stage {self.name}: the input {name!r} must be {wanted}, and it is of {kind}.")
+
+
+@dataclass(frozen=True)
+class Made(Generic[R]):
+    """What a table's stage returns: its records, figures for the manifest, and further tables by name."""
+
+    records: Sequence[R]
+    metrics: Mapping[str, float]
+    parts: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+
+
+def table_stage(
+    name: str,
+    record: type[R],
+    run: Callable[[Context], Made[R]],
+    *,
+    needs: Mapping[str, Need | type[Record]],
+    settings: tuple[str, ...],
+    **more: Any,
+) -> Stage[Table[R]]:
+    """A stage of one step that makes a table of `record`. `more` are further fields of `Stage`."""
+
+    def step(ctx: Context) -> Result:
+        made = run(ctx)
+        parts = {part: write_table(ctx.output.path / part_file(part), rows) for part, rows in made.parts.items()}
+        return Result(ctx.output.write(made.records), made.metrics, parts)
+
+    return Stage(
+        name=name,
+        module=run.__module__,
+        needs=needs,
+        output=lambda path, identity: Table(path, identity, record),
+        settings=settings,
+        steps=(Step("run", step),),
+        **more,
+    )
+
+
+def settings_of(section: str) -> tuple[str, ...]:
+    """What decides a stage's result in `section`: all of it but its engine, which belongs to the stage's roles."""
+    return tuple(f"{section}.{f.name}" for f in fields(getattr(Config(), section)) if f.name != "engine")

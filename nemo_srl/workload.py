@@ -1,0 +1,61 @@
+"""How much work a stage is, and what must be assumed to know that before anything runs. `estimates` adds it up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nemo_srl.config import OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assumptions:
+    """What no formula knows. Every value can be set on the command line of `recipes/plan.py`."""
+
+    gpu_memory_gb: float = 80.0
+    peak_tflops: float = 989.0
+    """Dense bfloat16 of one GPU (H100 SXM's data sheet)."""
+    training_mfu: float = 0.35
+    """Share of `peak_tflops` that model FLOPs reach while no pipeline stage idles. Megatron's best is 0.47."""
+    generation_tokens_per_second: float = 1000.0
+    """Output tokens per second and GPU of a 70B model in bfloat16, in proportion to size for others. It is half of what
+    TensorRT-LLM publishes for Llama-3.3-70B in FP8 (2,209 on H100, TP2, 1000 tokens in, 1000 out)."""
+    start_minutes: float = 15.0
+    """Of every job: container, weights from shared storage, communicators, CUDA graphs."""
+    step_overhead_seconds: float = 3.0
+    """Of every optimizer step beside its FLOPs: small batches, the optimizer, and with DPO the swap of the reference's
+    weights between host and GPU."""
+    storage_gb_per_second: float = 10.0
+    """At which all nodes together write a checkpoint."""
+    num_sft_rows: int = 4830
+    pairs_per_prompt: float = 0.66
+    """What is left after ties and verdicts that cannot be read (the paper's 3,964 of some 6,000)."""
+    prompts_kept: float = 0.5
+    """Share of generated prompts that pass the filters."""
+    mean_prompt_tokens: float = 60.0
+    mean_response_tokens: float = 400.0
+    mean_rubric_tokens: float = 450.0
+    mean_verdict_tokens: float = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """Tokens that an engine writes."""
+
+    num_tokens: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """Rows that a trainer trains on."""
+
+    optim: OptimConfig
+    num_rows: float
+    row_tokens: float
+    """Of all sequences of a row together."""
+    num_sequences: int
+    """Of a row: 1, or the two of a pair."""
+    num_forward_passes: int
+    """A training step costs three forward passes; DPO's reference adds one."""
+
+
+Work = Generated | Trained
