@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -33,7 +34,6 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import (
     ReadItem,
     SavePlan,
-    SavePlanner,
     TensorWriteData,
     WriteItem,
     WriteItemType,
@@ -103,7 +103,7 @@ def _without_checksums() -> Iterator[None]:
         serialization.set_crc32_options(before)
 
 
-class _ChunkPlanner(SavePlanner):
+class _ChunkPlanner(DefaultSavePlanner):
     """Makes each chunk when the storage writer asks for it."""
 
     def __init__(self, chunks: list[Chunk]) -> None:
@@ -115,18 +115,6 @@ class _ChunkPlanner(SavePlanner):
         assert (write_item.index.fqn, write_item.index.offset) == (chunk.key, chunk.offsets)
         assert (tuple(tensor.shape), tensor.dtype) == (chunk.shape, chunk.dtype), chunk.key
         return tensor
-
-    def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
-        raise AssertionError("writes are planned by write_checkpoint")
-
-    def create_local_plan(self) -> SavePlan:
-        raise AssertionError("writes are planned by write_checkpoint")
-
-    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        raise AssertionError("writes are planned by write_checkpoint")
-
-    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
-        raise AssertionError("writes are planned by write_checkpoint")
 
 
 def _storage(chunk: Chunk) -> ChunkStorageMetadata:
