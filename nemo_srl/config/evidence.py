@@ -23,7 +23,7 @@ class EvaluationConfig:
 
 @dataclass
 class AnchorConfig:
-    """The anchor is a judge that the loop never changes. Alarms for reward hacking compare M_t's scores with its own."""
+    """A judge that the loop never changes. The alarms for reward hacking compare M_t's scores with its scores."""
 
     num_prompts: int = 100
     """Prompts of each iteration whose candidates the anchor judges. 0 turns the stage and its alarms off."""
