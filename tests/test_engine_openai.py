@@ -1,4 +1,4 @@
-"""The HTTP engine against a strict server that misbehaves: nothing lost, nothing asked in vain, errors that teach."""
+"""The HTTP engine with a strict server that makes errors: no answer is lost, and messages name cause and remedy."""
 
 from __future__ import annotations
 

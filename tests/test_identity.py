@@ -1,4 +1,4 @@
-"""What an older version made still counts, and what was changed since is refused by name.
+"""Artifacts of an older version are kept, and changed settings are refused by name.
 
 `data/run_of_e18f2b0.json` holds the identities of every stage of a real run that the commit e18f2b0 made (two
 iterations with a refresh of the judge). That version knew no `pairs.rule`, and it called the judge `policy`.
