@@ -70,7 +70,10 @@ def register_schemas(arguments: Sequence[str], **schemas: type[Config]) -> None:
         for name in registry.names(package):
             store.store(group=group, name=f"{name}_schema", node=registry.load(package, name).settings)
         for path in _chosen_paths(arguments, group):
-            store.store(group=group, name=path, node=registry.load(package, path).settings(name=path))
+            # From the class, not from an object of it, because a required setting has no value yet.
+            node = OmegaConf.structured(registry.load(package, path).settings)
+            node.name = path
+            store.store(group=group, name=path, node=node)
 
 
 def _chosen_paths(arguments: Sequence[str], group: str) -> Iterator[str]:
