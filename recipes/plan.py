@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 
-from nemo_srl import cli, estimates, models
+from nemo_srl import cli, estimates, models, worker
 from nemo_srl.config import Config, OptimConfig, load
 from nemo_srl.errors import ModelError, NemoSrlError
 from nemo_srl.models.arithmetic import num_parameters
@@ -109,6 +109,7 @@ def time_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> list[str]:
 def main(overrides: list[str]) -> None:
     try:
         cfg, a = compose_config(overrides)
+        worker.set_up(cfg)
         spec = shape_of(cfg.model.path, cfg.model.cache_dir)
         check_shape(cfg, spec)
     except (NemoSrlError, HydraException) as e:
