@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from house_guest import stage
 from omegaconf import DictConfig, OmegaConf
 
-from house_guest import stage
 from nemo_srl import cli
 from nemo_srl.artifacts import Table
 from nemo_srl.config import Config, load
