@@ -1,8 +1,8 @@
 # nemo_srl: two commands do everything on a bare machine, and both install what they need first.
 #   make iterate   the default self-rewarding run (recipe srl-smollm2-135m-cpu)
 #   make test      the tests
-#   make proof     minutes: self-rewarding beats random scores on a task that code can check; fails if not
-#   make proof-full  the whole experiment behind benchmarks/results/proof-*, about an hour
+#   make proof     shows in minutes that self-rewarding beats random scores (examples/proof); fails if it does not
+#   make proof-full  the whole experiment behind benchmarks/results/proof-*, in about an hour
 # PYTHON names the interpreter (3.10 to 3.12); ARGS goes to the recipe: make iterate ARGS="dpo.beta=0.2".
 
 PYTHON ?= python3
@@ -17,10 +17,10 @@ iterate: install
 	$(BIN)/python recipes/iterate.py $(ARGS)
 
 proof: install
-	$(BIN)/python examples/proof/run.py --config-name srl-proof-cpu-small $(ARGS)
+	$(BIN)/python examples/proof/prove.py --config-name srl-proof-cpu-small $(ARGS)
 
 proof-full: install
-	$(BIN)/python examples/proof/run.py $(ARGS)
+	$(BIN)/python examples/proof/prove.py $(ARGS)
 	$(BIN)/python examples/proof/figures.py runs/srl-proof-cpu/results.jsonl runs/srl-proof-cpu
 
 test: install

@@ -1,13 +1,14 @@
-"""Prompt de-duplication at ROUGE-L 0.7: `RougeLIndex` against rouge-score on all pairs.
+"""De-duplication of prompts at ROUGE-L 0.7: `RougeLIndex` against rouge-score on all pairs.
 
     python benchmarks/dedup.py                        # 100,000 prompts, as the goal says
     python benchmarks/dedup.py --num-prompts 2000     # a quick look
 
-The prompts imitate self-instruct output: a few thousand sentence patterns, words with the frequencies of
-natural text, lengths from a line to a paragraph, and a share of near and exact duplicates. Each is
-searched in what was kept so far and kept if it resembles nothing, which is what the prompt stage does.
-rouge-score (pip install rouge-score) does the same comparisons one pair at a time; it is timed on a
-sample of the pairs and multiplied by their number. Both run on one core, in this process.
+The prompts imitate the output of self-instruct. They have a few thousand sentence patterns, words with the frequencies
+of natural text, lengths from a line to a paragraph, and a share of near and exact duplicates. A prompt is kept if it
+resembles none that was kept before. The stage `prompts` does the same.
+
+rouge-score (pip install rouge-score) does the same comparisons one pair at a time. It is measured on a sample of the
+pairs, and its time is multiplied by the number of all pairs. Both run on one core, in this process.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ by step, starting from {w}|and end with a question about {w}|without the word {w
 
 
 def synthesize(num_prompts: int, *, seed: int) -> list[str]:
-    """Prompts with Zipf-distributed words; 15% repeat an earlier one, most of these with words changed."""
+    """Prompts with Zipf-distributed words. 15% repeat an earlier prompt, and most of these change some of its words."""
     rng = random.Random(seed)
     openers, bodies, tails = (" ".join(text.split()).split("|") for text in (OPENERS, BODIES, TAILS))
     vocabulary = ["".join(rng.choices("aeioubcdfglmnprst", k=rng.randint(3, 10))) for _ in range(20_000)]
@@ -65,7 +66,7 @@ def synthesize(num_prompts: int, *, seed: int) -> list[str]:
 
 
 def measure_index(prompts: list[str]) -> tuple[float, list[str], int]:
-    """Seconds, the prompts that were kept, and how many pairs a comparison with all kept ones takes."""
+    """Seconds, the kept prompts, and the number of pairs if each prompt is compared with all prompts kept so far."""
     index, kept, num_pairs = RougeLIndex(THRESHOLD), list[str](), 0
     start = time.perf_counter()
     for prompt in tqdm(prompts, desc="RougeLIndex", disable=None):
@@ -77,7 +78,7 @@ def measure_index(prompts: list[str]) -> tuple[float, list[str], int]:
 
 
 def seconds_per_pair(prompts: list[str], *, num_pairs: int, seed: int) -> dict[str, float]:
-    """Median over five samples of the mean time of one pair."""
+    """Seconds per pair by program. Each figure is the median of five means."""
     from rouge_score.rouge_scorer import RougeScorer
 
     rng, scorer = random.Random(seed), RougeScorer(["rougeL"], use_stemmer=False)

@@ -1,19 +1,22 @@
-"""Generation and judging on the CPU: full HF `generate` passes, CTranslate2, llama.cpp, and the embedded engine.
+"""Speed of generation and judging on the CPU: HF `generate`, CTranslate2, llama.cpp, and the embedded engine.
 
     python benchmarks/generation.py                    # SmolLM2-135M, 16 prompts x 4 samples, 64 x 3 verdicts
     python benchmarks/generation.py --small            # a quick look
-    python benchmarks/generation.py --threads 1        # on a machine that is busy: then read the CPU column
-    python benchmarks/generation.py --only llama.cpp   # some of the candidates, by a part of their names
-    python benchmarks/generation.py --run-dir runs/X   # the judging of a finished run instead, sequentially and ours
+    python benchmarks/generation.py --threads 1        # on a busy machine; read the CPU times there
+    python benchmarks/generation.py --only llama.cpp   # only candidates whose names contain this
+    python benchmarks/generation.py --run-dir runs/X   # repeat the judging of a finished run instead
 
-Three tables. The first: the same model, prompts and token counts (end-of-sequence tokens are ignored) through
-each candidate of generation_candidates.py; in `transformers`, every prompt is prefilled once per sample. The
-second: the same with samples that end where the model ends them; a static batch then waits for its longest, and
-only tokens up to the end count. The third: the embedded engine of the second table without one of its
-techniques at a time. Sampling is T 0.7, top-p 0.9 everywhere.
+It prints three tables:
 
-Tokens per second are given by wall time and by CPU time, which also holds on a machine with other load (and where
-it is one thread's). Not covered: time to load and to convert, memory, accelerators.
+1. Each candidate of generation_candidates.py, with the same model, prompts and numbers of tokens. End-of-sequence
+   tokens are ignored. In `transformers`, every prompt is prefilled once per sample.
+2. The same, but samples end where the model ends them. A static batch then waits for its longest sample, and only the
+   tokens up to the end count.
+3. The embedded engine as in the second table, without one of its techniques at a time.
+
+All sample at temperature 0.7 and top-p 0.9. Tokens per second are given by wall time and by CPU time. CPU time is
+meaningful also on a busy machine, with one thread. The time to load and convert models is not measured, nor is memory,
+nor are accelerators.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ from nemo_srl.models.hf import read_spec
 
 
 def without_end_tokens(model_dir: Path, directory: Path) -> Path:
-    """The same model with a configuration whose end-of-sequence token does not exist."""
+    """The same model, configured with an end-of-sequence token that does not exist."""
     directory.mkdir()
     for path in model_dir.resolve().iterdir():
         if path.name not in ("generation_config.json", "config.json"):
@@ -51,7 +54,7 @@ def without_end_tokens(model_dir: Path, directory: Path) -> Path:
 
 
 def compare(candidates: Iterable[Candidate], setting: Setting, workloads: Sequence[Workload]) -> list[Measurement]:
-    """Each candidate on each workload, one after the other."""
+    """Measure each candidate on each workload, one after the other."""
     found = []
     for candidate in candidates:
         with candidate.open(setting) as run:
@@ -60,11 +63,11 @@ def compare(candidates: Iterable[Candidate], setting: Setting, workloads: Sequen
 
 
 def available(setting: Setting, only: str) -> list[Candidate]:
-    """The candidates that were asked for; says what is missing for the others."""
+    """The candidates with `only` in their names that can run here. Prints why the others cannot."""
     missing = {c: c.missing(setting) for c in CANDIDATES if only in c.name}
     for candidate, reason in missing.items():
         if reason:
-            print(f"{candidate.name}: left out, {reason}")
+            print(f"{candidate.name} is left out: {reason}")
     return [c for c, reason in missing.items() if not reason]
 
 
@@ -107,8 +110,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--only", default="", help="candidates whose names contain this, and no third table")
-    parser.add_argument("--run-dir", type=Path, help="replay the judging of this finished run")
+    parser.add_argument("--only", default="", help="candidates whose names contain this; no third table")
+    parser.add_argument("--run-dir", type=Path, help="repeat the judging of this finished run")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/generation.json"))
     args = parser.parse_args()
 

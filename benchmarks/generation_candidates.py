@@ -1,13 +1,13 @@
-"""The candidates for the engine that runs in process on a CPU, each as fast as its own means let it be.
+"""The candidates for the engine that runs in process on a CPU. Each is used in its fastest way.
 
-    HF generate    static batches, every prompt prefilled once per sample: the peers' way
-    embedded       ours
-    CTranslate2    `num_hypotheses` samples of one prompt in one batch, the judge's rubric as its static prompt
+    HF generate    static batches; every prompt is prefilled once per sample, as the peers do it
+    embedded       our engine
+    CTranslate2    all samples of one prompt in one batch (`num_hypotheses`), with the judge's rubric as static prompt
     llama.cpp      its server in this process, with parallel slots and cached prompts, asked by our `openai` engine
 
-All sample at temperature 0.7 and then top-p 0.9 of the whole vocabulary. CTranslate2 and llama.cpp are
-optional (`pip install -e '.[benchmarks]'`) and get the weights of the same model, converted into a scratch directory.
-Each candidate is a context manager that yields a function: workload -> number of useful tokens.
+All of them sample at temperature 0.7, then from the top 0.9 of the whole vocabulary. CTranslate2 and llama.cpp are
+optional (`pip install -e '.[benchmarks]'`). They get the weights of the same model, converted into a scratch directory.
+Each candidate is a context manager. It yields a function that runs a workload and returns the number of useful tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from generation_workloads import Workload
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nemo_srl.engines.embedded import EmbeddedEngine
+from nemo_srl.engines import open_engine
+from nemo_srl.engines.embedded.settings import EmbeddedSettings
 from nemo_srl.engines.openai.dialects import CompletionsDialect, load_tokenizer
 from nemo_srl.engines.openai.engine import OpenAIEngine, ServerSettings
 from nemo_srl.models import smollm2
@@ -38,35 +39,35 @@ Run = Callable[[Workload], int]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all candidates are given."""
+    """What all candidates get."""
 
     model_dir: Path
     end_tokens: tuple[int, ...]
-    """Empty: every sample goes on to `max_tokens`, and `model_dir` is configured so."""
+    """If empty, every sample goes on to `max_tokens`, and the model in `model_dir` has no end token."""
     batch_size: int
     threads: int
     max_length: int
-    """Tokens of the longest prompt with its sample."""
+    """Tokens of the longest prompt together with its sample."""
     scratch: Path
     """Converted models are kept here."""
     gguf: Path | None
-    """The model's weights as they were published; None if it did not come as GGUF."""
+    """The published weights of the model. None if they were not published as GGUF."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """`module` is what must be installed for it."""
+    """`module` must be installed for it."""
 
     name: str
     open: Callable[[Setting], contextlib.AbstractContextManager[Run]]
     module: str = "torch"
 
     def missing(self, setting: Setting) -> str:
-        """Why it cannot be measured here; empty if it can."""
+        """Why it cannot be measured here. Empty if it can."""
         if importlib.util.find_spec(self.module) is None:
             return f"{self.module} is not installed: pip install -e '.[benchmarks]'"
         if self.module == "xllamacpp" and setting.gguf is None:
-            return f"its weights are made from a GGUF file, which only --model={smollm2.NAME} has"
+            return f"it needs weights as a GGUF file, and only --model={smollm2.NAME} has one"
         return ""
 
 
@@ -78,7 +79,7 @@ def transformers(setting: Setting, *, dtype: str) -> Iterator[Run]:
 
 @torch.inference_mode()
 def run_transformers(model: Any, workload: Workload, *, batch_size: int, end_tokens: Sequence[int]) -> int:
-    """Sequences are left-padded into batches in the order in which they come."""
+    """Batches of left-padded sequences, in the order of the workload."""
     sequences = [prompt for prompt in workload.prompts for _ in range(workload.n)]
     num_tokens = 0
     for first in tqdm(range(0, len(sequences), batch_size), desc="transformers", leave=False, disable=None):
@@ -103,7 +104,7 @@ def run_transformers(model: Any, workload: Workload, *, batch_size: int, end_tok
 
 @contextlib.contextmanager
 def embedded(setting: Setting, *, dtype: str) -> Iterator[Run]:
-    found = EmbeddedEngine(setting.model_dir, dtype=dtype, max_batch_size=setting.batch_size)
+    found = open_engine(EmbeddedSettings(dtype=dtype, max_batch_size=setting.batch_size), setting.model_dir)
     yield partial(run_engine, found)
 
 
@@ -126,8 +127,11 @@ def ctranslate2(setting: Setting, *, dtype: str) -> Iterator[Run]:
 def run_ctranslate2(
     model: Any, tokenizer: Any, workload: Workload, *, batch_size: int, end_tokens: Sequence[int]
 ) -> int:
-    """`batch_size` counts prompts in CTranslate2; it sorts them by length, since a batch's prompts are computed
-    together only up to the shortest one and then token by token."""
+    """In CTranslate2, `batch_size` counts prompts.
+
+    It sorts them by length: the prompts of a batch are computed together only up to the end of the shortest one, and
+    token by token from there.
+    """
     first, last = min(workload.prompts), max(workload.prompts)
     shared = next(
         (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)) - 1
@@ -154,7 +158,7 @@ def _converted_for_ctranslate2(setting: Setting, dtype: str) -> Path:
 
     class Converter(TransformersConverter):
         def load_model(self, model_class: Any, path: str, *, dtype: Any, **kwargs: Any) -> Any:
-            # `dtype` is what transformers 5 calls it.
+            # CTranslate2 says `dtype`, as transformers 5 does. Version 4 calls it `torch_dtype`.
             return model_class.from_pretrained(path, torch_dtype=dtype, **kwargs)
 
     directory = setting.scratch / f"ctranslate2-{dtype}"
@@ -187,12 +191,12 @@ def llama_cpp(setting: Setting, *, dtype: str) -> Iterator[Run]:
 
 def run_llama_cpp(found: OpenAIEngine, workload: Workload, *, endless: bool) -> int:
     num_tokens = run_engine(found, workload)
-    # Counted from the text, which may have been other tokens; where none ends early their number is known.
+    # The engine counts tokens of the text, and the model may have made others. The true number is known if none ends.
     return len(workload.prompts) * workload.n * workload.max_tokens if endless else num_tokens
 
 
 def _requantised_gguf(setting: Setting, dtype: str) -> Path:
-    """The published GGUF with every matrix in `dtype`, and its metadata as they are."""
+    """The published GGUF with every matrix in `dtype`, and with the same metadata."""
     from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, LlamaFileType, dequantize, quantize
 
     path = setting.scratch / f"{dtype}.gguf"

@@ -1,6 +1,6 @@
-"""The embedded engine without one of its techniques at a time: what each contributes.
+"""What each technique of the embedded engine contributes: the engine is measured without one of them at a time.
 
-Its parts are replaced from outside, so that the engine carries no switches that only a benchmark would turn.
+The benchmark replaces parts of the engine from outside. So the engine needs no switches that only a benchmark uses.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import torch.nn.functional as F
 from generation_candidates import run_engine
 from generation_workloads import Measurement, Workload, measure
 
-from nemo_srl.engines.embedded import EmbeddedEngine, batching, engine, llama, sampling
+from nemo_srl.engines import open_engine
+from nemo_srl.engines.embedded import batching, engine, llama, sampling
+from nemo_srl.engines.embedded.settings import EmbeddedSettings
 
 
 @contextlib.contextmanager
 def no_prefix_sharing() -> Iterator[None]:
-    """Every sample prefills the whole of its prompt."""
+    """Every sample prefills its whole prompt."""
 
     def separate(prompts: Sequence[tuple[int, ...]]) -> Any:
         segments = [batching.Segment(prompt, 0, None) for prompt in prompts]
@@ -33,7 +35,7 @@ def no_prefix_sharing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_compaction() -> Iterator[None]:
-    """A sequence that ended is decoded until the longest of its batch has ended."""
+    """A sequence that has ended stays in its batch until the longest one has ended."""
     step = engine._Batch.step
 
     def wait(batch: Any, ends: Callable[[Any, list[int]], bool]) -> Any:
@@ -60,7 +62,7 @@ def no_packed_weights() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_top_k_first() -> Iterator[None]:
-    """Top-p by sorting the vocabulary."""
+    """Top-p sorts the whole vocabulary."""
     with mock.patch.object(sampling, "_NUM_CANDIDATES", ()):
         yield
 
@@ -78,6 +80,6 @@ def leave_one_out(workloads: Sequence[Workload], model_dir: Path, *, batch_size:
     for name, patched in variants.items():
         with patched():
             dtype = "float32" if "bfloat16" in name else "bfloat16"
-            embedded = EmbeddedEngine(model_dir, dtype=dtype, max_batch_size=batch_size)
+            embedded = open_engine(EmbeddedSettings(dtype=dtype, max_batch_size=batch_size), model_dir)
             found += [measure(name, w.name, partial(run_engine, embedded, w)) for w in workloads]
     return found

@@ -1,4 +1,4 @@
-"""What is generated and judged by the benchmark, how it is timed, and the tables that are printed."""
+"""What the benchmark generates and judges, how it measures time, and the tables that it prints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nemo_srl.protocols import GenerationRequest
 
 @dataclass(frozen=True)
 class Workload:
-    """`n` samples for each of `prompts` (token ids), of `max_tokens` tokens at most."""
+    """`n` samples for each of `prompts` (token ids). A sample has at most `max_tokens` tokens."""
 
     name: str
     prompts: Sequence[tuple[int, ...]]
@@ -50,7 +50,7 @@ class Measurement:
 
 
 def make_workloads(model_dir: Path, *, num_prompts: int, small: bool) -> list[Workload]:
-    """Instructions of the seed, and verdicts on four responses to each, by the short rubric."""
+    """Instructions of the seed data, and verdicts on four responses to each, with the short rubric."""
     root = Path(__file__).parent.parent
     rubric = yaml.safe_load((root / "conf/judge/additive_5pt_short.yaml").read_text())["rubric"]
     rows = [json.loads(line) for line in (root / "data/seed/ift.jsonl").read_text().splitlines()]
@@ -72,14 +72,15 @@ def make_workloads(model_dir: Path, *, num_prompts: int, small: bool) -> list[Wo
 
 
 def measure(engine: str, workload: str, run: Callable[[], int]) -> Measurement:
-    """Time `run`, which returns the number of useful tokens that it made."""
+    """Measure the time of `run`, which returns the number of useful tokens that it made."""
     wall, cpu = time.perf_counter(), time.process_time()
     num_tokens = run()
     return Measurement(engine, workload, num_tokens, time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def table(measurements: Sequence[Measurement]) -> str:
-    """Markdown: tokens/s by wall time (by CPU time); ratios over all workloads, against the first row."""
+    """A Markdown table: tokens/s by wall time and, in parentheses, by CPU time. Ratios compare all workloads together
+    with the first row."""
     names = list(dict.fromkeys(m.engine for m in measurements))
     workloads = list(dict.fromkeys(m.workload for m in measurements))
     lines = [

@@ -26,6 +26,7 @@ from nemo_srl.models.hf import read_shape
 from nemo_srl.models.spec import ModelSpec
 from nemo_srl.preflight import check_shape
 from nemo_srl.trainers import trainer_backend
+from nemo_srl.worker import set_up
 from nemo_srl.workload import Assumptions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,6 +110,7 @@ def time_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> list[str]:
 def main(overrides: list[str]) -> None:
     try:
         cfg, a = compose_config(overrides)
+        set_up(cfg)
         spec = shape_of(cfg.model.path, cfg.model.cache_dir)
         check_shape(cfg, spec)
     except (NemoSrlError, HydraException) as e:

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemo_srl.artifacts import SPEC, Manifest, Table, to_line, write_atomic
-from nemo_srl.config import Config, JudgeConfig, ModelConfig
+from nemo_srl.config import Config, JudgeConfig, ModelConfig, PairsConfig
 from nemo_srl.data.verifiable import Followed
+from nemo_srl.judging import mean_scores
+from nemo_srl.pairing import build_pairs
 from nemo_srl.records import Candidate, Comparison, EFTExample, IFTExample, Judgement, Metric, Prompt
 from nemo_srl.stages import head_to_head, ifeval
 from nemo_srl.stages.evaluation import answering_metrics, judging_metrics, verdict_metrics
 from nemo_srl.stages.head_to_head import matches_of
-from nemo_srl.stages.pairs import build_pairs
 
 HOSTILE = (
     "</script><script>window.hacked = 1</script>",
@@ -111,7 +112,7 @@ def _iteration(directory: Path, t: int, rng: random.Random, num_prompts: int) ->
                 score = None if rng.random() < 0.1 else float(rng.randint(0, 5))
                 verdict = f"{rng.choice(HOSTILE)} {_words(rng, 4, 30)}\nScore: {score}"
                 judgements.append(Judgement(candidate_key=c.key, judgement_index=k, verdict=verdict, score=score))
-    pairs, dropped = build_pairs(candidates, judgements, min_margin=0.0)
+    pairs, dropped = build_pairs(candidates, mean_scores(judgements), PairsConfig())
     _publish(directory / "prompts", "prompts", t, {"num_calls": 2 * num_prompts, "num_kept": num_prompts,
                                                    "num_similar": 5, "num_length": 3}, 30.0)  # fmt: skip
     Table(directory / "prompts", {}, Prompt).write(prompts)
@@ -150,7 +151,7 @@ def _evaluation(directory: Path, t: int, rng: random.Random, *, skill: float) ->
         Judgement(candidate_key=c.key, judgement_index=0, verdict="", score=float(rng.randint(0, 5))) for c in answers
     ]
     metrics = [
-        *answering_metrics(answers, own, min_margin=0.0),
+        *answering_metrics(answers, own, PairsConfig()),
         *judging_metrics(examples, judged, max_score=5, num_bootstrap=100, seed=0),
         *verdict_metrics(own + judged, max_score=5),
     ]

@@ -180,9 +180,10 @@ def test_wrong_missing_and_misspelt_inputs_are_refused_at_the_call_with_the_name
             exp.run(pairs.STAGE, 1, candidates=given["candidates"], judgements=given["candidates"])
         with pytest.raises(InputError, match="'judge' must be a model, and it is of Candidate"):
             exp.run(judgements.STAGE, 1, judge=given["candidates"], candidates=given["candidates"])
+        given_wrong = {"policy": BaseModel(tmp_path, "d"), "ift": SourceFile(tmp_path, IFTExample)}
+        held_out = SourceFile(tmp_path, EFTExample)
         with pytest.raises(InputError, match="'earlier' must be a table or file of Prompt"):
-            prompts.STAGE.inputs({"policy": BaseModel(tmp_path, "d"), "ift": SourceFile(tmp_path, IFTExample),
-                                  "eft_eval": SourceFile(tmp_path, EFTExample), "earlier": [given["candidates"]]})  # fmt: skip
+            prompts.STAGE.inputs({**given_wrong, "eft_eval": held_out, "earlier": [given["candidates"]]})
     assert not list((tmp_path / "run").glob("iter_*")), "nothing was started"
 
 

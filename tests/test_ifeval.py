@@ -14,10 +14,10 @@ from nemo_srl.artifacts import Table
 from nemo_srl.config import Config
 from nemo_srl.data.verifiable import Followed, Verifier, read_prompts
 from nemo_srl.errors import ConfigError, DataError
-from nemo_srl.records import Candidate, Metric, VerifiablePrompt
-from nemo_srl.stages import Context
+from nemo_srl.records import Candidate, VerifiablePrompt
 from nemo_srl.stages import ifeval as stage
 from tests.punkt import make_punkt_tab
+from tests.support import made
 
 WORDS = "length_constraints:number_words"
 QUOTED = "startend:quotation"
@@ -157,8 +157,8 @@ def test_the_stage_gives_the_four_figures_over_prompts_and_over_instructions(
             for k, v in texts.items()
         ]
     )
-    output = Table(tmp_path / "out", {}, Metric)
-    result = stage.run(Context(Config(run_dir="x"), 0, {"prompts": prompts, "answers": answers}, output))
+    cfg = Config(run_dir="x")
+    output, metrics = made(stage.STAGE, cfg, tmp_path / "out", prompts=prompts, answers=answers)
     found = {m.name: (m.value, m.n) for m in output.read()}
     # Of "a", nothing is followed strictly; without its first line, both are.
     assert found == {
@@ -167,10 +167,10 @@ def test_the_stage_gives_the_four_figures_over_prompts_and_over_instructions(
         "ifeval_prompt_loose": (1.0, 2),
         "ifeval_instruction_loose": (1.0, 3),
     }
-    assert result.metrics["num_check_errors"] == 0
+    assert metrics["num_check_errors"] == 0
     prompts.write([*asked, prompt(QUOTED)])
     with pytest.raises(DataError, match="1 of 3 prompts have no answer, the first is 'p'"):
-        stage.run(Context(Config(run_dir="x"), 0, {"prompts": prompts, "answers": answers}, output))
+        made(stage.STAGE, cfg, tmp_path / "out", prompts=prompts, answers=answers)
 
 
 def test_what_is_not_installed_is_said_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:

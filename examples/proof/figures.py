@@ -1,10 +1,10 @@
-"""Table and plot of `examples/proof/run.py`: what the oracle saw, over seeds.
+"""Tables and plots of the results of `prove.py`: what the oracle measured, over all seeds.
 
     python examples/proof/figures.py RESULTS_JSONL OUTPUT_DIR
 
-Writes `table.md` and `proof.png`. Intervals are 95% percentiles of a bootstrap that draws seeds with replacement;
-differences between arms and between models are taken within a seed first (arms of a seed share M1, data
-and prompts). With three seeds an interval is hardly more than the range of the seeds, and no test.
+Writes `table.md` and `proof.png`. Intervals are 95% percentiles of a bootstrap that draws seeds with replacement.
+Differences between arms and between models are first taken within a seed, because the arms of a seed share M1, data and
+prompts. With three seeds, an interval is hardly more than the range of the seeds. It is no statistical test.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def read(path: Path) -> Runs:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Over all ways to draw as many seeds with replacement, where they are few enough to enumerate."""
+    """The 95% interval of the mean. Up to five seeds, every way to draw them is counted."""
     if len(values) <= 5:
         means = [fmean(draw) for draw in itertools.product(values, repeat=len(values))]
     else:
@@ -104,7 +104,7 @@ def main_table(runs: Runs) -> list[str]:
 
 
 def differences(runs: Runs) -> list[str]:
-    """What the arms say against one another, within seeds."""
+    """Differences between models and between arms, within seeds."""
     lines = ["| difference | mean | 95% | seeds |", "|---|---|---|---|"]
 
     def add(label: str, pairs: Sequence[tuple[float | None, float | None]]) -> None:
@@ -129,7 +129,7 @@ def differences(runs: Runs) -> list[str]:
 
 
 def alarm_lines(runs: Runs) -> list[str]:
-    """When each run's true score was highest, and when which alarm first spoke."""
+    """For each run: when its true score was highest, and which alarms came when."""
     lines = ["| arm | seed | true score, M1 first | highest at | M1's alarms, by iteration | a second judge's |"]
     lines.append("|---|---|---|---|---|---|")
     for arm, seeds in ((a, runs[a]) for a in ARMS if a in runs):
@@ -137,12 +137,12 @@ def alarm_lines(runs: Runs) -> list[str]:
             true = {model: row["oracle_score"] for model, row in sorted(rows.items())}
             best = max(true, key=lambda model: true[model])
             scores = " ".join(f"{score:.2f}" for score in true.values())
-            spoke = [_spoken(rows, f"{name}.alarms") for name in ("anchor", "second_anchor")]
-            lines.append(f"| {arm} | {seed} | {scores} | M{best} | {' | '.join(spoke)} |")
+            found = [_alarms_of(rows, f"{name}.alarms") for name in ("anchor", "second_anchor")]
+            lines.append(f"| {arm} | {seed} | {scores} | M{best} | {' | '.join(found)} |")
     return lines
 
 
-def _spoken(rows: Mapping[int, Row], key: str) -> str:
+def _alarms_of(rows: Mapping[int, Row], key: str) -> str:
     if not any(key in row for row in rows.values()):
         return "-"
     return "; ".join(f"{model}: {', '.join(row[key])}" for model, row in sorted(rows.items()) if row.get(key)) or "none"
@@ -195,7 +195,7 @@ def _style(seeds: Mapping[int, Any]) -> str:
 
 
 def _label(axis: Any, ends: list[tuple[float, float, str]], num_seeds: Mapping[str, int]) -> None:
-    """Names at the lines' ends, moved apart where they would overlap; the number of seeds where it is one."""
+    """Write the names at the ends of the lines, moved apart where they would overlap, and mark arms with one seed."""
     low, high = axis.get_ylim()
     gap, floor = (high - low) * 0.05, -np.inf
     for x, y, arm in sorted(ends, key=lambda end: end[1]):

@@ -16,22 +16,15 @@ from nemo_srl.config.check import check
 class TrainerSettings(Protocol):
     """What the settings of every trainer tell launchers and plans, whatever else they hold."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def num_nodes(self) -> int: ...
+    name: str
+    num_nodes: int
+
     @property
     def num_ranks_per_node(self) -> int: ...
     @property
-    def world_size(self) -> int:
-        """Ranks of a training, one on each GPU: num_nodes x num_ranks_per_node."""
-        ...
-
+    def world_size(self) -> int: ...
     @property
-    def data_parallel_size(self) -> int:
-        """Replicas of the model among those ranks."""
-        ...
-
+    def data_parallel_size(self) -> int: ...
     def pipeline_efficiency(self, optim: OptimConfig) -> float:
         """The share of the time in which no rank waits for another pipeline stage, in (0, 1]."""
         ...

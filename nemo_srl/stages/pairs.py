@@ -48,9 +48,9 @@ def _why_none(cfg: Config, dropped: Counter[str], judgements: Sequence[Judgement
 
 
 def summary(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    num_pairs = metrics["num_pairs"]
-    num_prompts = num_pairs + sum(metrics.get(f"num_{reason}", 0) for reason in LABELS)
-    return [("pairs", f"{num_pairs:.0f}" + (f" of {num_prompts:.0f} prompts" if num_prompts else ""))]
+    # The pairs, and the prompts without one by each reason.
+    num_prompts = sum(value for name, value in metrics.items() if name.startswith("num_"))
+    return [("pairs", f"{metrics['num_pairs']:.0f} of {num_prompts:.0f} prompts")]
 
 
 STAGE = table_stage(

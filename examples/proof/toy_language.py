@@ -1,16 +1,19 @@
-"""A task that code can check, for proving that the loop works: `examples/proof/run.py`, recipe `srl-proof-cpu`.
+"""A toy language whose true scores code can compute.
 
-An instruction such as `4 animal tiny huge !` asks for four different animals, the first one tiny and the last one
-huge, and a closing mark: `bee cat pig elk !`. `oracle_verdict` gives one point for each of five criteria, as the
-rubric of the paper does, so that a *true* score is known for every response. The model judges in the same form
-as any other of this package, reasons first, `4 y animal y tiny y huge y ! y`, then `Score: 5`, and is read by the same
-parser. It learns both from `write_seed`'s files: demonstrations that meet each criterion with probability
-`DEMONSTRATION_QUALITY` only, and judged answers.
+An instruction is such as `4 animal tiny huge !`. It asks for four different animals, of which the first is tiny and the
+last is huge, and for a mark at the end. `bee cat pig elk !` is a perfect response. The oracle (`oracle_verdict`) gives
+one point for each of five criteria, like the rubric of the paper, so every response has a true score from 0 to 5.
 
-Nothing here is called by a stage. Of the oracle's scores only the judged answers (EFT) and the order of ranked
-answers reach a training, as people's judgements do in the paper; new prompts come without any.
+The model judges in the same form as every judge of nemo_srl: first its reasons, then the score. The reasons look like
+`4 y animal y tiny y huge y ! y`. `Score: 5` follows. The model learns to answer and to judge from the files that
+`write_seed` writes. These hold demonstrations, each of which meets each criterion with probability
+`DEMONSTRATION_QUALITY`, and answers with the oracle's verdicts.
 
-Not covered: anything about language. The vocabulary has about a hundred words, and 0.35M parameters are enough.
+Only the verdicts on seed answers and the ranks of some answers come from the oracle and are trained on. In the paper,
+people's judgements do the same. New prompts come without any score.
+
+Limits: the vocabulary has about a hundred words, and a model of 0.35M parameters is enough for it. Nothing here says
+anything about real language.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ LENGTHS = (3, 4, 5, 6)
 NUM_CRITERIA = 5
 DEMONSTRATION_QUALITY = 0.6
 ANSWER_QUALITIES = (0.3, 0.6, 0.9)
-"""Judged and ranked answers are of mixed quality, so that all scores occur."""
+"""Judged and ranked answers have mixed qualities, so that every score occurs."""
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}{% else %}"
@@ -62,7 +65,7 @@ VOCABULARY = (
 
 @dataclass(frozen=True)
 class Instruction:
-    """`str` gives the text that the model sees, `parse` reads it."""
+    """What is asked for. `str` gives the text that the model sees, and `parse` reads that text."""
 
     num_words: int
     category: str
@@ -80,7 +83,7 @@ class Instruction:
 
 
 def all_instructions() -> list[Instruction]:
-    """Every instruction of the task: 2,048."""
+    """Every instruction of the language. There are 2,048."""
     return [
         Instruction(n, category, first_size, last_size, mark)
         for n, category, first_size, last_size, mark in itertools.product(LENGTHS, WORDS, SIZES, SIZES, MARKS)
@@ -88,7 +91,7 @@ def all_instructions() -> list[Instruction]:
 
 
 def oracle_verdict(instruction: str, response: str) -> tuple[bool, ...]:
-    """Which of the five criteria the response meets. It may be any text, also an empty one."""
+    """Which of the five criteria the response meets. The response may be any text, and may be empty."""
     asked, tokens = Instruction.parse(instruction), response.split()
     words = [t for t in tokens if t in CATEGORY_OF]
     marks = [t for t in tokens if t in MARKS]
@@ -102,12 +105,12 @@ def oracle_verdict(instruction: str, response: str) -> tuple[bool, ...]:
 
 
 def oracle_score(instruction: str, response: str) -> int:
-    """The true score, 0 to 5."""
+    """The true score, from 0 to 5."""
     return sum(oracle_verdict(instruction, response))
 
 
 def demonstration(rng: random.Random, instruction: Instruction, *, quality: float) -> str:
-    """A response that meets each criterion with probability `quality`. No word occurs twice in it."""
+    """A response that meets each criterion with probability `quality`. It has no word twice."""
     x, words = instruction, WORDS[instruction.category]
     right_length, right_category, right_first, right_last, right_mark = (rng.random() < quality for _ in range(5))
     length = x.num_words if right_length else rng.choice([n for n in LENGTHS if n != x.num_words])
@@ -125,10 +128,11 @@ def demonstration(rng: random.Random, instruction: Instruction, *, quality: floa
 
 
 def justification(instruction: str, response: str) -> str:
-    """The reasons of a verdict: what was found, followed by y or n for whether that is what was asked.
+    """The reasons of a verdict. For each criterion: what was found, and y or n for whether it was asked for.
 
-    `4 y animal y huge n tiny y ! y`: four words; all animals; the first one is huge and should not be; the last one is
-    tiny; the mark. `twice` stands for a repeated word, `none` for what is missing.
+    `4 y animal y huge n tiny y ! y` means: there are four words; all are animals; the first one is huge and should not
+    be; the last one is tiny; the mark is right. `twice` means that a word is repeated. `none` means that something is
+    missing.
     """
     asked, tokens = Instruction.parse(instruction), response.split()
     words = [t for t in tokens if t in CATEGORY_OF]
@@ -146,7 +150,7 @@ def justification(instruction: str, response: str) -> str:
 
 
 def judged(key: str, instruction: Instruction, response: str) -> EFTExample:
-    """A response with the oracle's verdict, in the form that the judge learns to write."""
+    """A response with the oracle's verdict, in the form in which the judge learns to write it."""
     verdict = oracle_verdict(str(instruction), response)
     return EFTExample(
         example_id=key,
@@ -157,16 +161,37 @@ def judged(key: str, instruction: Instruction, response: str) -> EFTExample:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SeedFiles:
-    """What `write_seed` wrote. `new_prompts` has `{iteration}` in the place of the iteration's number."""
+    """The files that `write_seed` writes into `directory`."""
 
-    ift: Path
-    eft: Path
-    weak_eft: Path
-    eft_eval: Path
-    rankings: Path
-    new_prompts: Path
+    directory: Path
+
+    @property
+    def ift(self) -> Path:
+        return self.directory / "ift.jsonl"
+
+    @property
+    def eft(self) -> Path:
+        return self.directory / "eft.jsonl"
+
+    @property
+    def weak_eft(self) -> Path:
+        """The EFT data of the weak judge: few examples, repeated so that the training is as long."""
+        return self.directory / "eft_weak.jsonl"
+
+    @property
+    def eft_eval(self) -> Path:
+        return self.directory / "eft_eval.jsonl"
+
+    @property
+    def rankings(self) -> Path:
+        return self.directory / "rankings.jsonl"
+
+    @property
+    def new_prompts(self) -> Path:
+        """With `{iteration}` where the number of the iteration goes."""
+        return self.directory / "prompts_{iteration}.jsonl"
 
 
 def write_seed(
@@ -181,17 +206,17 @@ def write_seed(
     num_prompts: int,
     num_iterations: int,
 ) -> SeedFiles:
-    """Write the seed data and each iteration's new prompts.
+    """Write the seed data and the new prompts of each iteration.
 
-    Half of the instructions that are not held out are demonstrated, with one or more responses each, and have
-    judged and ranked answers; each iteration's new prompts are drawn from the other half. The weak
-    judge sees only the first `num_weak_eft` judged answers, repeated so that it is trained as long.
+    The instructions that are not held out are divided into two halves. One half is demonstrated, with one or more
+    responses each, and has judged and ranked answers. The new prompts of all iterations come from the other half.
     """
     rng = random.Random(f"proof/{seed}")
     pool = all_instructions()
     rng.shuffle(pool)
     held_out, rest = pool[:num_held_out], pool[num_held_out:]
     known, new = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+    files = SeedFiles(directory)
 
     def answer(x: Instruction) -> str:
         return demonstration(rng, x, quality=rng.choice(ANSWER_QUALITIES))
@@ -204,21 +229,14 @@ def write_seed(
         )
         for i, x in enumerate(rng.choices(known, k=num_ift))
     ]
-    eft = [judged(f"eft-{i:05d}", x, answer(x)) for i, x in enumerate(rng.choices(known, k=num_eft))]
-    held_out_answers = [judged(f"eval-{i:05d}-{j}", x, answer(x)) for i, x in enumerate(held_out) for j in range(4)]
-    files = SeedFiles(
-        ift=directory / "ift.jsonl",
-        eft=directory / "eft.jsonl",
-        weak_eft=directory / "eft_weak.jsonl",
-        eft_eval=directory / "eft_eval.jsonl",
-        rankings=directory / "rankings.jsonl",
-        new_prompts=directory / "prompts_{iteration}.jsonl",
-    )
     _write(files.ift, ift)
+    eft = [judged(f"eft-{i:05d}", x, answer(x)) for i, x in enumerate(rng.choices(known, k=num_eft))]
     _write(files.eft, eft)
-    weak = [eft[i % num_weak_eft] for i in range(num_eft)]
-    _write(files.weak_eft, [replace(x, example_id=f"eft-weak-{i:05d}") for i, x in enumerate(weak)])
-    _write(files.eft_eval, held_out_answers)
+    weak = [replace(eft[i % num_weak_eft], example_id=f"eft-weak-{i:05d}") for i in range(num_eft)]
+    _write(files.weak_eft, weak)
+    _write(
+        files.eft_eval, [judged(f"eval-{i:05d}-{j}", x, answer(x)) for i, x in enumerate(held_out) for j in range(4)]
+    )
     ranked_instructions = enumerate(rng.choices(known, k=num_rankings))
     _write(files.rankings, [ranked(f"rank-{i:05d}", x, [answer(x) for _ in range(4)]) for i, x in ranked_instructions])
     for t in range(1, num_iterations + 1):
@@ -229,7 +247,7 @@ def write_seed(
 
 
 def ranked(key: str, instruction: Instruction, answers: Sequence[str]) -> RankedAnswers:
-    """Answers with their ranks (0 is the best, equals share one), and without any score."""
+    """Answers with their ranks and without scores. Rank 0 is the best, and equally good answers share a rank."""
     scores = [oracle_score(str(instruction), a) for a in answers]
     levels = sorted(set(scores), reverse=True)
     return RankedAnswers(
@@ -238,7 +256,7 @@ def ranked(key: str, instruction: Instruction, answers: Sequence[str]) -> Ranked
 
 
 def write_model(directory: Path, *, seed: int) -> None:
-    """M0: a Hugging Face directory with a Llama of 0.35M random parameters and a word-level tokenizer."""
+    """Write M0, a Hugging Face directory: a Llama with 0.35M random parameters, and a tokenizer of whole words."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

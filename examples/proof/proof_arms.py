@@ -1,0 +1,144 @@
+"""The arms of the proof: what each of them changes in the self-rewarding loop, and the loop itself."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import toy_language
+
+from nemo_srl.artifacts import Model, SourceFile, Table, to_line, write_atomic
+from nemo_srl.errors import ConfigError
+from nemo_srl.experiment import Experiment
+from nemo_srl.records import (
+    Candidate,
+    EFTExample,
+    IFTExample,
+    Judgement,
+    PreferencePair,
+    Prompt,
+    R,
+    RankedAnswers,
+)
+from nemo_srl.stages import anchor, candidates, eft, evaluation, judgements, pairs, policy, refresh, sft
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class ArmConfig:
+    judge: str = "self"
+    """Whose scores make the pairs. self: the scores of M_t. m1: always those of M1. shuffled: those of M_t, but each
+    candidate gets the scores of another one, drawn at random. oracle: the true scores."""
+    train: str = "dpo"
+    """dpo: DPO on the pairs. best: SFT on the chosen responses alone."""
+    eft: str = "all"
+    """The EFT examples that M1 is trained on. all; weak: only the first few; none."""
+    refresh: bool = False
+    """Refresh the judge after each DPO (stages `eft` and `refresh`)."""
+    second_anchor: bool = False
+    """Also ask the M1 of another seed about the pairs of the finished run (stage `anchor`)."""
+    seeds: list[int] | None = None
+    """Use these seeds instead of `proof.seeds`."""
+    num_iterations: int | None = None
+    """Use this number instead of `num_iterations`."""
+
+    def __post_init__(self) -> None:
+        known = {
+            "judge": ("self", "m1", "shuffled", "oracle"),
+            "train": ("dpo", "best"),
+            "eft": ("all", "weak", "none"),
+        }
+        for key, values in known.items():
+            if getattr(self, key) not in values:
+                raise ConfigError(f"proof.arms: {key}={getattr(self, key)!r}: must be one of {', '.join(values)}")
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one iteration was trained on."""
+
+    number: int
+    candidates: Table[Candidate]
+    judgements: Table[Judgement] | SourceFile[Judgement]
+    pairs: Table[PreferencePair]
+
+
+def make_m1(exp: Experiment, *, with_eft: bool) -> Model:
+    """Train and evaluate M1."""
+    ift = exp.source(exp.cfg.data.ift_path, IFTExample)
+    judged = exp.source(exp.cfg.data.eft_path, EFTExample) if with_eft else None
+    m1 = exp.run(sft.STAGE, 0, policy=exp.base_model(), ift=ift, eft=judged)
+    exp.run(evaluation.STAGE, 0, policy=m1, eft_eval=exp.source(exp.cfg.data.eft_eval_path, EFTExample))
+    return m1
+
+
+def iterate(arm: ArmConfig, exp: Experiment, m1: Model) -> list[Iteration]:
+    """The loop of the paper from M1 on, with the changes of the arm."""
+    cfg, m = exp.cfg, m1
+    seed_eft = exp.source(cfg.data.eft_path, EFTExample)
+    held_out = exp.source(cfg.data.eft_eval_path, EFTExample)
+    kept: list[Table[EFTExample]] = []
+    done: list[Iteration] = []
+    for t in range(1, cfg.num_iterations + 1):
+        x = exp.source(cfg.prompts.path.format(iteration=t), Prompt)
+        y = exp.run(candidates.STAGE, t, policy=m, prompts=x)
+        r = scores(arm, exp, t, policy=m, m1=m1, candidates=y)
+        if all(j.score is None for j in r.read()):
+            log.info("no verdict has a score, so there is nothing to train on: the loop ends with M%d", t)
+            return done
+        d = exp.run(pairs.STAGE, t, candidates=y, judgements=r)
+        done.append(Iteration(t, y, r, d))
+        exp.run(anchor.STAGE, t, judge=m1, candidates=y, judgements=r, pairs=d)
+        if arm.train == "best":
+            m = exp.run(sft.STAGE, t, policy=m, ift=chosen(exp, t, d), directory="policy")
+        else:
+            m = exp.run(policy.STAGE, t, policy=m, pairs=d)
+        if arm.refresh:
+            rankings = exp.source(cfg.data.rankings_path, RankedAnswers)
+            kept.append(exp.run(eft.STAGE, t, judge=m, rankings=rankings))
+            own = exp.run(candidates.STAGE, t, policy=m, prompts=x, directory="own_answers")
+            m = exp.run(refresh.STAGE, t, policy=m, own_answers=own, eft=seed_eft, kept=kept)
+        exp.run(evaluation.STAGE, t, policy=m, eft_eval=held_out)
+    return done
+
+
+def scores(
+    arm: ArmConfig, exp: Experiment, t: int, *, policy: Model, m1: Model, candidates: Table[Candidate]
+) -> Table[Judgement] | SourceFile[Judgement]:
+    """The judgements from which the arm makes pairs."""
+    if arm.judge == "oracle":
+        return given(exp, f"oracle_{t}", [oracle_judgement(c) for c in candidates.read()], Judgement)
+    r = exp.run(judgements.STAGE, t, judge=m1 if arm.judge == "m1" else policy, candidates=candidates)
+    if arm.judge == "shuffled":
+        return given(exp, f"shuffled_{t}", shuffled(r.read(), random.Random(f"{exp.cfg.seed}/{t}")), Judgement)
+    return r
+
+
+def shuffled(found: Sequence[Judgement], rng: random.Random) -> list[Judgement]:
+    """Give all verdicts on one candidate to another candidate. The distribution of the scores stays the same."""
+    keys = list(dict.fromkeys(j.candidate_key for j in found))
+    others = rng.sample(keys, len(keys))
+    new_key = dict(zip(keys, others, strict=True))
+    return sorted((replace(j, candidate_key=new_key[j.candidate_key]) for j in found), key=lambda j: j.key)
+
+
+def oracle_judgement(c: Candidate) -> Judgement:
+    """The true score, as if a judge had given it."""
+    true = float(toy_language.oracle_score(c.prompt, c.response))
+    return Judgement(candidate_key=c.key, judgement_index=0, verdict="", score=true)
+
+
+def chosen(exp: Experiment, t: int, d: Table[PreferencePair]) -> SourceFile[IFTExample]:
+    """The chosen responses, as demonstrations."""
+    best = [IFTExample(example_id=p.key, instruction=p.prompt, response=p.chosen) for p in d.read()]
+    return given(exp, f"best_{t}", best, IFTExample)
+
+
+def given(exp: Experiment, name: str, records: Sequence[R], record: type[R]) -> SourceFile[R]:
+    """Records that no stage made, as a file that stages can read."""
+    path = exp.run_dir / "given" / f"{name}.jsonl"
+    write_atomic(path, "".join(map(to_line, records)))
+    return exp.source(str(path), record)
