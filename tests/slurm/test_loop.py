@@ -82,7 +82,7 @@ def overrides(cluster: Cluster) -> list[str]:
         "+cluster.env.PATH": f"'{path}'",
         "+cluster.env.OMP_NUM_THREADS": "'1'",
     }
-    for role in ("trainer", "engine", "cpu"):
+    for role in ("trainer", "engine"):
         settings |= {f"cluster.{role}.container": f"'{IMAGE}'", f"cluster.{role}.python": sys.executable}
     return [f"{key}={value}" for key, value in settings.items()]
 
