@@ -20,7 +20,8 @@ from nemo_srl.errors import JobFailedError
 from nemo_srl.launchers.rendezvous import Leader, Member
 from nemo_srl.launchers.with_services import start_token, to_spec, without_step
 from nemo_srl.protocols import SERVICES_VARIABLE, Job, Service
-from tests.test_launcher_services import alive, pids, service, wait_for
+from tests.processes import alive, wait_for
+from tests.test_launcher_services import pids, service
 
 REACHES_ALL = (
     f"import json, os, sys, urllib.request\nfor name, url in json.loads(os.environ['{SERVICES_VARIABLE}']).items():\n"

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from nemo_srl.config import ClusterConfig, LauncherConfig
+from nemo_srl.config import ClusterConfig
 from nemo_srl.errors import JobFailedError
 from nemo_srl.launchers import slurm
 from nemo_srl.launchers.slurm import SlurmLauncher, client
 from nemo_srl.launchers.slurm.client import JobState, SlurmUnavailableError
+from nemo_srl.launchers.slurm.settings import SlurmSettings
 from nemo_srl.protocols import Job, JobStep
 
 Answers = list[JobState | Exception]
@@ -56,7 +57,7 @@ def job(tmp_path: Path) -> Job:
 
 
 def launcher(max_requeues: int = 2) -> SlurmLauncher:
-    return SlurmLauncher(LauncherConfig(name="slurm", poll_seconds=0.01, max_requeues=max_requeues), ClusterConfig())
+    return SlurmLauncher(SlurmSettings(poll_seconds=0.01, max_requeues=max_requeues), ClusterConfig())
 
 
 RUNNING, COMPLETED = JobState("RUNNING"), JobState("COMPLETED", 0)
