@@ -230,6 +230,9 @@ class YesOrNo:
     def lesson(self, example: EFTExample, cfg: JudgeConfig) -> tuple[str, str]:
         return f"Is {example.response} right for {example.instruction}?", "yes" if example.score else "no"
 
+    def justification(self, verdict: str) -> str:
+        return ""
+
 
 YES_OR_NO = YesOrNo()
 
