@@ -92,7 +92,7 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
 
 
 def free_port() -> int:
-    """Below the ephemeral ports, as on a cluster: there, a connection could meet itself."""
+    """A port below the ephemeral ones, as on a cluster. At an ephemeral port, a connection could connect to itself."""
     while True:
         port = random.randrange(20000, 30000)
         with socket.socket() as s:

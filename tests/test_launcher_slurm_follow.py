@@ -1,4 +1,4 @@
-"""The Slurm launcher against a scripted controller: every end that a job can come to, and what follows from it."""
+"""The Slurm launcher with a scripted controller: every way in which a job can end, and the reaction to it."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def begin(run_dir: Path, stage: str) -> Path:
-    """As if the published stage were still being made."""
+    """Make the published stage look unfinished."""
     (run_dir / stage / MANIFEST).unlink()
     return run_dir / stage
 
