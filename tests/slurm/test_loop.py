@@ -20,58 +20,28 @@ import pytest
 
 from nemo_srl.artifacts import JOURNAL
 from tests.slurm.conftest import PROJECT, Cluster, kill, wait_for
-from tests.test_loop import RUBRIC, published
-from tests.tiny import make_model, texts_of, write_seed
+from tests.test_loop import published, tiny_settings
 
 IMAGE = "nvcr.io#nvidia/nemo:25.02"
 
 
 @pytest.fixture(scope="module")
 def overrides(cluster: Cluster) -> list[str]:
-    """As in tests/test_loop.py, but that sequences of steps are long enough to be interrupted."""
-    base = cluster.shared / "tiny"
-    data = write_seed(base / "seed")
-    model = make_model(base / "model", texts_of(base / "seed"))
+    """As in tests/test_loop.py, with enough steps in a row for an interruption."""
     path = f"{PROJECT / 'tests' / 'stubs'}:{Path(sys.executable).parent}:/usr/bin:/bin"
     settings = {
-        **data,
-        "model.path": str(model),
-        "judge.rubric": f"'{RUBRIC}'",
-        "judge.max_tokens": 12,
-        "judge.temperature": 1.0,
-        "num_iterations": 1,
+        **tiny_settings(cluster.shared / "tiny"),
         "engine": "trtllm",
-        "engine.dtype": "float32",
         "engine.max_concurrency": 1,
         "engine.num_nodes": 2,
         "engine.num_replicas": 2,
-        "trainer.precision": "32",
         "trainer.num_nodes": 2,
         "trainer.devices": 2,
         "trainer.tensor_model_parallel_size": 2,
-        "trainer.micro_batch_size": 1,
-        "sft.learning_rate": 3e-3,
-        "sft.min_learning_rate": 1e-3,
-        "sft.max_epochs": 20,
-        "sft.global_batch_size": 8,
-        "sft.max_seq_length": 128,
         "sft.save_interval": 1000,
-        "prompts.num_prompts": 6,
-        "prompts.min_words": 1,
-        "prompts.max_rouge_l": 1.0,
-        "prompts.temperature": 1.0,
-        "prompts.top_p": 1.0,
-        "prompts.max_tokens": 24,
-        "prompts.max_rounds": 50,
-        "candidates.temperature": 1.0,
-        "candidates.max_tokens": 24,
-        "dpo.global_batch_size": 2,
         "dpo.max_epochs": 4,
-        "dpo.max_seq_length": 128,
-        "dpo.save_interval": 1,
         "anchor.num_prompts": 0,
         "evaluation.num_prompts": 1,
-        "evaluation.num_bootstrap": 50,
         "launcher": "slurm",
         "launcher.poll_seconds": 0.5,
         "launcher.signal_seconds": 30,
