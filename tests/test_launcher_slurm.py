@@ -163,7 +163,7 @@ def test_a_stages_settings_win_over_its_roles_and_those_over_the_clusters(tmp_pa
     )
     found = resources(cluster, small_job(tmp_path, role="engine", stage="candidates"))
     assert (found.partition, found.time, found.sbatch) == ("gpu", "8:00:00", {"qos": "b", "mem": "1G"})
-    assert resources(cluster, small_job(tmp_path, role="cpu", stage="pairs")).partition == "batch"
+    assert resources(cluster, small_job(tmp_path, role="trainer", stage="sft")).partition == "batch"
 
 
 def test_a_run_directory_with_spaces_and_percent_signs(tmp_path: Path) -> None:

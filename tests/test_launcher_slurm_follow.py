@@ -78,7 +78,7 @@ def test_what_slurm_stopped_and_did_not_requeue_is_submitted_anew(
 
 def test_new_submissions_are_capped(tmp_path: Path, controller: Callable[..., list[str]]) -> None:
     calls = controller([JobState("TIMEOUT", 0)])
-    with pytest.raises(JobFailedError, match=r"cluster\.cpu\.time"):
+    with pytest.raises(JobFailedError, match=r"cluster\.engine\.time"):
         launcher(max_requeues=2).run(job(tmp_path))
     assert calls == ["submit", "cancel 1", "submit", "cancel 2", "submit"]
 

@@ -60,7 +60,6 @@ def gpus_per_node(cluster: ClusterConfig, job: Job) -> int | None:
         remedy = {
             "trainer": "trainer.devices and trainer.num_nodes",
             "engine": "engine.num_replicas, engine.num_nodes and the parallel sizes of engine",
-            "cpu": "cluster",
         }[job.role]
         raise ConfigError(
             f"{job.name} needs {job.num_gpus_per_node} GPUs on a node, and cluster.gpus_per_node="
