@@ -55,11 +55,8 @@ class Judge:
         `prefix` keeps the requests apart from others in the same journal; judgements do not show it. `n` and `seed`
         replace `judge.num_judgements` and the judge's own seed.
         """
-        questions = self._reader.questions(material, self._cfg)
-        requests = [
-            self._request(prefix + key, prompt, self._reader.stop(self._cfg), n=n, seed=seed)
-            for key, prompt in questions.items()
-        ]
+        questions, stop = self._reader.questions(material, self._cfg), self._reader.stop(self._cfg)
+        requests = [self._request(prefix + key, prompt, stop, n=n, seed=seed) for key, prompt in questions.items()]
         found = self._complete(requests, num_logprobs=self._reader.num_logprobs, title=title)
         return self._reader.judgements(material, {key: found[prefix + key] for key in questions}, self._cfg)
 

@@ -39,6 +39,6 @@ def drift(run: Run) -> list[Drift]:
         found = agreement.reward_model_metrics(
             [agreement.ScoreGroup(human=old, model=new)], max_score=1.0, num_bootstrap=0
         )
-        spearman, means = found.spearman.value, {"mean_score": fmean(new), "mean_score_before": fmean(old)}
+        spearman, means = found["spearman"].value, {"mean_score": fmean(new), "mean_score_before": fmean(old)}
         rows.append(Drift(model=model, before=before, n=len(common), spearman=spearman, **means))
     return rows
