@@ -84,10 +84,8 @@ def reward_model_metrics(
     share the resamples, which `seed` decides.
     """
     names = list(_addends(ScoreGroup(human=(), model=()), max_score))
-    # Each metric is a ratio of two sums over groups; the lower sum counts cases. Shape (group, metric, 2).
     addends = np.array([list(_addends(group, max_score).values()) for group in groups]).reshape(-1, len(names), 2)
-    resampled = _resampled_sums(addends, num_bootstrap=num_bootstrap, seed=seed)
-    found = {name: _estimate(addends[:, i], resampled[:, i]) for i, name in enumerate(names)}
+    found = dict(zip(names, _estimates(addends, num_bootstrap=num_bootstrap, seed=seed), strict=True))
     # Here a group is one case, so the cases are independent. A bootstrap of 0 hits in 8 would say [0, 0].
     hits, n = addends[:, names.index("exact_match")].sum(axis=0)
     return found | {"exact_match": proportion(round(hits), round(n))}
@@ -109,8 +107,7 @@ def sign_test(wins: int, losses: int) -> float | None:
 def mean_estimate(groups: Sequence[Sequence[float]], *, num_bootstrap: int = 1000, seed: int = 0) -> Estimate:
     """Mean of all values, with a bootstrap interval that resamples groups of values that depend on each other."""
     addends = np.array([(sum(group), len(group)) for group in groups], dtype=np.float64).reshape(-1, 1, 2)
-    resampled = _resampled_sums(addends, num_bootstrap=num_bootstrap, seed=seed)
-    return _estimate(addends[:, 0], resampled[:, 0])
+    return _estimates(addends, num_bootstrap=num_bootstrap, seed=seed)[0]
 
 
 def histogram(scores: Sequence[float | None], *, max_score: int) -> tuple[int, ...]:
@@ -144,9 +141,8 @@ def _addends(group: ScoreGroup, max_score: float) -> dict[str, tuple[float, floa
     by_model = np.sign(model[first] - model[second])
 
     ordered = by_human != 0
-    num_pairs = int(ordered.sum())
-    num_right = int((ordered & (by_model == by_human)).sum())
-    num_ties = int((ordered & (by_model == 0)).sum())
+    num_pairs, num_right = ordered.sum(), (ordered & (by_model == by_human)).sum()
+    num_ties = (ordered & (by_model == 0)).sum()
     people_order = len(set(group.human)) > 1
     whole = people_order and bool(scored.all())
     best = model >= max_score if people_order else np.zeros(len(model), dtype=bool)
@@ -167,14 +163,17 @@ def _addends(group: ScoreGroup, max_score: float) -> dict[str, tuple[float, floa
     }
 
 
-def _resampled_sums(addends: _Floats, *, num_bootstrap: int, seed: int) -> _Floats:
-    """Sums over groups that are drawn with replacement: shape (num_bootstrap, metric, 2)."""
+def _estimates(addends: _Floats, *, num_bootstrap: int, seed: int) -> list[Estimate]:
+    """The ratio of two sums over groups for each metric; `addends` has shape (group, metric, 2).
+
+    The lower sum counts cases. The intervals come from sums over groups that are drawn with replacement.
+    """
     num_groups, rng = len(addends), np.random.default_rng(seed)
-    sums = np.zeros((num_bootstrap, *addends.shape[1:]))
+    resampled = np.zeros((num_bootstrap, *addends.shape[1:]))
     for i in range(num_bootstrap if num_groups else 0):
         times_drawn = np.bincount(rng.integers(num_groups, size=num_groups), minlength=num_groups)
-        sums[i] = np.tensordot(times_drawn, addends, axes=1)
-    return sums
+        resampled[i] = np.tensordot(times_drawn, addends, axes=1)
+    return [_estimate(addends[:, i], resampled[:, i]) for i in range(addends.shape[1])]
 
 
 def _estimate(addends: _Floats, resampled: _Floats) -> Estimate:

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from markupsafe import Markup
 
@@ -20,6 +21,7 @@ _MIN_SHARE_OF_SCALE = 0.25
 _NUM_COLORS = 6
 
 Format = Callable[[float], str]
+Limits = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +34,7 @@ class Chart:
     note: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Point:
+class Point(NamedTuple):
     """A value at the x label with number `x`. `low` and `high` are its 95% interval, if there is one."""
 
     x: int
@@ -42,8 +43,7 @@ class Point:
     high: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Series:
+class Series(NamedTuple):
     """One line of a chart. A dashed line is a reference, such as the paper's figures."""
 
     name: str
@@ -89,13 +89,7 @@ def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
 
 
 def line_chart(
-    series: Sequence[Series],
-    x_labels: Sequence[str],
-    *,
-    title: str,
-    form: Format,
-    limits: tuple[float, float],
-    note: str,
+    series: Sequence[Series], x_labels: Sequence[str], *, title: str, form: Format, limits: Limits, note: str
 ) -> Chart:
     """Values by label, joined by lines, with bars for the intervals.
 

@@ -135,11 +135,8 @@ def _share(m: Metric) -> str:
 
 def match_shares(found: Matches) -> dict[str, list[float]]:
     """The shares of won, tied and lost questions of each match with a readable verdict."""
-    shares = {}
-    for (a, b), metrics in found.items():
-        values = {m.name: m.value for m in metrics}
-        shares[f"{a} v {b}"] = [x for name in OUTCOMES if (x := values[name]) is not None]
-    return {title: x for title, x in shares.items() if x}
+    named = {f"{a} v {b}": {m.name: m.value for m in metrics} for (a, b), metrics in found.items()}
+    return {title: [x[name] or 0.0 for name in OUTCOMES] for title, x in named.items() if x["win_rate"] is not None}
 
 
 def bars(shares: Mapping[str, Sequence[float]]) -> list[Chart]:

@@ -36,9 +36,8 @@ def drift(run: Run) -> list[Drift]:
         if not common:
             continue
         old, new = ([by_model[name][key] for key in common] for name in (before, model))
-        found = agreement.reward_model_metrics(
-            [agreement.ScoreGroup(human=old, model=new)], max_score=1.0, num_bootstrap=0
-        )
-        spearman, means = found["spearman"].value, {"mean_score": fmean(new), "mean_score_before": fmean(old)}
+        groups = [agreement.ScoreGroup(human=old, model=new)]
+        spearman = agreement.reward_model_metrics(groups, max_score=1.0, num_bootstrap=0)["spearman"].value
+        means = {"mean_score": fmean(new), "mean_score_before": fmean(old)}
         rows.append(Drift(model=model, before=before, n=len(common), spearman=spearman, **means))
     return rows

@@ -21,9 +21,6 @@ JUDGING: Mapping[str, Mapping[str, float]] = {
 LENGTH: Mapping[str, float] = {"M1": 1092, "M2": 1552, "M3": 2552}
 """Mean characters of an answer on AlpacaEval (table 1)."""
 
-NUM_PAIRS: Mapping[str, int] = {"M2": 3964, "M3": 6942}
-"""Preference pairs that the model was trained on."""
-
 HEAD_TO_HEAD: Mapping[str, tuple[float, float, float]] = {
     "M1 v SFT": (0.305, 0.387, 0.309),
     "M2 v SFT": (0.492, 0.363, 0.145),

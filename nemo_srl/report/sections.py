@@ -18,7 +18,7 @@ from nemo_srl.judging import agreement, mean_scores
 from nemo_srl.pairing import LABELS
 from nemo_srl.records import Candidate, Judgement, Metric, PreferencePair
 from nemo_srl.report import paper
-from nemo_srl.report.charts import Chart, Format, Point, Series, bar_chart, curve_chart, line_chart, stacked_bar
+from nemo_srl.report.charts import Chart, Format, Limits, Point, Series, bar_chart, curve_chart, line_chart, stacked_bar
 from nemo_srl.report.text import score_shares
 from nemo_srl.runs import Run
 from nemo_srl.stages import LOOP, stage_named
@@ -41,7 +41,7 @@ class Shown(NamedTuple):
     metric: str
     title: str
     form: Format
-    limits: tuple[float, float]
+    limits: Limits
     reference: Mapping[str, float] = {}
     note: str = ""
 
@@ -72,13 +72,11 @@ def metric_charts(evaluations: Evaluations, wanted: Sequence[Shown]) -> list[Cha
     charts = []
     for x in wanted:
         found = [next((m for m in metrics if m.name == x.metric), None) for metrics in evaluations.values()]
-        ours = [
-            Point(x=i, value=m.value, low=m.low, high=m.high) for i, m in enumerate(found) if m and m.value is not None
-        ]
-        theirs = [Point(x=i, value=x.reference[m]) for i, m in enumerate(evaluations) if m in x.reference]
-        series = [Series(name="this run", points=ours)]
+        ours = [Point(i, m.value, m.low, m.high) for i, m in enumerate(found) if m and m.value is not None]
+        theirs = [Point(i, x.reference[m]) for i, m in enumerate(evaluations) if m in x.reference]
+        series = [Series("this run", ours)]
         if theirs:
-            series.append(Series(name="the paper (70B)", points=theirs, color=_PAPER_COLOR, dashed=True))
+            series.append(Series("the paper (70B)", theirs, color=_PAPER_COLOR, dashed=True))
         if ours:
             chart = line_chart(series, list(evaluations), title=x.title, form=x.form, limits=x.limits, note=x.note)
             charts.append(chart)
