@@ -1,9 +1,9 @@
-# nemo_srl: two commands do everything on a bare machine, and both install what they need first.
-#   make iterate   the default self-rewarding run (recipe srl-smollm2-135m-cpu)
-#   make test      the tests
-#   make proof     shows in minutes that self-rewarding beats random scores (examples/proof); fails if it does not
-#   make proof-full  the whole experiment behind benchmarks/results/proof-*, in about an hour
-# PYTHON names the interpreter (3.10 to 3.12); ARGS goes to the recipe: make iterate ARGS="dpo.beta=0.2".
+# nemo_srl. Each of these commands first installs what it needs, so a bare machine is enough.
+#   make iterate     the default self-rewarding run (recipe srl-smollm2-135m-cpu)
+#   make test        the tests
+#   make proof       shows in minutes that self-rewarding beats shuffled scores (examples/proof); fails if it does not
+#   make proof-full  the whole experiment of benchmarks/results/proof-*, in about an hour
+# PYTHON names the interpreter (3.10 to 3.12). ARGS goes to the program: make iterate ARGS="dpo.beta=0.2".
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -38,7 +38,7 @@ format: install
 
 install: $(STAMP)
 
-# The stamp's name holds a checksum of what is installed, so an edited lock file installs again.
+# The stamp's name has a checksum of these files, so make installs again after one of them was edited.
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else \
 	    "PYTHON=$(PYTHON) is Python %d.%d, and nemo_srl needs 3.10 to 3.12: make PYTHON=python3.11 ..." % v)'

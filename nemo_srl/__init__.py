@@ -1,6 +1,6 @@
 """Self-Rewarding Language Models on NeMo-Aligner, Megatron and TensorRT-LLM.
 
-`recipes/iterate.py` is the entry point and reads like the paper; this package is what it stands on.
+Start with `recipes/iterate.py`. It reads like the paper, and this package holds the parts that it uses.
 """
 
 __version__ = "0.1.0"

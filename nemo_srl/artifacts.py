@@ -1,17 +1,17 @@
-"""Artifacts: what a stage leaves on disk, and how a later run knows that it may be reused.
+"""Artifacts: the result of a stage on disk, and the rule that decides whether a later start may reuse it.
 
     run_dir/iter_02/candidates/
-        stage.json      what was asked for: settings, inputs, identity; written before the work starts
-        steps.json      what each step cost
-        journal.jsonl   one line is one model call, appended as it completes
+        stage.json      settings, inputs and identity of the stage; written before the work starts
+        steps.json      time and memory of each step
+        journal.jsonl   one line per model call, appended when the call is complete
         data.jsonl      the result, sorted by key
         <part>.jsonl    a further table of some stages, such as the answers that an evaluation measured
-        manifest.json   written last, by rename: a directory without one is unfinished work
+        manifest.json   written last, by rename: without it the work is not finished
 
-An artifact's *identity* is its stage, the settings that decide its result and the digests of its inputs. The same
-identity is kept. Another one is refused (`StaleArtifactError`, which names each change), whether the work in its place
-is finished or not. So old and new settings never mix. A setting that is newer than the directory counts as its default
-(`Schema`), so a run goes on after this package has learned a new setting.
+The *identity* of an artifact is its stage, the settings that decide its result, and the digests of its inputs. An
+artifact with the same identity is kept. An artifact with another identity is refused, finished or not, and
+`StaleArtifactError` names each change. So old and new settings never mix. A setting that the directory does not know
+counts as its default (`Schema`), so an old run can continue after this package has got a new setting.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ Identity = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Schema:
-    """What an identity on disk may lack, or may call by an old name, because an older version wrote it."""
+    """How an identity on disk may differ because an older version of this package wrote it."""
 
     defaults: Identity = field(default_factory=dict)
     """The default of every setting that can be part of an identity."""
     renamed: Mapping[str, str] = field(default_factory=dict)
-    """New key by old key. A key that ends with a dot stands for all keys that begin with it."""
+    """The new key for each old key. A key that ends with a dot stands for all keys that begin with it."""
 
     def completed(self, found: Identity, wanted: Identity) -> dict[str, Any]:
-        """`found`, with today's names, and with the defaults of those settings of `wanted` that it does not know."""
+        """`found` with today's names. Settings of `wanted` that it lacks get their defaults."""
         today = {self._name(key): value for key, value in found.items()}
         return {**{k: v for k, v in self.defaults.items() if k in wanted}, **today}
 
@@ -60,7 +60,7 @@ class Schema:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
+    """Write a file. Even after a power failure it is either complete or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as f:
@@ -86,38 +86,38 @@ def digest_of_file(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` holds. `digest` names the content; later stages remember it as their input."""
+    """The content of `manifest.json`. `digest` names the result; later stages record it as their input."""
 
     stage: str
     identity: dict[str, Any]
     digest: str
     metrics: dict[str, float]
     seconds: float
-    """Of its steps together, on rank 0; work that was killed before its step ended is not in it."""
+    """Time of all steps on rank 0. A step that was killed before its end is not counted."""
     peak_memory_bytes: int = 0
-    """The largest resident memory of a step, on rank 0."""
+    """The largest resident memory of any step on rank 0."""
     parts: dict[str, str] = field(default_factory=dict)
     """The digests of the further tables, by their names."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A directory with a `manifest.json` once it is published."""
+    """A stage's directory. It is published when it has a `manifest.json`."""
 
     path: Path
     identity: Identity
 
     def manifest(self) -> Manifest | None:
-        """The manifest of what is published here, of whatever identity; None for unfinished work."""
+        """The manifest that is published here, with any identity. None when the work is not finished."""
         try:
             return Manifest(**json.loads((self.path / MANIFEST).read_text()))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError) as e:
-            raise DataError(f"{self.path / MANIFEST}: not a manifest of this version ({e}); delete {self.path}") from e
+            raise DataError(f"{self.path / MANIFEST}: not a manifest of this version ({e}). Delete {self.path}.") from e
 
     def is_published(self, schema: Schema = Schema()) -> bool:
-        """True when exactly this artifact is here. Raises `StaleArtifactError` for another one in its place."""
+        """Whether this artifact is published. Raises `StaleArtifactError` when another one is in its place."""
         found = self.manifest()
         if found is not None:
             self._refuse_other(found.identity, schema, "was made")
@@ -138,12 +138,12 @@ class Artifact:
         ]
         raise StaleArtifactError(
             f"{self.path} {verb} with other settings or inputs:\n" + "\n".join(changes) + "\n"
-            "Nothing was changed. Use a new run_dir, or go back to the old settings, or delete that directory "
-            "to make it, and what depends on it, anew."
+            "Nothing was changed. Use a new run_dir, or use the old settings, or delete this directory and those made "
+            "from it. The next start makes them again."
         )
 
     def digest(self) -> str:
-        """Of the published content."""
+        """The digest of the published content."""
         found = self.manifest()
         if found is None:
             raise DataError(f"{self.path} is not published")
@@ -159,7 +159,7 @@ class Artifact:
         peak_memory_bytes: int = 0,
         parts: Mapping[str, str] | None = None,
     ) -> None:
-        """Write the manifest. From here on the artifact is there."""
+        """Write the manifest. After this the artifact is published."""
         identity = dict(self.identity)
         manifest = Manifest(stage, identity, digest, dict(metrics), seconds, peak_memory_bytes, dict(parts or {}))
         write_atomic(self.path / MANIFEST, json.dumps(asdict(manifest), indent=2, sort_keys=True) + "\n")
@@ -172,7 +172,7 @@ def _short(value: object) -> str:
 
 @dataclass(frozen=True)
 class Model(Artifact):
-    """A policy: `hf/` is a Hugging Face directory, read by engines and by the next training."""
+    """A policy. Engines and the next training read `hf/`, a Hugging Face directory."""
 
     @property
     def model_dir(self) -> Path:
@@ -181,7 +181,7 @@ class Model(Artifact):
 
 @dataclass(frozen=True)
 class BaseModel:
-    """M0: the user's Hugging Face directory, outside the run directory and never written to."""
+    """M0: the user's Hugging Face directory. It is outside the run directory, and never changed."""
 
     model_dir: Path
     content_digest: str
@@ -192,7 +192,7 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class SourceFile(Generic[R]):
-    """A file of the user's, outside the run directory and never written to."""
+    """A file of the user. It is outside the run directory, and never changed."""
 
     path: Path
     record: type[R]
@@ -206,7 +206,7 @@ class SourceFile(Generic[R]):
 
 @dataclass(frozen=True)
 class Table(Artifact, Generic[R]):
-    """`data.jsonl`: one kind of record, sorted by key. Some stages write further tables beside it, its parts."""
+    """`data.jsonl`: one kind of record, sorted by key. Some stages write further tables beside it, called parts."""
 
     record: type[R]
 
@@ -214,7 +214,7 @@ class Table(Artifact, Generic[R]):
         return read_jsonl(self.path / DATA, self.record)
 
     def write(self, records: Iterable[R]) -> str:
-        """Write all records and return the content's digest. Refuses two records with one key."""
+        """Write all records and return the content's digest. Raises `DataError` for two records with one key."""
         return write_table(self.path / DATA, records)
 
 
@@ -224,7 +224,7 @@ def part_file(name: str) -> str:
 
 
 def write_table(path: Path, records: Iterable[Record]) -> str:
-    """Write records, sorted by key, and return the content's digest. Refuses two records with one key."""
+    """Write records, sorted by key, and return the content's digest. Raises `DataError` for two with one key."""
     rows = sorted(records, key=lambda r: r.key)
     for a, b in itertools.pairwise(rows):
         if a.key == b.key:
@@ -253,10 +253,10 @@ def read_jsonl(path: Path, record: type[R]) -> list[R]:
 
 
 class Journal:
-    """The model calls of one stage, on disk as they complete.
+    """The completed model calls of one stage, on disk.
 
-    Opening it drops a torn last line, the mark of a kill in mid-write. Completions that come together
-    are appended in one write, so that a kill hardly ever splits them.
+    Opening the journal removes an incomplete last line, which a kill during a write leaves. Completions that come
+    together are appended in one write, so a kill rarely separates them.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -273,7 +273,7 @@ class Journal:
         if len(whole) < len(data):
             with self.path.open("r+b") as f:
                 f.truncate(len(whole))
-        # Not `splitlines`: JSON strings may hold U+2028 and its kin, which that would split at.
+        # Not `splitlines`: it also splits at characters such as U+2028, which JSON strings may hold.
         lines = whole.decode("utf-8").split("\n")[:-1]
         return [
             from_row(Completion, json.loads(line), where=f"{self.path}, line {i}")
@@ -281,7 +281,7 @@ class Journal:
         ]
 
     def append(self, completions: tuple[Completion, ...]) -> None:
-        """Record completions; they are in the kernel's hands, safe from a kill, when this returns."""
+        """Write completions. When this returns, the kernel has them, and a kill of this process cannot lose them."""
         self._file.write("".join(map(to_line, completions)))
         self._file.flush()
         self.completions.update((c.key, c) for c in completions)

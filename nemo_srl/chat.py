@@ -1,13 +1,12 @@
-"""From an instruction to the text and token ids that a model sees, by the model's own chat template.
+"""Turns an instruction into the text and token ids that a model sees, with the model's own chat template.
 
-Everything that is put into a prompt here is untrusted: instructions and responses may hold the strings of
-control tokens, such as `<|im_end|>`, which a tokenizer would turn into the tokens themselves and so let
-a text end its own turn and open another. `ChatTemplate` writes them with a space after their first
-character (`< |im_end|>`), which reads the same and encodes as ordinary text. All other text, such as
-braces, stays as it is; the model's default system message, if its template adds one, stays as well.
+Instructions and responses are untrusted. They may contain the strings of control tokens, such as `<|im_end|>`. A
+tokenizer would turn such a string into the token itself, and a text could end its own turn and open another one.
+`ChatTemplate` writes a space after the first character (`< |im_end|>`). This reads the same, and encodes as ordinary
+text. All other text, such as braces, is not changed. The default system message of a template stays, too.
 
-Not covered: markers that a template spells in ordinary text, such as Llama 2's `[INST]`. They are no
-tokens, and nothing but training tells a model's own from a user's.
+Not covered: markers that a template writes as ordinary text, such as Llama 2's `[INST]`. They are not tokens. Only
+training can teach a model to tell the template's markers from those in a user's text.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from typing import Any
 
 from nemo_srl.errors import ConfigError, ModelError
 
-# Templates that tell the model the date would change a prompt overnight, and with it the identity of what
-# was made from it. They get the date on which the last such template of Llama's was written.
+# Some templates tell the model the date. With the real date, the same run would give other prompts on the next day.
+# So they get a fixed date: that of the last Llama template of this kind.
 _TODAY = datetime.date(2024, 7, 26)
 
 _PROBE = "response"
@@ -40,39 +39,39 @@ class ChatTemplate:
             self._tokenizer.chat_template = chat_template
         if not self._tokenizer.chat_template:
             raise ConfigError(
-                f"model.chat_template=None: the tokenizer in {model_dir} has no chat template, as is usual for a "
-                "base model. Give one: a Jinja2 text in model.chat_template, or take the instruct variant"
+                f"model.chat_template=None: the tokenizer in {model_dir} has no chat template, as is usual for a base "
+                "model. Give one as a Jinja2 text in model.chat_template, or use the instruct model."
             )
         self._control = _control_strings(self._tokenizer)
         self._response_start = self._find_response_start()
 
     def render(self, instruction: str) -> str:
-        """The user's turn with `instruction`, and the start of the assistant's, as text."""
+        """The text of the user's turn with `instruction`, and of the start of the assistant's turn."""
         return self._apply([{"role": "user", "content": self._harmless(instruction)}], open_turn=True)
 
     def render_turns(self, turns: Sequence[tuple[str, str]], instruction: str) -> str:
-        """The same after earlier `turns` of instruction and response."""
+        """The same, after earlier `turns`, which are pairs of instruction and response."""
         roles = [(role, text) for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
         messages = [{"role": role, "content": self._harmless(text)} for role, text in [*roles, ("user", instruction)]]
         return self._apply(messages, open_turn=True)
 
     def response_text(self, response: str) -> str:
-        """What follows the rendered prompt when the assistant says `response`: no end-of-sequence token,
-        which trainers add, and with the space that some templates (Llama 2's) put before a response."""
+        """The text that follows the rendered prompt when the assistant says `response`. It has the space that some
+        templates (Llama 2's) put before a response, and no end-of-sequence token, because trainers add it."""
         return self._response_start + self._harmless(response)
 
     @property
     def end_of_turn(self) -> str:
-        """The text of the token with which a response ends, and which `response_text` leaves out."""
+        """The text of the token that ends a response. `response_text` leaves it out."""
         return str(self._tokenizer.eos_token)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of rendered text. Adds no token: the template already holds the first one, if any."""
+        """Token ids of rendered text. Adds no token, because the template has already written the first one."""
         return tuple(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def encode_plain(self, text: str) -> tuple[int, ...]:
-        """Token ids of untrusted text outside any chat, for a model that is to go on writing it. The
-        tokenizer's first token (Llama's BOS), if it adds one, is the only control token in it."""
+        """Token ids of untrusted text outside a chat, which a model continues. The only control token in it is
+        the tokenizer's first token (Llama's BOS), if it adds one."""
         return tuple(self._tokenizer(self._harmless(text), add_special_tokens=True, verbose=False)["input_ids"])
 
     def num_tokens(self, text: str) -> int:
@@ -80,7 +79,7 @@ class ChatTemplate:
         return len(self.encode(text))
 
     def _harmless(self, text: str) -> str:
-        # Again until none is left, as a break may uncover another: `<|a|>` holds `|a|`.
+        # Repeat until nothing matches, because a space may uncover another control string: `<|a|>` holds `|a|`.
         while self._control.search(text):
             text = self._control.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
         return text
@@ -93,7 +92,9 @@ class ChatTemplate:
         return text
 
     def _find_response_start(self) -> str:
-        """What the template writes between an opened assistant's turn and the response; tries it out, too."""
+        """The text that the template writes between the start of the assistant's turn and the response.
+
+        Raises `ConfigError` for a template that does not work."""
         import jinja2
 
         user = {"role": "user", "content": "instruction"}
@@ -103,21 +104,21 @@ class ChatTemplate:
         except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
             raise ConfigError(
                 f"model.chat_template={str(self._tokenizer.chat_template)[:60]!r}...: rendering a user's and an "
-                f"assistant's message fails: {error}. Correct the template, or set model.chat_template"
+                f"assistant's message fails: {error}. Correct the template, or set model.chat_template."
             ) from error
         if "instruction" not in prompt:
             raise ConfigError(
                 f"model.chat_template={str(self._tokenizer.chat_template)[:60]!r}...: it leaves out the user's "
-                "message. Write the messages as message['role'] and message['content']"
+                "message. Write the messages as message['role'] and message['content']."
             )
         start, found, _ = chat.removeprefix(prompt).partition(_PROBE)
-        # A template may open the turn in another way than it writes a past one; then nothing is added.
+        # Some templates write a new turn and a past turn differently. Then nothing is added.
         return start if chat.startswith(prompt) and found and not start.strip() else ""
 
 
 def _load_tokenizer(model_dir: Path) -> Any:
     if not model_dir.is_dir():
-        raise ModelError(f"{model_dir}: no such directory; a Hugging Face model directory is needed")
+        raise ModelError(f"{model_dir}: no such directory. Give a Hugging Face model directory.")
     from transformers import AutoTokenizer
 
     try:
@@ -125,15 +126,14 @@ def _load_tokenizer(model_dir: Path) -> Any:
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(
             f"{model_dir}: no usable tokenizer ({error}). The directory needs tokenizer.json and "
-            "tokenizer_config.json, or the files of a tokenizer that transformers knows without running "
-            "code of the model's"
+            "tokenizer_config.json, or other files that transformers can load without running the model's own code."
         ) from error
 
 
 def _control_strings(tokenizer: Any) -> re.Pattern[str]:
-    """Matches the strings of the tokenizer's special tokens, the longest first; one character alone, which
-    could not be broken up, is left out."""
+    """Matches the strings of the tokenizer's special tokens, the longest first. A string of one character is left
+    out, because no space can break it up."""
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     strings = {text for text in [*added, *tokenizer.all_special_tokens] if len(text) > 1}
-    # An empty alternation would match everywhere; `(?!)` matches nowhere.
+    # An empty pattern would match everywhere; `(?!)` matches nowhere.
     return re.compile("|".join(map(re.escape, sorted(strings, key=len, reverse=True))) or "(?!)")

@@ -1,7 +1,7 @@
 """What the programs in `recipes/` share: options, Hydra's schemas, logging, and errors as one line.
 
 Small programs take their options as `key=value` (`read_options`). `iterate`, `evaluate` and others take the whole
-configuration, by Hydra. Either way a `NemoSrlError` ends the program with its message, without a traceback.
+configuration through Hydra. In both cases a `NemoSrlError` ends the program with its message, without a traceback.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ T = TypeVar("T")
 
 
 def read_options(schema: type[T], arguments: Sequence[str]) -> T:
-    """An instance of the dataclass `schema`, set by `arguments`. Fields that are `MISSING` must be given.
+    """An instance of the dataclass `schema` with the values of `arguments`. Fields that are `MISSING` must be given.
 
-    Raises `ConfigError` for an unknown key, a value of another type, or a missing one.
+    Raises `ConfigError` for an unknown key, a missing key, or a value of the wrong type.
     """
     structure = OmegaConf.structured(schema)
     names = ", ".join(structure)
     for argument in arguments:
         if "=" not in argument:
-            raise ConfigError(f"{argument!r}: options are given as key=value; the keys are {names}")
+            raise ConfigError(f"{argument!r}: write each option as key=value; the keys are {names}")
     try:
         merged = OmegaConf.merge(structure, OmegaConf.from_dotlist(list(arguments)))
     except OmegaConfBaseException as e:
@@ -44,7 +44,7 @@ def read_options(schema: type[T], arguments: Sequence[str]) -> T:
 
 
 def schema_node(schema: type[Config]) -> DictConfig:
-    """`schema` for Hydra: the sections of backends are left to the groups `engine`, `trainer` and `launcher`."""
+    """`schema` for Hydra. The groups `engine`, `trainer` and `launcher` fill the sections of the backends."""
     node = OmegaConf.structured(schema)
     for section, (_, default) in BACKENDS.items():
         if default:
@@ -54,10 +54,10 @@ def schema_node(schema: type[Config]) -> DictConfig:
 
 
 def register_schemas(arguments: Sequence[str], **schemas: type[Config]) -> None:
-    """Tell Hydra of all settings, so that it knows their types.
+    """Tell Hydra the types of all settings.
 
-    `schemas` are the roots, by the names that YAML files call them. Every backend gets an entry `<name>_schema` in its
-    group. A backend of the user's own gets one if `arguments` choose it by its dotted path, as in
+    `schemas` are the root schemas, by their names in YAML files. Every backend gets an entry `<name>_schema` in its
+    group. A user's own backend gets an entry if `arguments` choose it by its dotted path, such as
     `engine=my_package.my_engine`.
     """
     from hydra.core.config_store import ConfigStore
@@ -96,14 +96,14 @@ def log_to_stderr(form: str = "%(message)s") -> None:
 
 
 def run_program(schema: type[T], main: Callable[[T], Any], arguments: Sequence[str] | None = None) -> None:
-    """A whole small program: its options from the command line, logging, and errors as one line."""
+    """Run a small program: read its options, set up logging, and print an error as one line."""
     log_to_stderr()
     with one_line_errors():
         main(read_options(schema, sys.argv[1:] if arguments is None else arguments))
 
 
 def run_composed(cfg: DictConfig, schema: type[T], main: Callable[[T], Any], *, form: str = "%(message)s") -> None:
-    """A whole program on what Hydra composed: the typed configuration, logging, and errors as one line."""
+    """Run a program with the configuration that Hydra composed: check its types, and print an error as one line."""
     log_to_stderr(form)
     with one_line_errors():
         main(load(cfg, schema))

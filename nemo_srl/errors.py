@@ -1,14 +1,14 @@
-"""Every error that this package raises on purpose, in one place.
+"""All errors that this package raises on purpose.
 
 Each message names the key, the value, the reason and the remedy. `ConfigError` and `DataError` are
-also `ValueError`s, so callers that know nothing of this package handle them in the usual way.
+also `ValueError`s, so callers that do not know this package can handle them.
 """
 
 from __future__ import annotations
 
 
 class NemoSrlError(Exception):
-    """Base of all errors that a user can do something about."""
+    """Base class of all errors that a user can correct."""
 
 
 class ConfigError(NemoSrlError, ValueError):
@@ -16,7 +16,7 @@ class ConfigError(NemoSrlError, ValueError):
 
 
 class DataError(NemoSrlError, ValueError):
-    """Input data that cannot be used: an empty file, a malformed line, a prompt over the context."""
+    """Input data that cannot be used: an empty file, a malformed line, a prompt that exceeds the context."""
 
 
 class InputError(NemoSrlError, TypeError):
@@ -28,7 +28,7 @@ class ModelError(NemoSrlError, ValueError):
 
 
 class StaleArtifactError(NemoSrlError):
-    """Something in the run directory was made with other settings or inputs than those asked for."""
+    """An artifact in the run directory was made with other settings or inputs."""
 
 
 class RunDirBusyError(NemoSrlError):
@@ -36,11 +36,11 @@ class RunDirBusyError(NemoSrlError):
 
 
 class JobFailedError(NemoSrlError):
-    """A stage's process ended with an error; carries the end of its log."""
+    """A stage's process ended with an error. The message has the end of its log."""
 
 
 class StoppedError(NemoSrlError):
-    """A process was asked to stop (SIGTERM), and saved what it had; run again, it goes on from there."""
+    """A process was asked to stop (SIGTERM) and saved its work. The next start continues from there."""
 
 
 class NoPairsError(NemoSrlError):

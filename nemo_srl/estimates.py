@@ -1,7 +1,7 @@
-"""What a run will need, before it runs: memory of an engine, tokens, hours, disk. Arithmetic only; no torch, no files.
+"""Estimates what a run needs: memory of an engine, tokens, hours, disk. Only arithmetic, without torch or files.
 
-Each stage says how much it generates or trains (`Stage.work`). What a training needs on a GPU is the trainer's own to
-say (`TrainerBackend.memory`), and how many GPUs an engine has is the engine's (`EngineBackend.size`).
+Each stage says how much it generates or trains (`Stage.work`). The trainer says how much memory a training needs on a
+GPU (`TrainerBackend.memory`). The engine says how many GPUs it has (`EngineBackend.size`).
 Source: [N] Narayanan et al. 2021, arXiv 2104.04473, equation 4.
 """
 
@@ -23,7 +23,7 @@ ENGINE_OVERHEAD_BYTES = 3e9
 
 @dataclass(frozen=True, kw_only=True)
 class EngineMemory:
-    """Bytes on one GPU of an engine, and what the cache holds."""
+    """Bytes on one GPU of an engine, and the tokens in its cache."""
 
     weights: float
     kv_cache: float
@@ -36,12 +36,12 @@ class StageEstimate:
     times: int
     """How often the run has this stage."""
     num_tokens: float
-    """Trained on, or generated, each time."""
+    """Tokens that it trains on or generates each time."""
     num_gpus: int
     hours: float
-    """Each time."""
+    """Hours each time."""
     disk_bytes: float
-    """What it leaves each time. A training needs the bytes of two checkpoints more until its end."""
+    """Bytes that it leaves each time. While a training runs, it needs two checkpoints more."""
 
     @property
     def gpu_hours(self) -> float:
@@ -49,12 +49,12 @@ class StageEstimate:
 
 
 def engine_size(cfg: Config) -> EngineSize:
-    """The GPUs of the run's engine."""
+    """The number of GPUs, replicas and nodes of the run's engine."""
     return engine_backend(cfg.engine).size(cfg.engine)
 
 
 def engine_memory(size: EngineSize, spec: ModelSpec, assumptions: Assumptions) -> EngineMemory:
-    """Of one GPU of a replica whose weights are in bfloat16."""
+    """The memory of one GPU of a replica with bfloat16 weights."""
     weights = 2 * num_parameters(spec) / size.gpus_per_replica
     free = assumptions.gpu_memory_gb * 1e9 - weights - ENGINE_OVERHEAD_BYTES
     cache = max(0.0, free * size.cache_fraction)
@@ -64,7 +64,7 @@ def engine_memory(size: EngineSize, spec: ModelSpec, assumptions: Assumptions) -
 
 
 def training_hours(num_flops: float, *, num_gpus: int, tflops_per_gpu: float) -> float:
-    """Compute alone [N, eq. 4]."""
+    """Hours of the computation alone [N, eq. 4]."""
     return num_flops / (num_gpus * tflops_per_gpu * 1e12) / 3600
 
 
@@ -107,7 +107,7 @@ def _generation(
     num_gpus = engine_size(cfg).num_gpus or 1
     rate = a.generation_tokens_per_second * 70e9 / num_parameters(spec) * num_gpus
     hours = num_tokens / rate / 3600 + a.start_minutes / 60
-    # Text and its record take some six bytes a token.
+    # A record takes about six bytes per token of its text.
     return StageEstimate(
         name=name, times=times, num_tokens=num_tokens, num_gpus=num_gpus, hours=hours, disk_bytes=6 * num_tokens
     )

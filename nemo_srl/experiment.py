@@ -1,4 +1,4 @@
-"""A run directory: runs stages into it, keeps those it already holds, refuses what does not fit them."""
+"""A run directory: runs its stages, keeps finished ones, and refuses those that were made with other settings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
 class Experiment:
-    """One orchestrator's hold on a run directory; use it as a context manager."""
+    """Runs stages in a run directory. Use it as a context manager: it locks the directory for one orchestrator."""
 
     def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
@@ -55,8 +55,8 @@ class Experiment:
         except Timeout:
             who = owner.read_text().strip() if owner.exists() else "unknown"
             raise RunDirBusyError(
-                f"run_dir={self.run_dir}: another orchestrator works there ({who}). Wait for it, end it, or use "
-                "another run_dir."
+                f"run_dir={self.run_dir}: another orchestrator uses it ({who}). Wait for it, end it, or use another "
+                "run_dir."
             ) from None
         owner.write_text(f"pid {os.getpid()} on {socket.gethostname()}\n")
         return self
@@ -65,16 +65,16 @@ class Experiment:
         self._lock.release()
 
     def base_model(self, path: str = "") -> BaseModel:
-        """M0, or another model of the user's: fetched if it is one that this package knows, and checked."""
+        """M0, or another model of the user. It is checked, and downloaded if this package knows its name."""
         cache_dir = Path(self.cfg.model.cache_dir).expanduser()
         model_dir = models.resolve(path or self.cfg.model.path, cache_dir)
         return BaseModel(model_dir, hf.digest(model_dir))
 
     def source(self, path: str, record: type[R]) -> SourceFile[R]:
-        """A file of the user's, read once here so that a malformed line is found before any work starts."""
+        """A file of the user. It is read once here, so that a malformed line is found before any work starts."""
         found = next((p for p in (Path(path), PROJECT_ROOT / path) if p.is_file()), None)
         if found is None:
-            raise DataError(f"{path}: no such file, neither here nor in {PROJECT_ROOT}")
+            raise DataError(f"{path}: no such file, neither in this directory nor in {PROJECT_ROOT}. Correct the path.")
         source = SourceFile(found.absolute(), record)
         source.read()
         return source
@@ -82,11 +82,11 @@ class Experiment:
     def run(
         self, stage: Stage[A], iteration: int, *, directory: str = "", **inputs: Input | Sequence[Input] | None
     ) -> A:
-        """The stage's artifact: kept if the run directory holds it, else made.
+        """The stage's artifact. It is kept if the run directory has it, and made otherwise.
 
-        It lies in `run_dir/iter_XX/<directory>`, by default named like the stage. Raises `InputError` for inputs that
-        the stage does not take, `StaleArtifactError` when another artifact is in its place, `JobFailedError` when
-        making it fails. A stage that needs neither engines nor ranks runs in this process.
+        Its directory is `run_dir/iter_XX/<directory>`, by default with the name of the stage. Raises `InputError` for
+        inputs that the stage does not take, `StaleArtifactError` when another artifact is in its place, and
+        `JobFailedError` when the stage fails. A stage without engines and distributed steps runs in this process.
         """
         given = stage.inputs(inputs)
         name = f"iter_{iteration:02d}/{directory or stage.name}"
@@ -103,7 +103,7 @@ class Experiment:
             worker.run_steps(output.path, [s.name for s in stage.steps])
         found = output.manifest()
         if found is None:
-            raise JobFailedError(f"{name} ended without publishing {output.path}; see {self.run_dir / 'logs'}")
+            raise JobFailedError(f"{name} ended without publishing {output.path}. See {self.run_dir / 'logs'}.")
         figures = "  ".join(f"{k} {v:.4g}" for k, v in found.metrics.items())
         log.info("%-22s %.0f s  %s", name, time.monotonic() - started, figures)
         return output
@@ -116,7 +116,7 @@ class Experiment:
         return {"stage": stage.name, "iteration": iteration, **chosen, **digests}
 
     def _schema(self, stage: Stage[Any]) -> Schema:
-        """What an older run directory may not know, or may call otherwise."""
+        """How an older run directory may differ: settings that it does not know, and old names."""
         defaults = _chosen(_flatten(asdict(Config())), stage.settings)
         renamed = {
             f"input {need.formerly}": f"input {name}"
@@ -131,7 +131,7 @@ class Experiment:
         return Schema(defaults, renamed)
 
     def _backends(self, stage: Stage[Any]) -> list[tuple[str, Any, tuple[str, ...]]]:
-        """The backends that decide the stage's result: section, settings, and the names of those that decide."""
+        """The backends that decide the stage's result: section, settings, and the names of the decisive settings."""
         found: list[tuple[str, Any, tuple[str, ...]]] = []
         for role in stage.engines:
             engine = self.cfg.engine_for(role)
@@ -142,7 +142,7 @@ class Experiment:
         return found
 
     def _services(self, stage: Stage[Any], output: Artifact, inputs: Mapping[str, Input]) -> list[Service]:
-        """The servers of the stage's engines, on its model. Roles with the same engine share them."""
+        """The servers of the stage's engines, with its model. Roles with the same engine share them."""
         found: list[Service] = []
         for i, cfg in enumerate(engines := [self.cfg.engine_for(role) for role in stage.engines]):
             if cfg not in engines[:i]:
@@ -151,8 +151,8 @@ class Experiment:
                 found += services(cfg, model.model_dir.absolute(), output.path)
         if len({s.name for s in found}) < len(found):
             raise ConfigError(
-                f"stage {stage.name}: two different engines of its roles would start servers of the same names. Use "
-                "`engine` for both."
+                f"stage {stage.name}: the engines of its roles {', '.join(stage.engines)} differ, but would start "
+                "servers with the same names. Use `engine` for all of them."
             )
         return found
 
@@ -174,7 +174,7 @@ class Experiment:
         )
 
     def _job_steps(self, stage: Stage[Any], output: Artifact) -> list[JobStep]:
-        """A process per step and rank; with one rank, a single process for all, as importing takes seconds."""
+        """One process per step and rank. With one rank, one process runs all steps, because imports take seconds."""
         command = ["-m", "nemo_srl.worker", str(output.path)]
         names = [s.name for s in stage.steps]
         if self.cfg.trainer.world_size == 1:
@@ -182,7 +182,7 @@ class Experiment:
         return [JobStep(name=s.name, command=[*command, s.name], distributed=s.distributed) for s in stage.steps]
 
     def _num_gpus_in_process(self, stage: Stage[Any]) -> int:
-        """Of engines that run inside the stage's own process."""
+        """GPUs of engines that run in the stage's own process."""
         sizes = [_size(self.cfg.engine_for(role)) for role in stage.engines]
         return max((s.gpus_per_replica for s in sizes if s.in_process), default=0)
 
@@ -198,18 +198,18 @@ def _size(engine: Any) -> EngineSize:
 
 
 def _num_nodes(cfg: Config) -> dict[str, int]:
-    """The settings that say how many nodes a job has: the key, and the most that any job needs."""
+    """The settings for the number of nodes of a job: key, and the largest number that a job needs."""
     engines = (_size(cfg.engine_for(role)).num_nodes for role in get_args(Role))
     return {"trainer.num_nodes": cfg.trainer.num_nodes, "engine.num_nodes": max(engines)}
 
 
 def _chosen(settings: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
-    """Those of the flat `settings` that lie at or below one of the dotted `paths`."""
+    """The flat `settings` that are at or below one of the dotted `paths`."""
     return {k: v for k, v in settings.items() if any(k == path or k.startswith(f"{path}.") for path in paths)}
 
 
 def _num_gpus_per_node(servers: Sequence[Service]) -> int:
-    """Of the node that needs most."""
+    """The GPUs of the node that needs the most."""
     needed: Counter[int] = Counter()
     for s in servers:
         needed[s.node] += s.num_gpus

@@ -1,6 +1,6 @@
-"""What can be known before the first stage runs: that every text fits the model, and that all trainings can start.
+"""Checks before the first stage runs: every text must fit the model, and all trainings must be able to start.
 
-An hour of generation that ends in "prompt too long" or "not a divisor" is an hour lost. This takes seconds.
+These checks take seconds. Without them, the same errors would end a run after hours of generation.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from nemo_srl.trainers import trainer_backend
 
 
 def check(cfg: Config, model_dir: Path, held_out: Sequence[EFTExample]) -> None:
-    """Raises `ConfigError` or `DataError` for what would only fail later.
+    """Raise `ConfigError` or `DataError` for an error that would stop the run later.
 
-    Training rows are not looked at here: SFT comes first, and drops and counts those that are too long.
+    Training rows are not checked: SFT is the first stage, and it drops and counts rows that are too long.
     """
     spec = hf.read_spec(model_dir)
     check_shape(cfg, spec)
@@ -40,7 +40,7 @@ def check(cfg: Config, model_dir: Path, held_out: Sequence[EFTExample]) -> None:
 
 
 def check_shape(cfg: Config, spec: ModelSpec) -> None:
-    """What the model's shape alone says, so that it need not be there yet. Raises `ConfigError`."""
+    """The checks that need only the shape of the model, not its weights. Raises `ConfigError`."""
     pairing.rule(cfg.pairs)
     trainings = [cfg.sft, cfg.dpo, *([cfg.refresh] if cfg.data.rankings_path else [])]
     trainer_backend(cfg.trainer).check(cfg.trainer, trainings, spec)

@@ -1,7 +1,7 @@
-"""The three seams: engines, trainers, launchers. A backend is any object with these methods.
+"""The three interfaces of backends: engine, trainer, launcher. A backend is any object with these methods.
 
-Nothing is inherited, and no seam knows of another: an engine never hears of Slurm, a trainer never of
-chat templates.
+A backend inherits nothing, and no interface depends on another one. An engine does not know Slurm, and a trainer does
+not know chat templates.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from nemo_srl.records import Completion
 class SamplingParams:
     """How to sample, with the same meaning on every engine.
 
-    `temperature` 0 is greedy. `top_p` keeps the smallest set of tokens whose probability reaches it.
-    `max_tokens` is always given (TensorRT-LLM runs requests one at a time without it). Generation
-    ends at the model's end-of-sequence tokens, which are not part of the text. With `num_logprobs`,
-    completions carry that many of the most probable tokens wherever a number was generated
-    (`Completion.number_logprobs`); not every engine can.
+    `temperature` 0 is greedy. `top_p` keeps the smallest set of tokens whose probability reaches it. `max_tokens` is
+    always given, because TensorRT-LLM runs requests one at a time without it. Generation ends at the model's
+    end-of-sequence tokens, which are not part of the text. If `num_logprobs` is above 0, a completion has the
+    log-probabilities of that many tokens, the most probable ones, at each number that was generated
+    (`Completion.number_logprobs`). Not every engine supports this.
     """
 
     temperature: float
@@ -34,16 +34,15 @@ class SamplingParams:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """`n` samples of the continuation of one prompt, given as token ids without further specials.
+    """Asks for `n` samples of the continuation of one prompt. Engines add no special tokens to its token ids.
 
-    `seed` decides the samples together with `key` and the sample's index, and nothing else does: not
-    the batch that a request shares, nor the order of requests. (Servers keep this as far as they can:
-    what TensorRT-LLM samples depends on its batches.) `text` is the prompt before its chat template;
-    engines that talk to a server with a tokenizer and template of its own send it as the user's turn,
-    after `earlier_turns`: pairs of what the user and the assistant said before.
+    Samples depend only on `seed`, `key` and the sample's index, not on the batch or on the order of requests. (Servers
+    keep this as far as they can: samples of TensorRT-LLM depend on its batches.) `text` is the prompt before its chat
+    template. If a server has its own tokenizer and template, the engine sends `text` as the user's turn, after
+    `earlier_turns`: pairs of what the user and the assistant said before.
 
-    A sample also ends where its text has one of the strings of `stop`, which stays in it. That only saves
-    tokens: an engine that cannot do it, or not everywhere, lets the model end by itself.
+    A sample also ends where its text contains one of the strings of `stop`, which stays in the text. This only saves
+    tokens: an engine that does not support it lets the model end by itself.
     """
 
     key: str
@@ -65,17 +64,16 @@ class GenerationEngine(Protocol):
         *,
         completed: Collection[str] = (),
     ) -> Iterator[tuple[Completion, ...]]:
-        """Yield completions in any order, as they end; those that end together come as one tuple.
+        """Yield completions when they end, in any order. Completions that end together come in one tuple.
 
-        `completed` holds the keys of completions (`Completion.key`) that a previous, interrupted call
-        with the same requests already yielded; they are not yielded again. The whole list of
-        requests is passed all the same, so that an engine can form the same batches as before.
-        Raises `EngineError`; `DataError` for a prompt that leaves no room in the context.
+        `completed` holds the keys (`Completion.key`) that an earlier, interrupted call with the same requests has
+        yielded. They are not yielded again. `requests` is still the whole list, so that an engine can form the same
+        batches. Raises `EngineError`, or `DataError` for a prompt that leaves no room in the context.
         """
         ...
 
     def close(self) -> None:
-        """Free the model; ends processes that the engine started."""
+        """Free the model, and end the processes that the engine started."""
         ...
 
 
@@ -116,8 +114,8 @@ class TrainingTask:
 class Trainer(Protocol):
     """Trains in three steps. Each has its own process or processes, and files in `work_dir` connect them.
 
-    `prepare` and `export` run in one process. `train` runs on every rank of the job. After a crash it may be run again
-    and goes on from its last checkpoint. All raise `ConfigError` or `DataError`.
+    `prepare` and `export` run in one process. `train` runs on every rank of the job. If it is run again after a crash,
+    it continues from its last checkpoint. All raise `ConfigError` or `DataError`.
     """
 
     def prepare(self, task: TrainingTask, work_dir: Path) -> None:
@@ -125,7 +123,7 @@ class Trainer(Protocol):
         ...
 
     def train(self, work_dir: Path) -> None:
-        """Train to the end. Raises `StoppedError` when it was asked to stop earlier, and saved its work."""
+        """Train to the end. Raises `StoppedError` if it was asked to stop before the end and saved its work."""
         ...
 
     def export(self, work_dir: Path, model_dir: Path) -> Mapping[str, float]:
@@ -133,13 +131,13 @@ class Trainer(Protocol):
         ...
 
     def metrics(self, work_dir: Path) -> list[dict[str, Any]]:
-        """One mapping per step, with `step` (from 1), `loss` and more; empty before the first. Also after `export`."""
+        """The `step` (from 1), `loss` and more of each step; empty before the first. Also works after `export`."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobStep:
-    """One command of a job: on one process, or as one process per rank of the job."""
+    """One command of a job. It runs in one process, or in one process per rank of the job."""
 
     name: str
     command: Sequence[str]
@@ -150,18 +148,18 @@ EXIT_STOPPED = 75
 """Exit status of a step that was asked to stop and saved its work first (`StoppedError`; EX_TEMPFAIL of sysexits)."""
 
 JobRole = Literal["trainer", "engine", "cpu"]
-"""What kind of machine and container a job needs: a training's, an engine's, or neither's."""
+"""The kind of machine and container that a job needs: for a training, for an engine, or for neither."""
 
 SERVICES_VARIABLE = "NEMO_SRL_SERVICES"
-"""Environment variable in which a step finds its job's services: JSON, `{name: base URL}`."""
+"""The environment variable that tells a step its job's services, as JSON: `{name: base URL}`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """A server that must be healthy before a job's steps start, and is stopped after them.
+    """A server that must be healthy before a job's steps start. It is stopped after them.
 
-    `{host}` and `{port}` in `command` are replaced by what the launcher chose: 127.0.0.1, or an address of the node
-    that other nodes reach, and a free port of it. It is healthy when every one of `health_paths` answers 200. It gets
+    The launcher replaces `{host}` in `command` by 127.0.0.1, or by an address of the node that other nodes can reach,
+    and `{port}` by a free port of the node. The server is healthy when each of `health_paths` answers 200. It gets
     `num_gpus` of the GPUs that the job may use on its node.
     """
 
@@ -171,17 +169,17 @@ class Service:
     start_timeout_seconds: float
     num_gpus: int = 0
     node: int = 0
-    """Number of the job's node that it runs on; the steps that are not distributed run on node 0."""
+    """The node of the job on which it runs. Steps that are not distributed run on node 0."""
     env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The steps of one stage, run one after the other in one allocation, while its services run.
+    """The steps of one stage. They run one after the other in one allocation, while its services run.
 
-    A job may be stopped at any point and run again from its first step: steps find what they have done.
-    `stage` and `role` choose resources and a container where there is a choice. `paths` is what the job
-    reads and writes; every node must see it, and so must the container.
+    A job may be stopped at any time and run again from its first step, because steps find the work that is done.
+    `stage` and `role` choose resources and a container, if the launcher has a choice. The job reads and writes `paths`.
+    Every node must see these paths, and the container, too.
     """
 
     name: str
@@ -193,15 +191,15 @@ class Job:
     num_nodes: int = 1
     num_ranks_per_node: int = 1
     num_gpus_per_node: int = 0
-    """What the steps and services would use where there are GPUs; a CPU platform has none to ask for."""
+    """GPUs that the steps and services use on a machine with GPUs. Other machines ignore it."""
     env: Mapping[str, str] = field(default_factory=dict)
     services: Sequence[Service] = ()
 
 
 class Launcher(Protocol):
-    """Runs a job to its end. Raises `JobFailedError` with the tail of the log.
+    """Runs a job to its end. Raises `JobFailedError` with the end of the log.
 
-    A launcher whose jobs outlive the orchestrator takes up the one that it finds instead of a second one.
+    If jobs can outlive the orchestrator, the launcher follows the job that is already running and starts no second one.
     """
 
     def run(self, job: Job) -> None: ...

@@ -1,7 +1,7 @@
-"""The records that stages pass to each other: files with one JSON object a line, which `head` can show.
+"""The records that stages pass to each other. A file has one JSON object per line, so `head` can show it.
 
-Every record has a `key`, unique within its file; files are sorted by it. Unknown and missing fields are refused, so
-that a file of another version is noticed instead of half understood.
+Every record has a `key`, which is unique in its file. Files are sorted by it. Unknown and missing fields are refused,
+so a file of another version cannot be misread.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from nemo_srl.errors import DataError
 FinishReason = Literal["stop", "length"]
 Order = Literal["ab", "ba"]
 """Which of two models' answers stands first."""
-# The tuple is not strict, because JSON has no tuples: a list of two stands for one.
+# The tuple is not strict, because JSON has no tuples and writes a list of two instead.
 NumberLogprobs = list[Annotated[tuple[int, dict[str, float]], Strict(False)]]
 """For each number in a text: the index where it begins, and the log-probabilities of the numbers possible there."""
 
 
 class Record(Protocol):
-    """A dataclass that can be a line of a table. Its annotations are types that JSON has; lists stand for tuples."""
+    """A dataclass that can be a line of a table. Its fields have types that JSON has, so lists instead of tuples."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -111,7 +111,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One or more turns of a user; each is asked after the answer to the one before. `dataset` is its source."""
+    """One or more turns of a user. Each is asked after the answer to the one before. `dataset` names the source."""
 
     question_id: str
     turns: list[str]
@@ -157,8 +157,8 @@ class Candidate:
 class Judgement:
     """One verdict of the judge on one candidate; `score` is None when no score can be read in the verdict.
 
-    `coverage` is None unless `score` is an expectation (`judge.mode=expected`). Then it is the probability that the
-    judge gave to all of the points 0 to max together; the expectation is taken over these.
+    `coverage` is None unless `score` is an expectation (`judge.mode=expected`). Then it is the total probability that
+    the judge gave to the points 0 to max, over which the expectation is taken.
     """
 
     candidate_key: str
@@ -176,7 +176,7 @@ class Judgement:
 class Comparison:
     """One verdict of the judge on two models' answers to one question.
 
-    `first_share` is 1, 0 or 0.5 for the answer that stood first (model a's in order `ab`): it won, lost or tied. It is
+    `first_share` is the result of the answer that stood first (model a's in order `ab`): 1 won, 0 lost, 0.5 tied. It is
     None when the verdict could not be read.
     """
 
@@ -234,12 +234,12 @@ def to_row(record: Record) -> dict[str, Any]:
 
 
 def from_row(cls: type[R], row: Any, *, where: str) -> R:
-    """Build a record from a JSON object; `where` (file and line) opens the message of the `DataError`."""
+    """Build a record from a JSON object. The message of a `DataError` begins with `where` (file and line)."""
     try:
         _checks(cls).__pydantic_validator__.validate_python(row)
     except ValidationError as e:
         raise DataError(f"{where}: {_fault(cls, e)}") from e
-    # From the row, not from pydantic's copy, which has 3.0 where the row has 3: records are written as they were read.
+    # Not from pydantic's copy: it has 3.0 where the row has 3, and the record would be written with other bytes.
     return cls(**row)
 
 

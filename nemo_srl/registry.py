@@ -1,8 +1,8 @@
-"""Finds things that vary by their names: engines, trainers, launchers, verdict readers, pair rules, stages.
+"""Finds the parts that vary by their names: engines, trainers, launchers, verdict readers, pair rules, stages.
 
 A plain name means one of this package's own, such as `embedded` for `nemo_srl/engines/embedded/`. A dotted name means
 the user's own: `my_package.my_engine` is a module that has `BACKEND`, and `my_package.rules:longest` is an object of a
-module. The user's package must be importable where the stages run. Imports nothing until it is asked.
+module. The user's package must be importable where the stages run. Nothing is imported before it is needed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def names(package: str) -> list[str]:
 def load(package: str, name: str, *, key: str = "") -> Any:
     """The `BACKEND` with this name in `nemo_srl/<package>/`, or at the user's own dotted path.
 
-    `key` is the setting that holds the name. Raises `ConfigError` for a name that nothing has.
+    `key` is the setting that holds the name. Raises `ConfigError` for an unknown name.
     """
     key = key or f"{package.removesuffix('s')}.name"
     if "." in name or ":" in name:
@@ -39,7 +39,7 @@ def load(package: str, name: str, *, key: str = "") -> Any:
 def named(entries: Mapping[str, T], name: str, *, key: str, kind: type = object) -> T:
     """The entry with this name, or the object at the user's own dotted path.
 
-    Raises `ConfigError` for a name that nothing has, or an object that is not a `kind`.
+    Raises `ConfigError` for an unknown name, or for an object that is not a `kind`.
     """
     if name in entries:
         return entries[name]
@@ -47,7 +47,7 @@ def named(entries: Mapping[str, T], name: str, *, key: str, kind: type = object)
         raise _unknown(key, name, sorted(entries))
     found: T = imported(name, key=key)
     if not isinstance(found, kind):
-        raise ConfigError(f"{key}={name!r}: this is a {type(found).__name__}, and a {kind.__name__} is needed.")
+        raise ConfigError(f"{key}={name!r}: this is a {type(found).__name__}, but a {kind.__name__} is needed.")
     return found
 
 
@@ -68,5 +68,5 @@ def imported(path: str, *, key: str, attribute: str = "") -> Any:
 
 def _unknown(key: str, name: str, known: list[str]) -> ConfigError:
     return ConfigError(
-        f"{key}={name!r}: nothing has this name. Use one of {', '.join(known)}, or the dotted path of your own."
+        f"{key}={name!r}: unknown name. Use one of {', '.join(known)}, or the dotted path of your own object."
     )

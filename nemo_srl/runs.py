@@ -1,6 +1,6 @@
-"""Reads a run directory back, for reports, exports and model cards.
+"""Reads a run directory, for reports, exports and model cards.
 
-Only published stages are seen, so a run can be read while it is under way. Nothing is written and nothing is locked.
+Only published stages are seen, so a run can be read before it is finished. Nothing is written or locked.
 Raises `DataError` for a directory without a published stage.
 """
 
@@ -56,7 +56,7 @@ class Run:
         return [] if part and not path.exists() else read_jsonl(path, record)
 
     def evaluated(self) -> dict[str, tuple[int, str]]:
-        """Where the evaluation of each model is to be found: (iteration, name) by model name, M0 first."""
+        """The stage that evaluated each model: (iteration, name) by model name, M0 first."""
         return {"M0": (0, "evaluation_m0")} | {f"M{t + 1}": (t, "evaluation") for t in (0, *self.iterations)}
 
     def evaluations(self) -> dict[str, list[Metric]]:
@@ -76,7 +76,7 @@ class Run:
         return training_metrics(stage.path)
 
     def config(self) -> dict[str, Any]:
-        """The whole configuration, as the last stage got it."""
+        """The whole configuration of the last stage."""
         config: dict[str, Any] = self.spec(self.stages[-1])["config"]
         return config
 

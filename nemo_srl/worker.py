@@ -1,10 +1,9 @@
 """`python -m nemo_srl.worker STAGE_DIR STEP...`: run steps of the stage described in STAGE_DIR/stage.json.
 
-What a stage needs to know is in that file and the artifacts it names, so a step can be run again by hand
-to look at a failure. Exit status 2 marks an error that the user can do something about; its message is
-the last thing printed. Exit status 75 (`EXIT_STOPPED`) marks a step that was asked to stop and saved first.
-The worker dies with the process that started it, so that a killed orchestrator leaves nothing behind that
-writes to the run directory.
+That file, and the artifacts that it names, are all that a step reads. So you can run a step again by hand to study a
+failure. Exit status 2 means an error that the user can correct; the last line of output is its message. Exit status 75
+(`EXIT_STOPPED`) means that the step was asked to stop and saved its work. The worker ends when the process that started
+it ends, so that no worker of a killed orchestrator writes to the run directory.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ def _open_input(row: Mapping[str, str]) -> Input:
 
 
 def _record_name(record: type[Record]) -> str:
-    """Records of this package go by their names, a user's own by `module:name`."""
+    """The name of a record of this package, or `module:name` of a user's own."""
     own = record.__module__ == records.__name__
     return record.__name__ if own else f"{record.__module__}:{record.__name__}"
 
@@ -83,23 +82,23 @@ def _record(name: str) -> Any:
 
 
 def set_up(cfg: Config) -> None:
-    """What every process must know before it reads a model."""
+    """Register the user's own model family. Every process must do this before it reads a model."""
     if cfg.model.family:
         families.register(cfg.model.family)
 
 
 def run_steps(stage_dir: Path, step_names: Sequence[str]) -> None:
-    """Run steps of a stage, one after the other. Raises `RunDirBusyError` while another process does."""
+    """Run steps of a stage, one after the other. Raises `RunDirBusyError` while another process runs steps of it."""
     try:
         with FileLock(stage_dir / f".lock-{rank()}", timeout=0):
             for name in step_names:
                 _run_step(stage_dir, name)
     except Timeout:
-        raise RunDirBusyError(f"{stage_dir}: another worker is still busy in this directory; wait, or end it") from None
+        raise RunDirBusyError(f"{stage_dir}: another worker still runs in this directory. Wait, or end it.") from None
 
 
 def _run_step(stage_dir: Path, step_name: str) -> None:
-    """Run a step. The last one of a stage publishes its artifact, with what its steps cost on rank 0."""
+    """Run a step. The last step publishes the stage's artifact, with the time and memory of all steps on rank 0."""
     started = time.monotonic()
     spec = json.loads((stage_dir / SPEC).read_text())
     stage, cfg = stage_at(spec["module"]), load(spec["config"], Config)
@@ -127,18 +126,18 @@ def _run_step(stage_dir: Path, step_name: str) -> None:
 
 
 def rank() -> int:
-    """This process's rank, as torchrun or srun numbers it."""
+    """The rank of this process, from torchrun or srun."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
 def _record_cost(stage_dir: Path, step_name: str, seconds: float) -> dict[str, dict[str, float]]:
-    """Add this step, and the peak of its resident memory, to `steps.json`; returns all steps so far."""
+    """Add the step's time and peak resident memory to `steps.json`. Returns all steps so far."""
     path = stage_dir / STEPS
     costs: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     before = costs.get(step_name, {"seconds": 0.0, "peak_memory_bytes": 0.0})
     costs[step_name] = {
-        "seconds": before["seconds"] + seconds,  # a step that was killed and run again costs twice
+        "seconds": before["seconds"] + seconds,  # a job that starts again runs its finished steps again
         "peak_memory_bytes": max(before["peak_memory_bytes"], 1024.0 * kibibytes),
     }
     write_atomic(path, json.dumps(costs, indent=2) + "\n")
@@ -146,19 +145,19 @@ def _record_cost(stage_dir: Path, step_name: str, seconds: float) -> dict[str, d
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, however that ends (Linux; elsewhere nothing)."""
+    """Make the kernel kill this process when its parent ends for any reason. Does nothing except on Linux."""
     if sys.platform != "linux":
         return
     pr_set_pdeathsig = 1
     parent = os.getppid()
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the call
+    if os.getppid() != parent:  # the parent ended before the call
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main(stage_dir: Path, step_names: Sequence[str]) -> int:
     die_with_parent()
-    # torch reads it at its first large tensor. Without huge pages page faults take a quarter of a CPU training.
+    # torch reads this at its first large tensor. Without huge pages, page faults take a quarter of a CPU training.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         run_steps(stage_dir, step_names)
@@ -172,8 +171,8 @@ def main(stage_dir: Path, step_names: Sequence[str]) -> int:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         error = NemoSrlError(
-            f"{e.filename or stage_dir}: {os.strerror(e.errno)}. Everything completed so far is kept; "
-            "free some space and run again to go on."
+            f"{e.filename or stage_dir}: {os.strerror(e.errno)}. All completed work is kept. Free some disk space, and "
+            "run again to continue."
         )
     print(f"error: {error}", file=sys.stderr)
     return 2

@@ -1,4 +1,4 @@
-"""How much work a stage is, and what must be assumed to know that before anything runs. `estimates` adds it up."""
+"""How much work a stage is, and the assumptions for a plan. `estimates` turns these into hours and disk space."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from nemo_srl.config import OptimConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """What no formula knows. Every value can be set on the command line of `recipes/plan.py`."""
+    """Values that no formula gives. Each can be set on the command line of `recipes/plan.py`: `+assume.KEY=`."""
 
     gpu_memory_gb: float = 80.0
     peak_tflops: float = 989.0
-    """Dense bfloat16 of one GPU (H100 SXM's data sheet)."""
+    """Dense bfloat16 TFLOP/s of one GPU (data sheet of the H100 SXM)."""
     training_mfu: float = 0.35
-    """Share of `peak_tflops` that model FLOPs reach while no pipeline stage idles. Megatron's best is 0.47."""
+    """Share of `peak_tflops` that model FLOPs reach if no pipeline stage waits. Megatron's best is 0.47."""
     generation_tokens_per_second: float = 1000.0
-    """Output tokens per second and GPU of a 70B model in bfloat16, in proportion to size for others. It is half of what
-    TensorRT-LLM publishes for Llama-3.3-70B in FP8 (2,209 on H100, TP2, 1000 tokens in, 1000 out)."""
+    """Output tokens per second and GPU of a 70B model in bfloat16. A model of half the size writes twice as many. This
+    is half of what TensorRT-LLM publishes for Llama-3.3-70B in FP8 (2,209 on H100, TP2, 1000 tokens in, 1000 out)."""
     start_minutes: float = 15.0
-    """Of every job: container, weights from shared storage, communicators, CUDA graphs."""
+    """Time to start a job: container, weights from shared storage, communicators, CUDA graphs."""
     step_overhead_seconds: float = 3.0
-    """Of every optimizer step beside its FLOPs: small batches, the optimizer, and with DPO the swap of the reference's
-    weights between host and GPU."""
+    """Time of an optimizer step beside its FLOPs: small batches, the optimizer, and with DPO the swap of the
+    reference's weights between host and GPU."""
     storage_gb_per_second: float = 10.0
-    """At which all nodes together write a checkpoint."""
+    """Rate at which all nodes together write a checkpoint."""
     num_sft_rows: int = 4830
     pairs_per_prompt: float = 0.66
-    """What is left after ties and verdicts that cannot be read (the paper's 3,964 of some 6,000)."""
+    """Share of prompts that remain after ties and unreadable verdicts (the paper: 3,964 of about 6,000)."""
     prompts_kept: float = 0.5
     """Share of generated prompts that pass the filters."""
     mean_prompt_tokens: float = 60.0
@@ -39,7 +39,7 @@ class Assumptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Generated:
-    """Tokens that an engine writes."""
+    """Tokens that an engine generates."""
 
     num_tokens: float
 
@@ -51,11 +51,11 @@ class Trained:
     optim: OptimConfig
     num_rows: float
     row_tokens: float
-    """Of all sequences of a row together."""
+    """Tokens of all sequences of a row."""
     num_sequences: int
-    """Of a row: 1, or the two of a pair."""
+    """Sequences of a row: 1, or 2 for a pair."""
     num_forward_passes: int
-    """A training step costs three forward passes; DPO's reference adds one."""
+    """A training step costs as much as three forward passes. DPO's reference adds one."""
 
 
 Work = Generated | Trained

@@ -1,12 +1,12 @@
-"""EFT seed from people's rankings, as in the paper (section 3.1.1): no one writes a score or a reason.
+"""EFT seed from people's rankings, as in the paper (section 3.1.1). People write neither scores nor reasons.
 
     python recipes/build_eft.py run_dir=runs/eft data.ift_path=... data.rankings_path=...
 
-M0 is trained on the IFT seed alone; that model judges the ranked answers, `refresh.num_judgements` times each, and its
-verdicts are kept where their scores order the answers as people did (`stages/eft.py`). The result,
-`<run_dir>/eft.jsonl`, is what `data.eft_path` of `iterate.py` reads. It can be killed and started again like any run,
-and takes the same engines, launchers and recipes; `judge.engine` lets another judge do it, as it must where the trained
-model is too small to judge: then this ends with an error that counts the verdicts, and keeps them.
+First M0 is trained on the IFT seed alone. This model judges each ranked answer `refresh.num_judgements` times. Verdicts
+are kept if their scores order the answers as people did (`stages/eft.py`). The result is `<run_dir>/eft.jsonl`; give it
+to `iterate.py` as `data.eft_path`. All engines, launchers and recipes work, and a killed run continues at the next
+start. A small model may be unable to judge. Then the program ends with an error that counts the verdicts and keeps
+them, and you can use another judge (`judge.engine`).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ cli.register_schemas(sys.argv[1:], schema=Config)
 
 
 def build(cfg: Config, exp: Experiment) -> Path:
-    """The two stages, and a copy of the result under a name of its own."""
+    """Run the two stages, and copy the result to `eft.jsonl`."""
     if not cfg.data.rankings_path:
-        raise ConfigError("data.rankings_path='': give answers that people ranked, such as prepare_oasst.py writes")
+        raise ConfigError("data.rankings_path='': give ranked answers, for example those that prepare_oasst.py writes")
     rankings = exp.source(cfg.data.rankings_path, RankedAnswers)
     m1 = exp.run(sft.STAGE, 0, policy=exp.base_model(), ift=exp.source(cfg.data.ift_path, IFTExample))
     verdicts = exp.run(eft.STAGE, 0, judge=m1, rankings=rankings)

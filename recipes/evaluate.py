@@ -10,8 +10,8 @@
     python recipes/evaluate.py '++evaluate.models={x: <its tokenizer>}' engine=openai engine.base_url=http://host/v1
 
 A model is a Hugging Face directory, a name that can be fetched, or a `.json` file of answers in AlpacaEval's format.
-With `engine=openai` the server answers, and the directory only tells the tokenizer and chat template. Results go to
-`<run_dir>/evaluation.md`, `report.html` and `exports/<model>/`; a killed run goes on when it is started again.
+With `engine=openai` the server answers, and only tokenizer and chat template are read from the directory. Results go to
+`<run_dir>/evaluation.md`, `report.html` and `exports/<model>/`. A killed run continues at the next start.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ log = logging.getLogger(__name__)
 @dataclass
 class EvaluateSettings:
     models: dict[str, str] = field(default_factory=dict)
-    """Name and directory (or answers' file) of each; the order is that of the tables."""
+    """Name and directory (or file of answers) of each model, in the order of the tables."""
     questions: str = "data/seed/eft_eval.jsonl"
-    """AlpacaEval's or MT-Bench's questions, our prompts, or anything with an `instruction`; empty: none."""
+    """Questions of AlpacaEval or MT-Bench, our prompts, or rows with an `instruction`. Empty: none."""
     ifeval: str = ""
-    """IFEval's prompts, as published (JSONL); empty: none. Not asked of files of answers."""
+    """IFEval's prompts, as published (JSONL). Files of answers take no part in it. Empty: none."""
     judge_model: str = ""
-    """Who compares answers; empty: the first model. With `judge.engine` set, only its tokenizer counts."""
+    """The model that compares answers. Empty: the first model. With `judge.engine`, only its tokenizer is used."""
     judging: bool = True
     """Also measure how well each model judges, on `data.eft_eval_path`."""
 
@@ -70,11 +70,11 @@ def evaluate(settings: EvaluateSettings, exp: Experiment) -> str:
     """Run everything; returns the tables as Markdown."""
     for name in settings.models:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ConfigError(f"evaluate.models: {name!r} names directories; use letters, digits, '.', '_' and '-'")
+            raise ConfigError(f"evaluate.models: {name!r} names directories. Use letters, digits, '.', '_' and '-'.")
     directories = {name: path for name, path in settings.models.items() if not path.endswith(".json")}
     if not directories and not settings.judge_model:
         raise ConfigError(f"evaluate.models={settings.models}: give one or more Hugging Face directories by name")
-    # Before any model is asked, as both of them may be refused.
+    # Read both files before any model is asked, because either may be refused.
     asked = formats.read_questions(Path(settings.questions)) if settings.questions else []
     checked = verifiable.read_prompts(Path(settings.ifeval), verifiable.Verifier()) if settings.ifeval else []
     models = {name: exp.base_model(path) for name, path in directories.items()}
@@ -101,7 +101,7 @@ def evaluate(settings: EvaluateSettings, exp: Experiment) -> str:
 def answer(
     settings: EvaluateSettings, exp: Experiment, models: Mapping[str, BaseModel], asked: Sequence[Question]
 ) -> dict[str, Any]:
-    """Every model's answers to the questions, as artifacts, and as files for other programs."""
+    """The answers of each model, as artifacts. Also writes them as files for other programs."""
     questions = given(exp, "questions", asked, Question)
     answered: dict[str, Any] = {}
     for name, path in settings.models.items():
@@ -117,7 +117,7 @@ def answer(
 def follow(
     exp: Experiment, models: Mapping[str, BaseModel], verifiable: Sequence[VerifiablePrompt]
 ) -> dict[str, list[Metric]]:
-    """IFEval of each model."""
+    """The IFEval metrics of each model."""
     prompts = given(exp, "ifeval", verifiable, VerifiablePrompt)
     asked = [Question(question_id=p.key, turns=[p.text], dataset="ifeval") for p in verifiable]
     questions = given(exp, "ifeval_questions", asked, Question)
@@ -129,7 +129,7 @@ def follow(
 
 
 def compare(exp: Experiment, judge: BaseModel, answered: Mapping[str, Any]) -> dict[tuple[str, str], Sequence[Metric]]:
-    """Every two models, head to head."""
+    """The head-to-head metrics of every two models."""
     return {
         (a, b): exp.run(
             head_to_head.STAGE, 0, judge=judge, a=answered[a], b=answered[b], directory=f"match_{a}_{b}"
@@ -139,14 +139,14 @@ def compare(exp: Experiment, judge: BaseModel, answered: Mapping[str, Any]) -> d
 
 
 def given(exp: Experiment, name: str, records: Sequence[Any], record: type) -> SourceFile[Any]:
-    """Records that no stage made, as a file that stages can read."""
+    """Write records that no stage made to a file, so that stages can read them."""
     path = exp.run_dir / "given" / f"{name}.jsonl"
     write_atomic(path, "".join(map(to_line, records)))
     return exp.source(str(path), record)
 
 
 def write_exports(directory: Path, asked: Sequence[Question], found: Sequence[Candidate], model: str) -> None:
-    """AlpacaEval's file always, MT-Bench's where every question has all its turns answered."""
+    """Write AlpacaEval's file, and MT-Bench's if all turns of every question are answered."""
     rows = formats.alpaca_eval_rows(asked, found, model)
     write_atomic(directory / "alpaca_eval.json", json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
     if len(found) == sum(len(q.turns) for q in asked):

@@ -4,8 +4,8 @@
     python recipes/iterate.py dpo.beta=0.2 run_dir=runs/beta     # anything in conf/ can be set
     python recipes/iterate.py --cfg job                          # show the whole configuration
 
-Run it again after a crash, a kill or a reboot: it goes on where it was. Run it with changed settings on
-an old run_dir: it refuses, naming each change.
+Run it again after a crash, a kill or a reboot, and it continues where it stopped. With changed settings on an
+old run_dir, it refuses to run and names each change.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def iterate(cfg: Config, exp: Experiment) -> dict[str, list[Metric]]:
 
 
 def found_alarms(exp: Experiment) -> list[Alarm]:
-    """What looks like reward hacking in the iterations that are published."""
+    """Signs of reward hacking in the published iterations."""
     run = open_run(exp.run_dir)
     return alarms({t: run.table(t, "anchor", Metric) for t in run.iterations})
 
@@ -87,12 +87,12 @@ def run(cfg: Config) -> None:
         table += "".join(f"\n\nALARM, {alarm.text}" for alarm in found_alarms(exp))
         write_atomic(exp.run_dir / "report.md", f"# {exp.run_dir.name}\n\n{table}\n")
         report.write_report(open_run(exp.run_dir))
-    print(f"\n{table}\n\nDone in {time.monotonic() - started:.0f} s. Everything lies in {exp.run_dir}:")
-    print("  report.html                      figures, and every candidate and verdict to look through; opens offline")
+    print(f"\n{table}\n\nDone in {time.monotonic() - started:.0f} s. All results are in {exp.run_dir}:")
+    print("  report.html                      figures, and all candidates and verdicts to browse; opens offline")
     print("  report.md                        this table")
     print("  iter_00/sft/hf                   M1; iter_01/policy/hf is M2, and so on (Hugging Face directories)")
-    print("  iter_01/pairs/data.jsonl         the preference pairs, and so on for every stage")
-    print("  logs                             what each stage printed")
+    print("  iter_01/pairs/data.jsonl         the preference pairs; every stage has such a file")
+    print("  logs                             the output of each stage")
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="iterate")

@@ -1,11 +1,11 @@
-"""What a recipe will need, before a GPU hour is spent: does it fit, how long, how much disk.
+"""Estimates what a recipe needs, before it uses any GPU: memory, time and disk.
 
     python recipes/plan.py recipe=srl-llama2-70b-8n8g-tp8pp4
     python recipes/plan.py recipe=srl-llama3.1-8b-1n8g-tp8 prompts.num_prompts=20000 +assume.training_mfu=0.3
 
-Everything in conf/ can be set, and under `+assume.` the assumptions that it prints. The model need not be there: for
-some, recipes/shapes/ holds a config.json. Exit status 1 when a setting cannot work or the memory does not suffice.
-Formulas and their sources: nemo_srl/estimates.py.
+Every setting in conf/ can be given, and with `+assume.` every assumption that it prints. The model's weights are not
+needed: recipes/shapes/ has the config.json of some models. Exit status 1 means that a setting cannot work or that the
+memory is too small. docs/plan.md has the formulas and their sources.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from nemo_srl.models.hf import read_shape
 from nemo_srl.models.spec import ModelSpec
 from nemo_srl.preflight import check_shape
 from nemo_srl.trainers import trainer_backend
+from nemo_srl.worker import set_up
 from nemo_srl.workload import Assumptions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +46,7 @@ def compose_config(overrides: list[str]) -> tuple[Config, Assumptions]:
 
 
 def shape_of(model_path: str, cache_dir: str) -> ModelSpec:
-    """From the model if it is there, else from recipes/shapes/."""
+    """The shape of the model, from its directory if it exists, else from recipes/shapes/."""
     if (known := SHAPES / Path(model_path).name).is_dir() and not Path(model_path).is_dir():
         return read_shape(known)
     try:
@@ -53,12 +54,12 @@ def shape_of(model_path: str, cache_dir: str) -> ModelSpec:
     except ModelError as e:
         names = ", ".join(sorted(p.name for p in SHAPES.iterdir()))
         raise ModelError(
-            f"{e}\nTo plan without the model, put its config.json into {SHAPES}/<name>/; there are {names}."
+            f"{e}\nTo plan without the model, put its config.json into {SHAPES}/<name>/. It has {names}."
         ) from None
 
 
 def memory_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> tuple[list[str], bool]:
-    """Lines, and whether everything fits."""
+    """The lines of the table, and whether everything fits."""
     lines = [
         f"{'GB per GPU':14} {'weights+grads':>13} {'optimizer':>10} {'activations':>12} {'logits':>7} {'total':>7}"
     ]
@@ -85,7 +86,7 @@ def memory_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> tuple[list[str
 
 
 def time_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> list[str]:
-    """Stages, and the whole run: SFT once, evaluation of every model, the others once per iteration."""
+    """The stages and the whole run. SFT runs once, evaluation once per model, the others once per iteration."""
     lines = [f"{'stage':14} {'times':>5} {'Mtokens':>9} {'GPUs':>5} {'hours':>7} {'GPU-hours':>10} {'disk, GB':>9}"]
     total_hours = total_gpu_hours = total_disk = 0.0
     for s in estimates.stages(cfg, spec, a):
@@ -99,7 +100,7 @@ def time_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> list[str]:
     lines.append(
         f"{'whole run':14} {'':5} {'':9} {'':5} {total_hours:7.2f} {total_gpu_hours:10.1f} {total_disk / 1e9:9.1f}"
     )
-    # The one that is being written beside the last one, and the weights that the training starts from.
+    # The last checkpoint, the one that is being written, and the weights that the training starts from.
     checkpoint = trainer_backend(cfg.trainer).checkpoint_bytes(cfg.trainer, spec)
     scratch = 2 * checkpoint + 4 * num_parameters(spec)
     lines.append(f"and {scratch / 1e9:,.0f} GB more while a training runs (two checkpoints, the starting weights)")
@@ -109,6 +110,7 @@ def time_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> list[str]:
 def main(overrides: list[str]) -> None:
     try:
         cfg, a = compose_config(overrides)
+        set_up(cfg)
         spec = shape_of(cfg.model.path, cfg.model.cache_dir)
         check_shape(cfg, spec)
     except (NemoSrlError, HydraException) as e:
@@ -121,7 +123,7 @@ def main(overrides: list[str]) -> None:
     )
     print(f"model            {cfg.model.path}: {num_parameters(spec) / 1e9:.2f} billion parameters")
     print(
-        f"training         {t.world_size} GPUs = {sizes}{t.data_parallel_size} (data); all sizes divide what they must"
+        f"training         {t.world_size} GPUs = {sizes}{t.data_parallel_size} (data); all sizes fit the model"
     )
     if (e := estimates.engine_size(cfg)).num_gpus:
         replicas = f"{e.num_replicas} replicas of TP {e.tensor_parallel_size} x PP {e.pipeline_parallel_size}"
@@ -132,7 +134,7 @@ def main(overrides: list[str]) -> None:
     )
     print("\n".join(f"  {key} = {value:g}" for key, value in asdict(a).items()))
     if not fits:
-        sys.exit("error: the memory does not suffice: raise the parallel sizes, or lower max_seq_length")
+        sys.exit("error: the memory is too small. Raise the parallel sizes, or lower max_seq_length.")
 
 
 if __name__ == "__main__":

@@ -33,18 +33,18 @@ class Options:
     output_dir: str = MISSING
     language: str = "en"
     num_ift: int = 3200
-    """Number of prompts with the answer that people like best; those of the best quality are taken."""
+    """Number of prompts with the answer that people like best. Those with the best quality label are taken."""
     num_eft: int = 1000
     """Number of prompts with several ranked answers for the EFT filter, which keeps some of them."""
     num_eft_eval: int = 200
-    """Number of such prompts for measuring the judge. 200 have about 541 answers, as in the paper."""
+    """Number of such prompts for measuring the judge. 200 of them have about 541 answers, as in the paper."""
     max_characters: int = 8000
     """Prompts and answers with more characters are left out."""
     seed: int = 1234
 
 
 def prepare(options: Options) -> dict[str, int]:
-    """Write the files; returns the numbers of each step. Raises `DataError` when one of the files would be empty."""
+    """Write the files, and return the numbers of each step. Raises `DataError` if one of the files would be empty."""
     source, counts = Path(options.trees), Counter[str]()
     trees = oasst.read_trees(source, counts, language=options.language, max_characters=options.max_characters)
     data = oasst.build(

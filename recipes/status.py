@@ -1,8 +1,8 @@
 """Show how far a run is: `python recipes/status.py run_dir=runs/srl-llama2-70b-8n8g-tp8pp4`.
 
-There is one line for each stage that was started: whether it is published, its Slurm job with the state that Slurm
-reports, and its progress (model calls in the journal, or training steps). The command changes nothing. It works while
-the orchestrator runs, and also when it does not.
+Each stage that was started has one line: whether it is published, its Slurm job with the state that Slurm reports, and
+its progress (model calls in the journal, or training steps). The command changes nothing. It works with or without a
+running orchestrator.
 """
 
 from __future__ import annotations

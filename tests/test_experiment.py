@@ -175,10 +175,10 @@ def test_wrong_missing_and_misspelt_inputs_are_refused_at_the_call_with_the_name
         with pytest.raises(InputError, match=r"'judgements' is missing\. It needs candidates, judgements"):
             exp.run(pairs.STAGE, 1, candidates=given["candidates"])
         with pytest.raises(
-            InputError, match="'judgements' must be a table or file of Judgement, and it is of Candidate"
+            InputError, match="'judgements' must be a table or file of Judgement, but it is of Candidate"
         ):
             exp.run(pairs.STAGE, 1, candidates=given["candidates"], judgements=given["candidates"])
-        with pytest.raises(InputError, match="'judge' must be a model, and it is of Candidate"):
+        with pytest.raises(InputError, match="'judge' must be a model, but it is of Candidate"):
             exp.run(judgements.STAGE, 1, judge=given["candidates"], candidates=given["candidates"])
         given_wrong = {"policy": BaseModel(tmp_path, "d"), "ift": SourceFile(tmp_path, IFTExample)}
         held_out = SourceFile(tmp_path, EFTExample)

@@ -189,7 +189,7 @@ def test_one_iteration_and_another_model_can_be_asked_for(run_dir: Path, tmp_pat
         (["iterations=[7]"], r"iterations=\[7\]: .* holds no pairs"),
         (["iterations=many"], "iterations"),
         (["colour=red"], "colour"),
-        (["help"], "options are given as key=value; the keys are run_dir, output_dir"),
+        (["help"], "write each option as key=value; the keys are run_dir, output_dir"),
     ],
 )
 def test_what_cannot_be_exported_is_said(run_dir: Path, tmp_path: Path, arguments: list[str], reason: str) -> None:

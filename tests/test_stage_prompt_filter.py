@@ -113,5 +113,5 @@ def test_rounds_go_on_until_enough_survive_and_every_rejection_is_counted(tmp_pa
 
 
 def test_a_shortfall_names_what_dropped_most(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"only 0 new instructions survived.*'length': 3"):
+    with pytest.raises(DataError, match=r"only 0 new instructions passed the filters.*'length': 3"):
         run_stage(tmp_path, [], 1)

@@ -1,11 +1,11 @@
-"""The typed schema of `conf/`: every setting, its default and its meaning, each in this one place.
+"""The typed schema of `conf/`: every setting, with its default and its meaning.
 
-A setting either decides results or places work. What decides results (`model data sft prompts candidates judge pairs
-dpo evaluation seed`, and what a backend names as `decisive`) is part of an artifact's identity. What places work
-(`launcher`, `cluster`, parallel sizes, batch limits) may change between two starts of one run directory.
+A setting either decides results or places work. Settings that decide results (`model data sft prompts candidates judge
+pairs dpo evaluation seed`, and those that a backend names as `decisive`) are part of an artifact's identity. Settings
+that place work (`launcher`, `cluster`, parallel sizes, batch limits) may change between two starts of a run directory.
 
-`engine`, `trainer` and `launcher` hold the settings of the backend that their `name` says. They stand next to that
-backend, such as in `nemo_srl/engines/embedded/`. Bad values raise `ConfigError` when the configuration is loaded.
+`engine`, `trainer` and `launcher` hold the settings of the backend that their `name` says. The folder of the backend
+defines them, such as `nemo_srl/engines/embedded/`. Bad values raise `ConfigError` when the configuration is loaded.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ __all__ = [
 ]
 
 Role = Literal["prompts", "candidates", "judge"]
-"""What a model is asked for; each may have an engine of its own."""
+"""The tasks of models. Each may have its own engine."""
 
 
 @dataclass
 class Config:
     run_dir: str = MISSING
-    """Where every artifact, log and the report go. Running again with the same one goes on."""
+    """The directory of all artifacts, logs and the report. A start with the same directory continues the run."""
     seed: int = 1234
     num_iterations: int = 2
     """Self-rewarding iterations T; the models are M1 .. M_{T+1}."""
@@ -70,16 +70,16 @@ class Config:
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     engine: Any = field(default_factory=lambda: default_settings("engine"))
-    """The settings of a backend of `nemo_srl/engines/`: what generates prompts, candidates and verdicts."""
+    """The settings of a backend of `nemo_srl/engines/`, which generates prompts, candidates and verdicts."""
     trainer: Any = field(default_factory=lambda: default_settings("trainer"))
     """The settings of a backend of `nemo_srl/trainers/`."""
     launcher: Any = field(default_factory=lambda: default_settings("launcher"))
-    """The settings of a backend of `nemo_srl/launchers/`: where the stages run."""
+    """The settings of a backend of `nemo_srl/launchers/`, which decides where the stages run."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
-        check(self.seed >= 1, "seed", self.seed, "must be 1 or above (NeMo takes no other)")
+        check(self.seed >= 1, "seed", self.seed, "must be 1 or above (NeMo needs it)")
         check(self.num_iterations >= 0, "num_iterations", self.num_iterations, "must be 0 (SFT only) or above")
 
     def engine_for(self, role: Role) -> Any:

@@ -1,4 +1,4 @@
-"""The one way in which a bad value is refused: key, value, reason."""
+"""Refuses a bad value, with key, value and reason."""
 
 from __future__ import annotations
 

@@ -10,20 +10,20 @@ class ModelConfig:
     path: str = "smollm2-135m-instruct"
     """M0: a Hugging Face Llama directory, or the name of a model that this package can fetch."""
     family: str = ""
-    """The module of your own model family, such as my.module, which has a FAMILY (`nemo_srl/models/families`). Empty
-    string: the family is one of this package's, found by `model_type` in the model's config.json."""
+    """The module of your own model family, such as my.module. It has a FAMILY (`nemo_srl/models/families`). Empty
+    string: this package chooses one of its families by `model_type` in the model's config.json."""
     cache_dir: str = "~/.cache/nemo_srl"
-    """Where fetched models are kept between runs. Placement: not part of any identity."""
+    """The directory for downloaded models, shared between runs. It is not part of any identity."""
     chat_template: str | None = None
-    """Jinja2 chat template; null takes the tokenizer's own. A base model without one needs this."""
+    """Jinja2 chat template. null: the tokenizer's own. A base model without a template needs this."""
 
 
 @dataclass
 class DataConfig:
     ift_path: str = "data/seed/ift.jsonl"
-    """Instruction fine-tuning seed (JSONL of IFTExample); relative paths start at the project root."""
+    """Instruction fine-tuning seed (JSONL of IFTExample). A relative path may also start at the project root."""
     eft_path: str = "data/seed/eft.jsonl"
-    """Evaluation fine-tuning seed (JSONL of EFTExample). Empty string: train without (an ablation)."""
+    """Evaluation fine-tuning seed (JSONL of EFTExample). Empty string: train without it (an ablation)."""
     eft_eval_path: str = "data/seed/eft_eval.jsonl"
     """Held-out EFT examples, several answers to one instruction, for the reward-model metrics."""
     rankings_path: str = ""

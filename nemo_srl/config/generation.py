@@ -1,4 +1,4 @@
-"""What the models write: new prompts, candidates and verdicts, and the pairs that are made of them."""
+"""What the models generate (prompts, candidates, verdicts), and the pairs that are made from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SamplingConfig:
     """0 is greedy."""
     top_p: float = 0.9
     max_tokens: int = 512
-    """Tokens generated at most."""
+    """The highest number of generated tokens."""
 
     def __post_init__(self) -> None:
         name = type(self).__name__.removesuffix("Config").lower()
@@ -30,33 +30,33 @@ class PromptsConfig(SamplingConfig):
     """New prompts by 8-shot self-instruct (paper section 3.1.1: T 0.6, p 0.9, ROUGE-L filter)."""
 
     path: str = ""
-    """Take the prompts from this file (JSONL of Prompt) and generate none; `{iteration}` in it stands for the
+    """Take the prompts from this file (JSONL of Prompt), and generate none. `{iteration}` in the path stands for the
     iteration's number. Empty string: self-instruct."""
     temperature: float = 0.6
     max_tokens: int = 128
     num_prompts: int = 1000
-    """Prompts that survive the filters, per iteration."""
+    """Prompts per iteration, after the filters."""
     num_seed_shots: int = 6
     """Few-shot examples taken from the IFT seed."""
     num_generated_shots: int = 2
     """Few-shot examples taken from prompts kept so far."""
     max_rouge_l: float = 0.7
-    """A new prompt this similar (ROUGE-L F1) to the seed or to a kept prompt is dropped."""
+    """A new prompt is dropped if its ROUGE-L F1 with the seed or with a kept prompt is this high or higher."""
     min_words: int = 3
     max_words: int = 150
     blocked_words: list[str] = field(
         default_factory=lambda: ["image", "images", "graph", "graphs", "picture", "pictures", "file", "files",
                                  "map", "maps", "draw", "plot", "video", "audio", "music", "flowchart", "diagram"]
     )  # fmt: skip
-    """Prompts that ask for what a text model cannot give (the list of Self-Instruct, section A)."""
+    """A prompt with such a word asks for what a text model cannot give (the list of Self-Instruct, section A)."""
     max_rounds: int = 20
-    """Rounds of generation before a shortfall is an error."""
+    """Rounds of generation. If there are too few prompts after them, the run ends with an error."""
     language: str = "en"
-    """en: prompts that cannot be English are dropped (a heuristic); any: no such check."""
+    """en: prompts that cannot be English are dropped (a heuristic). any: no such check."""
     model: str = ""
-    """A fixed model for new prompts, as in the paper: like `model.path`. Empty string: M_t itself."""
+    """A fixed model for new prompts, as in the paper, written like `model.path`. Empty string: M_t itself."""
     engine: Any = None
-    """Another engine for new prompts alone, such as a server with a fixed chat model; null: `engine`."""
+    """Another engine for new prompts only, such as a server with a fixed chat model. null: `engine`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,27 +90,27 @@ class CandidatesConfig(SamplingConfig):
 @dataclass
 class JudgeConfig(SamplingConfig):
     rubric: str = MISSING
-    """The judge's prompt, with `{instruction}` and `{response}`; from `conf/judge/`. It asks for a justification first
+    """The judge's prompt, with `{instruction}` and `{response}`, from `conf/judge/`. It asks for a justification first
     and for a line `Score: <points>` last."""
     num_judgements: int = 3
-    """Verdicts per response; their mean is its score."""
+    """Verdicts per response. The score of the response is their mean."""
     max_score: int = 5
-    """The most points that the rubric gives."""
+    """The highest number of points that the rubric gives."""
     stop_at_score: bool = True
-    """true: a verdict ends after its first line that states a score in the asked format, on engines that can do this.
-    false: it ends where the model ends it, and the last such line counts."""
+    """true: a verdict ends after its first line that states a score in the required format, if the engine supports it.
+    false: the model ends the verdict, and the last such line counts."""
     mode: str = "sampled"
-    """How the judge is asked and its verdicts are read: a name in `nemo_srl.judging.READERS`, or `module:object` of
-    your own. Each reader checks the settings that it needs.
+    """How the judge is asked and how its verdicts are read: a name in `nemo_srl.judging.READERS`, or `module:object`
+    of your own. Each reader checks the settings that it needs.
     sampled: a verdict's score is the one that it states (the paper).
-    expected: the score is the mean over the points that the judge could have stated there, by their probabilities. It
-    needs an engine with log-probabilities.
+    expected: the score is the mean of all points that the judge could have stated there, weighted by their
+    probabilities. It needs an engine with log-probabilities.
     pairwise: the judge compares every two answers to a prompt, in both orders, and their wins are their scores."""
     pairwise_rubric: str = ""
     """The prompt of a comparison, with `{instruction}`, `{response_a}` and `{response_b}`. It asks for a line
     `Winner: <A, B or tie>` last. `+judge_mode=pairwise` sets one."""
     engine: Any = None
-    """Another engine for judging alone, e.g. a hosted judge; null: `engine`, on M_t (self-rewarding)."""
+    """Another engine for judging only, such as a hosted judge. null: `engine` with M_t (self-rewarding)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,7 +122,7 @@ class PairsConfig:
     rule: str = "best_worst"
     """How one prompt's scored answers make a pair: a name in `nemo_srl/pairing/`, or `module:object` of your own."""
     min_margin: float = 0.0
-    """The best mean score must exceed the worst by more than this; 0 drops ties only, as the paper does."""
+    """The best mean score must exceed the worst by more than this. 0 drops only ties, as in the paper."""
 
     def __post_init__(self) -> None:
         check(self.min_margin >= 0, "pairs.min_margin", self.min_margin, "must be 0 or above")

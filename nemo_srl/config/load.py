@@ -1,7 +1,7 @@
-"""From composed YAML or a stage's description to a typed `Config`.
+"""Makes a typed `Config` from composed YAML, or from a stage's description.
 
-The sections of `BACKENDS` belong to a backend that is found by `name`. Each backend has settings of its own, so a
-setting of another backend is refused here. Raises `ConfigError`.
+Each section of `BACKENDS` has the settings of a backend, which is found by `name`. Every backend has its own settings,
+so a setting of another backend is refused here. Raises `ConfigError`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ BACKENDS: Mapping[str, tuple[str, str]] = {
     "trainer": ("trainers", "nemo_aligner"),
     "launcher": ("launchers", "local"),
 }
-"""By section: the package that has the backend, and the default's name (empty: there is none)."""
+"""By section: the package of its backends, and the name of the default (empty: no default)."""
 
 C = TypeVar("C")
 
 
 def default_settings(section: str) -> Any:
-    """What a section holds when nothing is set."""
+    """The settings of a section when the user sets nothing."""
     package, name = BACKENDS[section]
     return registry.load(package, name).settings()
 
@@ -67,7 +67,7 @@ def _backend_settings(section: str, given: Any) -> Any:
     if unknown := [key for key in given if key not in known]:
         raise ConfigError(
             f"{section}.{unknown[0]}={given[unknown[0]]!r}: {section}.name={name!r} has no such setting. It has "
-            f"{', '.join(known)}. If you mean another backend, choose it by its group: {section.split('.')[-1]}=<name>."
+            f"{', '.join(known)}. For another backend, choose its group first: {section.split('.')[-1]}=<name>."
         )
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))

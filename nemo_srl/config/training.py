@@ -1,6 +1,6 @@
-"""Settings of what is trained (SFT, DPO, the refresh of the judge), and what every trainer's own settings tell.
+"""Settings of the trainings: SFT, DPO and the refresh of the judge.
 
-A trainer's own settings are in its folder: `nemo_srl/trainers/<name>/`.
+The settings of a trainer are in its folder, `nemo_srl/trainers/<name>/`. `TrainerSettings` says what all of them have.
 """
 
 from __future__ import annotations
@@ -14,24 +14,17 @@ from nemo_srl.config.check import check
 
 
 class TrainerSettings(Protocol):
-    """What the settings of every trainer tell launchers and plans, whatever else they hold."""
+    """What the settings of every trainer tell launchers and plans."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def num_nodes(self) -> int: ...
+    name: str
+    num_nodes: int
+
     @property
     def num_ranks_per_node(self) -> int: ...
     @property
-    def world_size(self) -> int:
-        """Ranks of a training, one on each GPU: num_nodes x num_ranks_per_node."""
-        ...
-
+    def world_size(self) -> int: ...
     @property
-    def data_parallel_size(self) -> int:
-        """Replicas of the model among those ranks."""
-        ...
-
+    def data_parallel_size(self) -> int: ...
     def pipeline_efficiency(self, optim: OptimConfig) -> float:
         """The share of the time in which no rank waits for another pipeline stage, in (0, 1]."""
         ...
@@ -40,11 +33,11 @@ class TrainerSettings(Protocol):
 @dataclass
 class OptimConfig:
     learning_rate: float = MISSING
-    """The highest one, reached after the warm-up."""
+    """The highest learning rate, reached after the warm-up."""
     min_learning_rate: float = MISSING
-    """The one at the end of the cosine schedule, reached at the last step."""
+    """The learning rate at the end of the cosine schedule, reached at the last step."""
     warmup_fraction: float = 0.0
-    """Share of all steps that warm up; the schedule is computed from the real number of steps."""
+    """Share of all steps that warm up. The schedule uses the real number of steps."""
     global_batch_size: int = 16
     max_epochs: int = 1
     weight_decay: float = 0.0
@@ -54,11 +47,11 @@ class OptimConfig:
     max_seq_length: int = 1024
     """Tokens of prompt and response together. Longer rows are dropped and counted."""
     save_interval: int = 200
-    """Steps between two checkpoints. A killed training goes on from the last one."""
+    """Steps between two checkpoints. A killed training continues from the last one."""
 
     @property
     def section(self) -> str:
-        """The name that these settings have for users: sft, dpo or refresh."""
+        """The section of the configuration: sft, dpo or refresh."""
         return type(self).__name__.removesuffix("Config").lower()
 
     def __post_init__(self) -> None:
@@ -101,8 +94,8 @@ class DPOConfig(OptimConfig):
     beta: float = 0.1
     """NeMo-Aligner's `ref_policy_kl_penalty`."""
     preference_loss: str = "dpo"
-    """NeMo-Aligner's own by its name: dpo, ipo, rpo_sq, rpo_bwd_kl or rpo_fwd_kl. Or a function of yours,
-    my.module:function, with the signature in `nemo_srl/trainers/nemo_aligner/losses.py`."""
+    """A loss of NeMo-Aligner: dpo, ipo, rpo_sq, rpo_bwd_kl or rpo_fwd_kl. Or your own function, my.module:function,
+    with the signature in `nemo_srl/trainers/nemo_aligner/losses.py`."""
     sft_loss_weight: float = 0.0
     """Weight of the negative log-likelihood of the chosen response (Iterative RPO)."""
 
@@ -116,8 +109,8 @@ class RefreshConfig(OptimConfig):
     """After DPO, SFT teaches the judge again.
 
     The paper filters EFT verdicts once, before the loop (section 3.1.1). Here the newest judge runs that filter on
-    `data.rankings_path` in every iteration. SFT then goes on from M_{t+1}. Its rows are the EFT seed, the kept
-    verdicts of all iterations, and M_{t+1}'s own answers, so that it does not forget how it answers.
+    `data.rankings_path` in every iteration. SFT then starts from M_{t+1}. Its rows are the EFT seed, the kept
+    verdicts of all iterations, and M_{t+1}'s own answers, so that it does not forget how to answer.
     """
 
     learning_rate: float = 5.5e-6

@@ -18,11 +18,11 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, Any, cast
 
 import torch
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -34,18 +34,15 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import (
     ReadItem,
     SavePlan,
-    SavePlanner,
     TensorWriteData,
     WriteItem,
     WriteItemType,
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.utils import _create_file_view
 
 from nemo_srl.errors import ModelError
 from nemo_srl.models.tensor_io import ahead
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 METADATA_FILE = ".metadata"
 _MCORE_FORMAT = {
@@ -106,7 +103,7 @@ def _without_checksums() -> Iterator[None]:
         serialization.set_crc32_options(before)
 
 
-class _ChunkPlanner(SavePlanner):
+class _ChunkPlanner(DefaultSavePlanner):
     """Makes each chunk when the storage writer asks for it."""
 
     def __init__(self, chunks: list[Chunk]) -> None:
@@ -118,18 +115,6 @@ class _ChunkPlanner(SavePlanner):
         assert (write_item.index.fqn, write_item.index.offset) == (chunk.key, chunk.offsets)
         assert (tuple(tensor.shape), tensor.dtype) == (chunk.shape, chunk.dtype), chunk.key
         return tensor
-
-    def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
-        raise AssertionError("writes are planned by write_checkpoint")
-
-    def create_local_plan(self) -> SavePlan:
-        raise AssertionError("writes are planned by write_checkpoint")
-
-    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        raise AssertionError("writes are planned by write_checkpoint")
-
-    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
-        raise AssertionError("writes are planned by write_checkpoint")
 
 
 def _storage(chunk: Chunk) -> ChunkStorageMetadata:
@@ -195,8 +180,10 @@ class CheckpointReader:
         if path.parent != self._directory or getattr(place, "transform_descriptors", None):
             raise ModelError(f"{self._directory}: keeps {item.storage_index.fqn} in a way that is not supported")
         try:
-            with path.open("rb", buffering=0) as file:
-                tensor = torch.load(cast(IO[bytes], _FileView(file, place.offset, place.length)), weights_only=True)
+            with path.open("rb") as file:
+                # Each chunk in a larger file is a `torch.save` of its own.
+                chunk = _create_file_view(cast(io.IOBase, file), place.offset, place.length)
+                tensor = torch.load(cast(IO[bytes], chunk), weights_only=True)
         except (OSError, RuntimeError, pickle.UnpicklingError) as error:
             raise ModelError(
                 f"{path}: {item.storage_index.fqn} cannot be read from it ({error}). The file is missing or damaged: "
@@ -221,31 +208,6 @@ def _narrow(tensor: torch.Tensor, offsets: Sequence[int], lengths: Sequence[int]
     for axis, (start, length) in enumerate(zip(offsets, lengths, strict=True)):
         tensor = tensor.narrow(axis, start, length)
     return tensor
-
-
-class _FileView(io.RawIOBase):
-    """Bytes [offset, offset + length) of a file, as a file: each chunk is a `torch.save` of its own."""
-
-    def __init__(self, file: FileIO, offset: int, length: int) -> None:
-        self._file, self._offset, self._length = file, offset, length
-        self.seek(0)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._length}[whence]
-        return self._file.seek(self._offset + start + offset) - self._offset
-
-    def tell(self) -> int:
-        return self._file.tell() - self._offset
-
-    def readinto(self, buffer: Buffer) -> int:
-        view = memoryview(buffer)
-        return self._file.readinto(view[: max(0, self._length - self.tell())])
 
 
 def _read_metadata(directory: Path) -> Metadata:

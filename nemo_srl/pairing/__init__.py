@@ -1,7 +1,7 @@
-"""From the scored answers to one prompt to a preference pair, or to the reason why there is none.
+"""Makes a preference pair from the scored answers to one prompt, or says why there is none.
 
 A rule is a pure function of one prompt's scored answers. `pairs.rule` names it: one of `RULES`, or `module:function` of
-your own. To add one, write a module here and enter its function into `RULES`.
+your own. To add a rule, write a module here and add its function to `RULES`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LABELS: Mapping[str, str] = {
     "unscored": "no scores",
     "truncated": "all cut off",
 }
-"""The reasons why a prompt gives no pair, and how a report calls them. A rule may return further reasons."""
+"""The reasons why a prompt gives no pair, and their names in a report. A rule may return further reasons."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ PairRule = Callable[[Sequence[Scored], PairsConfig], PreferencePair | str]
 def best_worst(scored: Sequence[Scored], cfg: PairsConfig) -> PreferencePair | str:
     """The best answer against the worst, by mean score (paper section 2.3).
 
-    Ties make no pair. An answer that was cut off at `max_tokens` is never chosen: it would teach the policy to stop in
-    mid-sentence.
+    Ties make no pair. An answer that was cut off at `max_tokens` is never chosen, because it would teach the policy to
+    stop in the middle of a sentence.
     """
     if len(scored) < 2:
         return "unscored"
@@ -77,7 +77,7 @@ def rule(cfg: PairsConfig) -> PairRule:
 def build_pairs(
     candidates: Iterable[Candidate], scores: Mapping[str, float], cfg: PairsConfig
 ) -> tuple[list[PreferencePair], Counter[str]]:
-    """All pairs, and how many prompts gave none for which reason. `scores` are the mean scores by candidate key."""
+    """All pairs, and the number of prompts without a pair by reason. `scores` are mean scores by candidate key."""
     make_pair = rule(cfg)
     by_prompt: dict[str, list[Candidate]] = defaultdict(list)
     for c in candidates:

@@ -30,11 +30,11 @@ LOOP = (
     "sft", "prompts", "candidates", "judgements", "pairs", "anchor", "policy", "eft", "refresh", "evaluation",
     "answers", "head_to_head", "ifeval",
 )  # fmt: skip
-"""All stages, in the order of their work. Reports and plans go by it."""
+"""All stages, in the order in which they run. Reports and plans use this order."""
 
 
 def stage_named(name: str) -> Stage[Any]:
-    """A stage of this package: its module has its name."""
+    """A stage of this package, by the name of its module."""
     return stage_at(f"{__name__}.{name}")
 
 

@@ -1,11 +1,11 @@
-"""Anchor: a judge that never changes judges a sample of the iteration's candidates beside M_t.
+"""Anchor: a judge that never changes also judges some of the iteration's candidates.
 
-From the two judges' scores come the figures that `nemo_srl/report/alarms.py` watches for reward hacking, where nobody
-knows the truth. The input `judge` is the anchor: M1, or another judge (`anchor.model`). Verdicts are sampled anew also
-in the first iteration, when M1 is the judge itself. A pair is chosen by noisy scores, so its margin by the *same*
-scores is too large. Only fresh scores compare fairly.
+Nobody knows the true scores. `nemo_srl/report/alarms.py` compares the scores of M_t and of the anchor to find reward
+hacking. The input `judge` is the anchor: M1, or another judge (`anchor.model`). In the first iteration M1 is the judge
+itself, and its verdicts are still sampled again. Pairs are chosen by noisy scores, so their margins by the *same*
+scores are too large. Only new scores give a fair comparison.
 
-Not covered: what the anchor itself cannot see. An answer that fools M1 fools M1 as an anchor, too.
+Not covered: an answer that fools M1 as a judge also fools M1 as the anchor.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Scores = Mapping[str, float]
 def compare(
     candidates: Sequence[Candidate], pairs: Sequence[PreferencePair], *, own: Scores, anchor: Scores, seed: int
 ) -> list[Metric]:
-    """How M_t's scores compare with the anchor's, over the given candidates and the pairs made of them.
+    """Compares M_t's scores with the anchor's, for the given candidates and the pairs made from them.
 
-    self_minus_anchor   mean over candidates of M_t's score less the anchor's
+    self_minus_anchor   mean over candidates of M_t's score minus the anchor's
     anchor_score        mean over candidates of the anchor's score
-    own_margin          mean over pairs of chosen less rejected, by M_t
-    anchor_margin       the same by the anchor
-    anchor_agreement    share of the pairs in which the anchor prefers the chosen one, too; its ties count half
+    own_margin          mean over pairs of M_t's score of chosen minus rejected
+    anchor_margin       the same with the anchor's scores
+    anchor_agreement    share of the pairs in which the anchor also prefers the chosen one; its ties count half
     """
     groups: dict[str, list[Candidate]] = defaultdict(list)
     for c in candidates:
@@ -78,7 +78,7 @@ def run(ctx: Context) -> Made[Metric]:
 
 
 def _distinct(candidates: Sequence[Candidate]) -> float:
-    """Share of the candidates that are not word for word another one to the same prompt."""
+    """Share of the candidates that remain when equal responses to a prompt count once."""
     return len({(c.prompt_id, c.response) for c in candidates}) / len(candidates)
 
 

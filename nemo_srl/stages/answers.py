@@ -1,6 +1,6 @@
-"""Answers: a model answers questions once each, turn by turn, for benchmarks and for comparing models.
+"""Answers: a model answers each question once, turn by turn, for benchmarks and for comparing models.
 
-`sample_index` of the published candidates counts turns. Sampling is that of `candidates`.
+`sample_index` of the published candidates is the number of the turn. The sampling settings are those of `candidates`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a stage is: it reads published artifacts and writes exactly one.
 
 A stage says what it makes and what it needs. `Experiment.run` refuses inputs that are wrong, missing or misspelt before
-anything starts, and a type checker knows what it returns. `table_stage` makes a stage that writes a table of records,
-`training.training_stage` one that trains a model.
+anything starts, and a type checker knows what it returns. `table_stage` makes a stage that writes a table of records.
+`training.training_stage` makes a stage that trains a model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Need:
     record: type[Record] | None
     optional: bool = False
     many: str = ""
-    """Where it is set, the input is a list. Its members are known as `<many>_1`, `<many>_2` and so on."""
+    """If set, the input is a list, and its members have the names `<many>_1`, `<many>_2` and so on."""
     formerly: str = ""
     """The input's name in older run directories."""
 
@@ -91,7 +91,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Step:
-    """A part of a stage with its own process(es); a `distributed` one runs on every rank of the job."""
+    """A part of a stage, with its own process. A `distributed` step has one process on every rank of the job."""
 
     name: str
     run: Callable[[Context], Result | None]
@@ -108,35 +108,36 @@ def _no_work(cfg: Config, assumptions: Assumptions) -> Work | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Generic[A]):
-    """A kind of work, and all that is known of it without doing it."""
+    """A kind of work: what it needs and makes, and how to run it."""
 
     name: str
     module: str
-    """Where a worker process finds it, as `STAGE`. A user's own stage may be anywhere."""
+    """The module that has it as `STAGE`, for worker processes. A user's own stage may be in any module."""
     needs: Mapping[str, Need | type[Record]]
     output: Callable[[Path, Identity], A]
     settings: tuple[str, ...]
     """The parts of the configuration that decide the result, as dotted paths. Placement (launcher, parallel sizes,
-    batch limits) is never among them. What a backend in use calls decisive counts as well."""
+    batch limits) is never among them. The settings that a backend calls decisive are added."""
     steps: tuple[Step, ...]
-    """The last one returns the `Result` with which the artifact is published."""
+    """The last step returns the `Result` with which the artifact is published."""
     engines: tuple[Role, ...] = ()
-    """The roles in which the stage asks models. Their servers run beside the stage's steps, on the input `model`."""
+    """The roles in which the stage asks models. The engines' servers run beside its steps."""
     model: str = "policy"
+    """The name of the input that the engines serve."""
     per: Per = "iteration"
     """How often the loop runs it: once in a run, in each iteration, or for each model."""
     work: Callable[[Config, Assumptions], Work | None] = _no_work
     """How much it generates or trains, for the plan."""
     summary: Callable[[Mapping[str, float]], list[tuple[str, str]]] = _no_summary
-    """From its manifest's figures: lines of (what, how many) for the report."""
+    """Lines of (what, how many) for the report, from the figures of its manifest."""
 
     @property
     def distributed(self) -> bool:
-        """Whether it trains, on the trainer's ranks."""
+        """Whether it has a step on the trainer's ranks."""
         return any(s.distributed for s in self.steps)
 
     def inputs(self, given: Mapping[str, Any]) -> dict[str, Input]:
-        """`given` by the names under which a worker finds them. Raises `InputError`."""
+        """The inputs `given`, by their names in a worker. Raises `InputError`."""
         needs = {name: n if isinstance(n, Need) else Need(n) for name, n in self.needs.items()}
         if unknown := sorted(given.keys() - needs.keys()):
             raise InputError(f"stage {self.name}: it has no input {unknown[0]!r}. Its inputs are {', '.join(needs)}.")
@@ -161,12 +162,12 @@ class Stage(Generic[A]):
             wanted = f"a table or file of {need.record.__name__}"
         if not fits:
             kind = getattr(x, "record", type(x)).__name__
-            raise InputError(f"stage {self.name}: the input {name!r} must be {wanted}, and it is of {kind}.")
+            raise InputError(f"stage {self.name}: the input {name!r} must be {wanted}, but it is of {kind}.")
 
 
 @dataclass(frozen=True)
 class Made(Generic[R]):
-    """What a table's stage returns: its records, figures for the manifest, and further tables by name."""
+    """What the function of a table stage returns: records, figures for the manifest, and further tables by name."""
 
     records: Sequence[R]
     metrics: Mapping[str, float]
@@ -201,5 +202,5 @@ def table_stage(
 
 
 def settings_of(section: str) -> tuple[str, ...]:
-    """What decides a stage's result in `section`: all of it but its engine, which belongs to the stage's roles."""
+    """All settings of `section` except its engine, which belongs to the roles of a stage."""
     return tuple(f"{section}.{f.name}" for f in fields(getattr(Config(), section)) if f.name != "engine")

@@ -1,4 +1,4 @@
-"""Model calls of a stage: made through engines, journalled as they complete, resumed where they were."""
+"""The model calls of a stage. A journal keeps every completed call, so that a stage can continue after a stop."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from nemo_srl.stages.base import Context
 
 
 class Caller:
-    """Asks models, and remembers every answer in the stage's journal.
+    """Asks models, and keeps every answer in the stage's journal.
 
-    Each role has its sampling settings and its engine in the configuration. An engine is opened when it is first
-    needed, and once for all roles that share it.
+    Each role has its sampling settings and its engine in the configuration. An engine is opened at its first use. Roles
+    with the same engine share it.
     """
 
     def __init__(self, ctx: Context, journal: Journal) -> None:
@@ -32,7 +32,7 @@ class Caller:
 
     @property
     def judge(self) -> Judge:
-        """The judge that the configuration describes, on the stage's model."""
+        """The judge that the configuration describes, with the stage's model."""
 
         def complete(
             requests: Sequence[GenerationRequest], *, num_logprobs: int, title: str
@@ -44,9 +44,9 @@ class Caller:
     def complete(
         self, requests: Sequence[GenerationRequest], role: Role, *, title: str, num_logprobs: int = 0
     ) -> dict[str, list[Completion]]:
-        """All completions, by request key in the order of `requests`, samples by index.
+        """All completions of each request, by request key in the order of `requests`. Samples are ordered by index.
 
-        What an interrupted run already journalled is not asked again.
+        Calls in the journal of an interrupted run are not made again.
         """
         wanted = {f"{r.key}/{i:02d}" for r in requests for i in range(r.n)}
         done = wanted & self._journal.completions.keys()
@@ -59,7 +59,7 @@ class Caller:
         if missing := sorted(wanted - self._journal.completions.keys()):
             raise EngineError(
                 f"{title}: the engine ended without answering {len(missing)} of {len(wanted)} calls. The first of them "
-                f"is {missing[0]!r}. What it did answer is kept; run again to go on."
+                f"is {missing[0]!r}. The other answers are kept. Run again to continue."
             )
         found = self._journal.completions
         return {r.key: [found[f"{r.key}/{i:02d}"] for i in range(r.n)] for r in requests}
@@ -89,7 +89,7 @@ class Caller:
 
 @contextmanager
 def open_caller(ctx: Context) -> Iterator[Caller]:
-    """A `Caller` on the stage's model, with the stage's journal."""
+    """A `Caller` with the stage's model and journal."""
     journal = Journal(ctx.output.path)
     try:
         caller = Caller(ctx, journal)

@@ -1,8 +1,8 @@
 """EFT data from people's rankings: the judge's verdicts that agree with them (paper section 3.1.1).
 
-The judge reads the ranked answers to an instruction, several times each. One verdict for each answer is kept if their
-scores order the answers exactly as people did, ties included. Scores that are common by then are thinned out, so that
-the judge does not learn to say the same always. Nobody writes scores or reasons.
+The judge judges each ranked answer to an instruction several times. One verdict for each answer is kept if their scores
+order the answers exactly as people did, ties included. Then some examples with common scores are dropped, so that the
+judge does not learn to give always the same score. People write neither scores nor reasons.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from nemo_srl.stages.calls import open_caller
 def agreeing_verdicts(
     ranked: RankedAnswers, judgements: Sequence[Sequence[Judgement]], rng: random.Random
 ) -> list[Judgement] | None:
-    """One verdict for each answer, together ordered as people ordered the answers; None if none were found.
+    """One verdict for each answer, so that their scores order the answers as people did. None if nothing was found.
 
-    `judgements[i]` are all verdicts on `ranked.responses[i]`. As many random choices are tried as there are
-    verdicts on an answer: to try all of them would find agreement by luck.
+    `judgements[i]` are all verdicts on `ranked.responses[i]`. The number of random tries is the number of verdicts on
+    an answer. Trying all combinations would find agreement by luck.
     """
     wanted = [_sign(b - a) for a in ranked.ranks for b in ranked.ranks]  # the lower rank is the better one
     for _ in range(len(judgements[0])):
@@ -38,7 +38,7 @@ def agreeing_verdicts(
 
 
 def balanced(examples: Sequence[EFTExample], rng: random.Random) -> list[EFTExample]:
-    """At most as many examples of each score as the median score has."""
+    """At most n examples of each score, where n is the median of the numbers of examples per score."""
     counts = Counter(x.score for x in examples)
     limit = max(1, int(median(counts.values()))) if counts else 0
     shuffled = list(examples)
@@ -51,7 +51,7 @@ def balanced(examples: Sequence[EFTExample], rng: random.Random) -> list[EFTExam
 
 
 def examples_of(ranked: RankedAnswers, agreeing: Sequence[Judgement], *, prefix: str) -> list[EFTExample]:
-    """Agreeing verdicts as examples to learn from. A fractional score cannot be one."""
+    """Agreeing verdicts as EFT examples. A verdict with a fractional score is left out."""
     return [
         EFTExample(
             example_id=f"{prefix}-{ranked.example_id}-{i}",
@@ -73,8 +73,8 @@ def _check(ranked: Sequence[RankedAnswers]) -> None:
     for x in ranked:
         if len(x.responses) < 2 or len(x.responses) != len(x.ranks):
             raise DataError(
-                f"data.rankings_path: {x.example_id!r} has {len(x.responses)} responses and {len(x.ranks)} ranks; give "
-                "at least two responses, with one rank each"
+                f"data.rankings_path: {x.example_id!r} has {len(x.responses)} responses and {len(x.ranks)} ranks. Give "
+                "at least two responses, with one rank each."
             )
 
 
@@ -103,7 +103,7 @@ def run(ctx: Context) -> Made[EFTExample]:
         raise DataError(
             f"data.rankings_path: the {len(rankings)} rankings gave no example. {num_valid} of {len(judgements)} "
             f"verdicts have a score, and {num_agreeing} rankings agree with them. All verdicts are kept in "
-            f"{ctx.output.path / JOURNAL}. A model that hardly ever gives a score cannot judge: let another one do it "
+            f"{ctx.output.path / JOURNAL}. If few verdicts have a score, the model cannot judge: use another judge "
             "(judge.engine). Otherwise give more rankings, or raise refresh.num_judgements."
         )
     return Made(

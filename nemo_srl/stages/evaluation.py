@@ -1,9 +1,9 @@
-"""Evaluation: both axes of one model, on held-out data that no stage trains on.
+"""Evaluation: how a model answers and how it judges, on held-out data that no stage trains on.
 
-Instruction following: the model answers the held-out instructions as in `candidates` and judges its own answers
-(self-score, lengths, ties, pairs per 100 prompts). Judging: it judges the held-out EFT answers, whose scores were given
-by a good judge (pairwise accuracy and its kin, paper table 4). Both are judged by scores that can be compared between
-models, also where an iteration's candidates are compared in pairs.
+Answering: the model answers the held-out instructions as in `candidates` and judges its own answers (self-score,
+lengths, ties, pairs per 100 prompts). Judging: it judges the held-out EFT answers, which have scores of a good judge
+(pairwise accuracy and the other metrics of the paper's table 4). Both use scores that can be compared between models,
+even if the iterations compare candidates in pairs.
 
 The answers and all judgements are published beside the metrics, as parts.
 """
@@ -24,7 +24,7 @@ from nemo_srl.workload import Assumptions, Generated
 
 
 def instructions_of(examples: Iterable[EFTExample], limit: int) -> list[Prompt]:
-    """The distinct instructions, in their order."""
+    """The first `limit` distinct instructions, in the order of the examples."""
     texts = list(dict.fromkeys(x.instruction for x in examples))[:limit]
     return [Prompt(prompt_id=f"answer-{i:06d}", text=text) for i, text in enumerate(texts)]
 
@@ -57,7 +57,7 @@ def judging_metrics(
     num_bootstrap: int,
     seed: int,
 ) -> list[Metric]:
-    """How well the model's scores agree with the given ones, per instruction."""
+    """How well the model's scores agree with the given scores, per instruction."""
     scores = mean_scores(judgements)
     groups: dict[str, list[EFTExample]] = {}
     for x in examples:
@@ -77,7 +77,7 @@ def judging_metrics(
 
 
 def verdict_metrics(judgements: list[Judgement], *, max_score: int) -> list[Metric]:
-    """Valid verdicts, and how the scores are spread (entropy 0: always the same one)."""
+    """The share of valid verdicts, and the spread of scores (entropy 0: always the same score)."""
     scores = [j.score for j in judgements if j.score is not None]
     return [
         Metric(name="valid_verdict_rate", value=len(scores) / len(judgements), n=len(judgements)),

@@ -1,13 +1,13 @@
 """Head to head: a judge compares two models' answers to the same questions (paper section 3.2.1).
 
-Each pair of answers is judged in both orders. A model wins a question when it wins in both. Everything else that could
-be read is a tie, as in the paper. The settings `judge` and their engine say how the input `judge` judges, and
-`judge.pairwise_rubric` is its prompt. First turns only. The verdicts are published beside the metrics, as a part.
+Each pair of answers is judged in both orders. A model wins a question if it wins in both orders. All other questions
+with readable verdicts are ties, as in the paper. The settings of `judge` say how the input `judge` judges, and
+`judge.pairwise_rubric` is its prompt. Only first turns are compared. The verdicts are published as a part.
 
     win_rate, tie_rate, loss_rate   of model a, over the questions judged in both orders, with 95% intervals
-    sign_test_p                     how likely wins and losses so uneven are when neither model is better; ties left out
+    sign_test_p                     probability of so uneven wins and losses if no model is better; ties are left out
     first_position_rate             share of verdicts for the answer that stood first; far from 0.5: position bias
-    length_controlled_win_rate      win rate had both models' answers been equally long, ties as half (see below)
+    length_controlled_win_rate      win rate if both models' answers were equally long; ties count half
     unjudged_rate                   share of questions without a readable verdict in one of the orders
 """
 
@@ -37,11 +37,11 @@ class Match:
     first: float | None
     second: float | None
     length_difference: int
-    """Characters of a's answer less b's."""
+    """Characters of a's answer minus those of b's."""
 
     @property
     def outcome(self) -> float | None:
-        """1 won, 0 lost, 0.5 tied by model a; None without a verdict in both orders."""
+        """1 if model a won, 0 if it lost, 0.5 for a tie. None without a verdict in both orders."""
         if self.first is None or self.second is None:
             return None
         won, lost = self.first > 0.5 and self.second > 0.5, self.first < 0.5 and self.second < 0.5
@@ -49,7 +49,7 @@ class Match:
 
 
 def metrics_of(matches: Sequence[Match]) -> list[Metric]:
-    """The figures that the module's docstring names."""
+    """The metrics that the module's docstring lists."""
     found = [(m.outcome, m.length_difference) for m in matches]
     outcomes = [x for x, _ in found if x is not None]
     named = {"win_rate": 1.0, "tie_rate": 0.5, "loss_rate": 0.0}
@@ -69,9 +69,9 @@ def metrics_of(matches: Sequence[Match]) -> list[Metric]:
 def length_controlled(outcomes: Sequence[tuple[float, int]]) -> float | None:
     """Win rate at equal length, from a logistic regression of (outcome, length difference).
 
-    The idea and the squashed regressor, tanh(difference / its deviation), are those of length-controlled AlpacaEval
-    (Dubois et al. 2024, section 3); its term for the questions' difficulty needs many models and is left out. A weak
-    ridge penalty on the length's weight keeps the fit finite. None for too few questions.
+    The idea and the regressor, tanh(difference / its deviation), are those of length-controlled AlpacaEval (Dubois et
+    al. 2024, section 3). Its term for the difficulty of questions is left out, because it needs many models. A weak
+    ridge penalty on the weight of the length keeps the fit finite. None for too few questions.
     """
     if len(outcomes) < _MIN_FOR_LENGTH_CONTROL:
         return None
@@ -80,7 +80,7 @@ def length_controlled(outcomes: Sequence[tuple[float, int]]) -> float | None:
     if deviation == 0:
         return float(y.mean())
     x = np.stack([np.ones_like(y), np.tanh(difference / deviation)], axis=1)
-    # Half an outcome of either kind at no length difference keeps a clean sweep finite, too.
+    # One half win and one half loss at equal length keep the fit finite, even if one model wins every question.
     x, y = np.vstack([x, [[1.0, 0.0], [1.0, 0.0]]]), np.append(y, [0.0, 1.0])
     case_weights = np.append(np.ones(len(y) - 2), [0.5, 0.5])
     weights, ridge = np.zeros(2), np.diag([0.0, 0.1])
@@ -98,7 +98,7 @@ def length_controlled(outcomes: Sequence[tuple[float, int]]) -> float | None:
 def matches_of(
     a: Mapping[str, Candidate], b: Mapping[str, Candidate], comparisons: Iterable[Comparison]
 ) -> list[Match]:
-    """One for each question, in the order of `a`."""
+    """One match for each question, in the order of `a`."""
     shares: dict[tuple[str, str], list[float]] = defaultdict(list)
     for c in comparisons:
         if c.first_share is not None:
@@ -120,7 +120,7 @@ def run(ctx: Context) -> Made[Metric]:
     check_rubric(cfg.judge)
     a, b = ({c.prompt_id: c for c in ctx.read(name, Candidate) if c.sample_index == 0} for name in ("a", "b"))
     if a.keys() != b.keys():
-        raise DataError(f"two models' answers are to different questions: {len(a.keys() ^ b.keys())} of them differ")
+        raise DataError(f"a and b answer different questions: {len(a.keys() ^ b.keys())} of them are in only one input")
     material = {key: (answer.prompt, answer.response, b[key].response) for key, answer in a.items()}
     with open_caller(ctx) as caller:
         comparisons = caller.judge.compare(material, title="head to head")

@@ -1,10 +1,10 @@
-"""IFEval: how many of the instructions that code can check a model's answers follow.
+"""IFEval: how many instructions a model's answers follow. Code checks each instruction.
 
-    ifeval_prompt_strict, ifeval_prompt_loose             share of prompts of which every instruction is followed
+    ifeval_prompt_strict, ifeval_prompt_loose             share of prompts with every instruction followed
     ifeval_instruction_strict, ifeval_instruction_loose   share of instructions that are followed
 
-The four figures of the benchmark (`nemo_srl/data/verifiable.py` says what strict and loose are), with 95% intervals
-that resample prompts, as the instructions of one prompt are answered by one text. No model is called.
+These are the four figures of the benchmark (`nemo_srl/data/verifiable.py` says what strict and loose are). The 95%
+intervals resample prompts, because one text answers all instructions of a prompt. No model is called.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nemo_srl.stages.base import Context, Made, table_stage
 
 
 def metrics_of(followed: Sequence[Followed], *, num_bootstrap: int, seed: int) -> list[Metric]:
-    """The figures that the module's docstring names."""
+    """The metrics that the module's docstring lists."""
     groups: dict[str, list[Sequence[float]]] = {
         "prompt_strict": [[all(x.strict)] for x in followed],
         "instruction_strict": [x.strict for x in followed],

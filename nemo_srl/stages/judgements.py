@@ -1,7 +1,7 @@
 """Judgements: M_t reads its own answers with the rubric, K times each, and gives 0 to 5 points.
 
-A verdict without a score in the asked format is `score=None`. It is counted, and it is no number at all. Only the
-verdict is read for a score, never the prompt, so an answer that says "Score: 5" cannot grade itself.
+A verdict without a score in the required format has `score=None`. It is counted, and it never becomes a number. Only
+the verdict is read for a score, never the prompt, so an answer that says "Score: 5" cannot grade itself.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def run(ctx: Context) -> Made[Judgement]:
 
 
 def _coverage(judgements: Sequence[Judgement]) -> dict[str, float]:
-    """How much probability the judge gave to points at all, where scores are expectations."""
+    """The mean probability of all points together. Empty unless scores are expectations."""
     coverages = [j.coverage for j in judgements if j.coverage is not None]
     return {"mean_coverage": fmean(coverages)} if coverages else {}
 

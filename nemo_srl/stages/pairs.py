@@ -1,6 +1,6 @@
-"""Preference pairs: each prompt's scored answers become a chosen and a rejected one, or none (paper section 2.3).
+"""Preference pairs: from the scored answers to each prompt, a chosen and a rejected one (paper section 2.3).
 
-`nemo_srl/pairing/` has the rules. Each prompt without a pair is counted under its reason.
+`nemo_srl/pairing/` has the rules. Prompts without a pair are counted by their reasons.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def _why_none(cfg: Config, dropped: Counter[str], judgements: Sequence[Judgement
         f"{cfg.candidates.max_tokens}, {dropped['identical']} with equal texts{others}; {invalid} of "
         f"{len(judgements)} verdicts had no score.\n"
         "Many ties: raise judge.num_judgements or candidates.num_samples, or candidates.temperature. "
-        "Many verdicts without a score: the judge was not taught the format, train M1 on more EFT data "
-        "(sft.max_epochs) or raise judge.max_tokens. Judgements are kept; pairs are made anew at the next start."
+        "Many verdicts without a score: the judge has not learned the format. Train M1 on more EFT data "
+        "(sft.max_epochs), or raise judge.max_tokens. Judgements are kept. The next start makes the pairs again."
     )
 
 
 def summary(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    # The pairs, and the prompts without one by each reason.
+    # Every prompt is counted once: by its pair, or by the reason why it has none.
     num_prompts = sum(value for name, value in metrics.items() if name.startswith("num_"))
     return [("pairs", f"{metrics['num_pairs']:.0f} of {num_prompts:.0f} prompts")]
 

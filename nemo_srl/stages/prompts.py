@@ -1,9 +1,9 @@
 """New instructions by self-instruct: a model continues a list of 8 tasks (paper section 3.1.1).
 
-Six of the eight come from the IFT seed and two from instructions kept so far. What comes back is
-filtered (`data/prompt_filter.py`). Every rejection is counted under its reason. Rounds go on until enough survive.
-The input `policy` is M_t, or a fixed model (`prompts.model`) as in the paper. The inputs `earlier` are the instructions
-of the iterations before. New ones must differ from these, too.
+Six of the eight come from the IFT seed, and two from instructions kept so far. The new tasks are filtered
+(`data/prompt_filter.py`), and rejections are counted by reason. Rounds are repeated until enough tasks are kept. The
+input `policy` is M_t, or a fixed model (`prompts.model`) as in the paper. The inputs `earlier` are the instructions of
+earlier iterations. New ones must differ from these, too.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _NUMBERED = re.compile(r"^\s*\d+[.)]\s*")
 
 
 def few_shot_text(shots: Sequence[str]) -> str:
-    """The text that the model goes on writing; it ends where the next task is due."""
+    """The text that the model continues. It ends with the number of the next task."""
     lines = [f"{i}. {' '.join(shot.split())}" for i, shot in enumerate(shots, start=1)]
     return "\n".join([HEADER, *lines, f"{len(shots) + 1}."])
 
 
 def tasks_in(completion: Completion) -> list[str]:
-    """The tasks in a continuation; the last one is left out when it was cut off."""
+    """The tasks in a continuation. The last one is left out if it was cut off."""
     lines = completion.text.split("\n")
     if completion.finish_reason == "length":
-        lines = lines[:-1] or lines  # a single cut line is still judged by the filters
+        lines = lines[:-1] or lines  # a single line stays, and the filters judge it
     return [text for line in lines if (text := _NUMBERED.sub("", line).strip())]
 
 
@@ -46,7 +46,7 @@ def round_requests(
     *, iteration: int, number: int, size: int, seed_texts: Sequence[str], kept: Sequence[str], chat: ChatTemplate,
     cfg: PromptsConfig, seed: int,
 ) -> list[GenerationRequest]:  # fmt: skip
-    """The requests of one round: a function of what earlier rounds kept, and so the same on a resume."""
+    """The requests of one round. They depend only on what earlier rounds kept, so a resumed run makes the same ones."""
     rng = random.Random(f"{seed}:{iteration}:{number}")
     requests = []
     for i in range(size):
@@ -88,9 +88,9 @@ def run(ctx: Context) -> Made[Prompt]:
                 break
     if len(kept) < cfg.num_prompts:
         raise DataError(
-            f"prompts.num_prompts={cfg.num_prompts}: only {len(kept)} new instructions survived the filters in "
-            f"prompts.max_rounds={cfg.max_rounds} rounds; dropped: {dict(dropped)}. Raise max_rounds, ask for fewer, "
-            "or loosen the filter that dropped most (max_rouge_l, min_words, blocked_words)."
+            f"prompts.num_prompts={cfg.num_prompts}: only {len(kept)} new instructions passed the filters in "
+            f"prompts.max_rounds={cfg.max_rounds} rounds. Dropped: {dict(dropped)}. Raise max_rounds, lower "
+            "num_prompts, or loosen the filter that dropped most (max_rouge_l, min_words, blocked_words)."
         )
     prompts = [Prompt(prompt_id=f"iter{ctx.iteration}-{i:06d}", text=t) for i, t in enumerate(kept[: cfg.num_prompts])]
     texts = [p.text for p in prompts]

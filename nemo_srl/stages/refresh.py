@@ -1,8 +1,8 @@
 """The refreshed M_{t+1}: SFT after DPO, on verdicts that agree with people and on its own answers.
 
 DPO trains the policy to answer. Nothing trains its judging, which drifts. The input `eft` is the EFT seed, and `kept`
-are the verdicts that `stages/eft.py` kept in this iteration and the earlier ones. `own_answers` are candidates of the
-policy that is refreshed. Those that were cut off at `max_tokens` are left out.
+are the verdicts that `stages/eft.py` kept in this iteration and in earlier ones. `own_answers` are candidates of the
+policy before the refresh. Answers that were cut off at `max_tokens` are left out.
 """
 
 from __future__ import annotations

@@ -48,12 +48,12 @@ def training_stage(
 
 
 def _work_dir(ctx: Context) -> Path:
-    """Where the trainer keeps its files; after the export only configuration, logs and metrics."""
+    """The trainer's files. After the export only configuration, logs and metrics are left."""
     path: Path = ctx.output.path / WORK_DIR
     return path
 
 
 def _exported(ctx: Context) -> bool:
-    """True when only publishing is left: the export appears by rename, and frees what it was made from."""
+    """Whether the model is exported. The export appears by rename, and deletes the files that training needs."""
     found: bool = ctx.output.model_dir.exists()
     return found

@@ -81,7 +81,10 @@ def of(spec: ModelSpec) -> Family:
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
     """The shape that a config.json describes. Raises `ModelError`, without the file's name."""
     model_type, architectures = config.get("model_type"), config.get("architectures")
-    family = known().get(str(model_type))
+    families = known()
+    # Some old files have no `model_type`.
+    by_class = {name: family for family in families.values() for name in family.architectures}
+    family = families.get(str(model_type)) if model_type else by_class.get(str((architectures or [None])[0]))
     if family is None or architectures not in [[name] for name in family.architectures]:
         raise ModelError(f"model_type={model_type!r}, architectures={architectures!r} is not supported. {supported()}")
     return family.read_spec(config)

@@ -26,7 +26,7 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
             "attention needs"
         )
     return ModelSpec(
-        model_type=str(config["model_type"]),
+        model_type=str(config.get("model_type", "llama")),
         num_layers=positive(config, "num_hidden_layers"),
         hidden_size=hidden,
         ffn_hidden_size=positive(config, "intermediate_size"),

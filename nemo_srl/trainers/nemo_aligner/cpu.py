@@ -1,16 +1,16 @@
-"""NeMo-Aligner on a machine without CUDA: the one module that knows about it.
+"""NeMo-Aligner on a machine without CUDA. No other module of the trainer contains code for such a machine.
 
-NeMo 2.2.1 and megatron-core 0.11.0 are written for NVIDIA GPUs with Transformer Engine and Apex. Their
-training code itself is plain PyTorch, so three substitutions, made once per process by `install` before
-NeMo is imported, are enough to run it unchanged on CPUs with gloo:
+NeMo 2.2.1 and megatron-core 0.11.0 are written for NVIDIA GPUs with Transformer Engine and Apex. Their training code
+itself is plain PyTorch. `install` makes three replacements, once per process and before NeMo is imported. With them
+the code runs unchanged on CPUs with gloo:
 
-1. what PyTorch knows as CUDA becomes the CPU: devices, streams, random states, autocast;
-2. what Transformer Engine and Apex would provide is provided by plain PyTorch modules (`cpu_modules.py`)
-   with the same parameter names, so that configurations and checkpoints are the same on both platforms;
-3. checkpoints are written by the training process itself instead of forked ones.
+1. The CPU takes the place of PyTorch's CUDA: devices, streams, random states, autocast.
+2. Plain PyTorch modules (`cpu_modules.py`) take the place of Transformer Engine and Apex. They have the same parameter
+   names, so that configurations and checkpoints are the same on both platforms.
+3. The training process writes checkpoints itself instead of forked processes.
 
-With CUDA this module is never imported. The patches are global and stay for the life of the process.
-Not possible here: Apex's optimizers, packed sequences, context parallelism, fp8.
+With CUDA this module is never imported. The replacements are global and stay until the process ends. Not possible
+here: Apex's optimizers, packed sequences, context parallelism, fp8.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch._dynamo  # its rule table must be built before torch functions are replaced below
+import torch._dynamo  # it builds a table of torch functions, some of which are replaced below
 from omegaconf import DictConfig
 from torch.overrides import TorchFunctionMode
 
 _CPU = torch.device("cpu")
 _ENVIRONMENT = {
-    # megatron-core insists on it with tensor parallelism; it orders CUDA kernels and means nothing here.
+    # megatron-core requires it with tensor parallelism. It orders CUDA kernels and has no effect here.
     "CUDA_DEVICE_MAX_CONNECTIONS": "1",
-    # NeMo takes an unset version for "now" and configures nvFuser by it.
+    # NeMo configures nvFuser by this version, and takes an unset one for a new one.
     "NVIDIA_PYTORCH_VERSION": "24.07",
 }
 
 
 def install() -> None:
-    """Make this process one that NeMo-Aligner can train in. Call before anything imports NeMo or megatron-core."""
+    """Prepare this process so that NeMo-Aligner can train in it. Call it before NeMo or megatron-core is imported."""
     assert "megatron.core" not in sys.modules, "megatron-core was imported before the CPU platform"
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
@@ -47,7 +47,7 @@ def install() -> None:
     _replace_cuda_functions()
     _map_autocast()
     mode: Any = _CudaToCpu()
-    mode.__enter__()  # for good: torch keeps it on its stack of modes
+    mode.__enter__()  # never left: torch keeps it on its stack of modes
     _install_transformer_engine()
     _replace_megatron_functions()
     _write_checkpoints_in_process()
@@ -55,7 +55,7 @@ def install() -> None:
 
 
 def adapt_plan(cfg: DictConfig) -> None:
-    """Change the settings of a plan that name hardware: the accelerator, and kernels that only CUDA has."""
+    """Change those settings of a plan that name hardware: the accelerator, and kernels that only CUDA has."""
     cfg.trainer.accelerator = "cpu"
     cfg.model.masked_softmax_fusion = False
     cfg.model.apply_rope_fusion = False
@@ -63,7 +63,7 @@ def adapt_plan(cfg: DictConfig) -> None:
 
 
 def _is_cuda(device: object) -> bool:
-    """Whether `device` is one of the ways to name a CUDA device (an index, "cuda:0", torch.device)."""
+    """Whether `device` names a CUDA device: an index, "cuda:0" or a torch.device."""
     if isinstance(device, bool):
         return False
     if isinstance(device, torch.device):
@@ -72,7 +72,7 @@ def _is_cuda(device: object) -> bool:
 
 
 class _CudaToCpu(TorchFunctionMode):
-    """Rewrites the device arguments of every torch call: `.cuda()`, `.to("cuda")`, `device=0`, pinning."""
+    """Replaces CUDA devices in the arguments of every torch call: `.cuda()`, `.to("cuda")`, `device=0`, pinning."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -107,10 +107,10 @@ def _nothing(*args: object, **kwargs: object) -> None:
 
 
 def _prefer_onednn() -> None:
-    """Let oneDNN instead of MKL multiply float32 matrices: the same result, on AMD about twice as fast.
+    """Let oneDNN instead of MKL multiply float32 matrices. The result is the same, and on AMD it is twice as fast.
 
-    torch takes oneDNN only when it is allowed to lower the precision. Where the processor has no faster way to do
-    so, oneDNN computes in float32 all the same; where it does lower it (AMX), the probe sees it and undoes this.
+    torch takes oneDNN only when it is allowed to lower the precision. On most processors oneDNN computes in float32 all
+    the same. On one where it does lower the precision (AMX), the test below notices it and takes this back.
     """
     torch.set_float32_matmul_precision("medium")
     just_above_one = torch.full((64, 64), 1 + 2**-20)  # rounds to 1 in bfloat16 and TF32
@@ -123,7 +123,7 @@ def _replace_cuda_functions() -> None:
     for name in ("set_device", "synchronize", "empty_cache", "set_stream", "_lazy_init"):
         setattr(cuda, name, _nothing)
     cuda.current_device = lambda: 0
-    # Above 0, or NeMo would not seed megatron-core's random state tracker.
+    # It must be above 0. Otherwise NeMo would not seed megatron-core's random state tracker.
     cuda.device_count = lambda: int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     for name in ("memory_allocated", "max_memory_allocated", "max_memory_reserved"):
         setattr(cuda, name, lambda *args, **kwargs: 0)
@@ -135,16 +135,16 @@ def _replace_cuda_functions() -> None:
         setattr(cuda, name, getattr(torch, name))
     module: Any = torch.nn.Module
     module.cuda = lambda self, *args, **kwargs: self
-    # megatron-core compiles small fused functions at import; compiling costs more here than it saves.
+    # megatron-core compiles small fused functions at import. Here that takes more time than it saves.
     patched: Any = torch
     patched.compile = lambda function=None, *args, **kwargs: function if callable(function) else lambda f: f
 
 
 def _map_autocast() -> None:
-    """Autocast for "cuda" becomes autocast for "cpu", in forward passes and in autograd functions alike.
+    """Turn autocast for "cuda" into autocast for "cpu", in forward passes and in autograd functions.
 
-    megatron-core's linear layers remember by `custom_fwd` whether autocast was on and restore it in their
-    backward pass; it asks for the CUDA state, so without this the backward pass would mix dtypes.
+    megatron-core's linear layers save by `custom_fwd` whether autocast was on, and restore that in their backward pass.
+    They ask for CUDA's state. Without this the backward pass would mix dtypes.
     """
     original = torch.autocast
 
@@ -170,7 +170,7 @@ def _install_transformer_engine() -> None:
     import megatron.core.utils as megatron_utils
     from packaging.version import Version
 
-    # The version that NeMo-Aligner 0.7.0's own container brings; it decides which arguments are passed.
+    # The version in NeMo-Aligner 0.7.0's own container. It decides which arguments megatron-core passes.
     megatron_utils._te_version = Version("1.11.0")
     from nemo_srl.trainers.nemo_aligner import cpu_modules
 
@@ -191,8 +191,8 @@ def _replace_megatron_functions() -> None:
     from nemo_srl.trainers.nemo_aligner.cpu_modules import FusedAdam
 
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
-    # Without Apex or Transformer Engine megatron-core falls back to torch's Adam, whose per-parameter step
-    # its distributed optimizer cannot put into a checkpoint (and one of the ways it fails is silent).
+    # Without Apex and Transformer Engine megatron-core takes torch's Adam. That has a step count per parameter, which
+    # the distributed optimizer cannot put into a checkpoint. One of the ways in which this fails gives no error.
     optimizer.Adam = distributed_optimizer.Adam = FusedAdam
     distributed_optimizer.HAVE_APEX_OR_TE = True
 
@@ -200,9 +200,8 @@ def _replace_megatron_functions() -> None:
 def _write_checkpoints_in_process() -> None:
     """Write a checkpoint's files in the training process, one after the other.
 
-    megatron-core forks a process that forks writers, which deadlocks when OpenMP threads are running in the
-    parent, and collects their results through a spawned manager, which imports the whole program again
-    (seconds).
+    megatron-core forks a process that forks writers. That deadlocks when OpenMP threads run in the parent. It collects
+    their results through a spawned manager, which imports the whole program again and takes seconds.
     """
     import megatron.core.dist_checkpointing.strategies.filesystem_async as filesystem
     import torch.distributed.checkpoint.filesystem as torch_filesystem
@@ -232,7 +231,7 @@ def _write_checkpoints_in_process() -> None:
 
 
 def _replace_nemo_guards() -> None:
-    """Undo what NeMo does when it finds no Apex: it replaces the names it needs by None or placeholders."""
+    """Put back the names that NeMo replaces by None or by placeholders when it finds no Apex."""
     import nemo.collections.nlp.parts.nlp_overrides as overrides
     from megatron.core.tensor_parallel.layers import set_defaults_if_not_set_tensor_model_parallel_attributes
     from nemo.core.optim.mcore_optim import McoreDistributedOptimizer
@@ -253,7 +252,7 @@ def _replace_nemo_guards() -> None:
     for name in ("FusedLayerNorm", "FastLayerNorm", "MixedFusedRMSNorm"):
         setattr(utils, name, type(name, (), {}))
     gpt_model: Any = importlib.import_module("nemo.collections.nlp.models.language_modeling.megatron_gpt_model")
-    # Builds a layer of real Transformer Engine for a spec that is never asked for.
+    # It would build a layer of the real Transformer Engine, for a spec that is never used.
     gpt_model.get_gpt_full_te_layer_autocast_spec = _nothing
     aligner: Any = importlib.import_module("nemo_aligner.utils.distributed")
     aligner.DistributedLogprob = cpu_modules.DistributedLogprob

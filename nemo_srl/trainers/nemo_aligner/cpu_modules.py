@@ -1,11 +1,11 @@
-"""Plain PyTorch in the place of Transformer Engine's modules and Apex's Adam; part of the CPU platform.
+"""Plain PyTorch modules in the place of Transformer Engine's, and an Adam in the place of Apex's. `cpu.py` uses them.
 
-Every class has the constructor arguments that megatron-core 0.11.0's layer specs pass to the real ones, the
-same parameter names, and the same sharding in checkpoints. Numerically they are what the layers are defined
-to be: RMSNorm or LayerNorm, a linear map, causal softmax attention. Used by `cpu.py` only. One more,
-`DistributedLogprob`, is in the place of NeMo-Aligner's own, which is written for a GPU's memory bandwidth.
+Every class takes the constructor arguments that megatron-core 0.11.0's layer specs pass to the real class, and has
+the same parameter names and the same sharding in checkpoints. They compute what the layers are defined to be: RMSNorm
+or LayerNorm, a linear map, causal softmax attention. `DistributedLogprob` takes the place of NeMo-Aligner's own, which
+is written for a GPU's memory bandwidth.
 
-Attention is causal and takes no mask: rows are padded on the right, so no real token sees padding.
+Attention is causal and takes no mask. Rows are padded on the right, so no real token sees padding.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def transformer_engine_extension() -> dict[str, Any]:
 
 def _norm_parameter(config: Any, size: int, value: float) -> torch.nn.Parameter:
     parameter = torch.nn.Parameter(torch.full((size,), value, dtype=config.params_dtype))
-    # Marks the parameters whose gradients are partial sums when the sequence is split over ranks.
+    # With sequence parallelism the gradients of these parameters are partial sums, which megatron-core adds up.
     parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
     return parameter
 
@@ -122,7 +122,7 @@ class RowLinear(RowParallelLinear):  # type: ignore[misc]
 
 
 class Attention(DotProductAttention):  # type: ignore[misc]
-    """`TEDotProductAttention`, causal, by torch's fused kernel; with dropout by megatron-core's own code."""
+    """`TEDotProductAttention`, causal. Uses torch's fused kernel, and with dropout megatron-core's own code."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class Attention(DotProductAttention):  # type: ignore[misc]
     ) -> torch.Tensor:
         """`query` [sequence, batch, heads, head_dim], `key` and `value` with groups for heads -> [s, b, h * d]."""
         if self.training and self.attention_dropout.p > 0:
-            # The fused kernel draws from torch's generator, this from the one that differs by tensor rank.
+            # The fused kernel uses torch's generator. This uses the one that differs between tensor-parallel ranks.
             return super().forward(query, key, value, _causal_mask(query), **kwargs)  # type: ignore[no-any-return]
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         out = F.scaled_dot_product_attention(
@@ -167,17 +167,17 @@ class Attention(DotProductAttention):  # type: ignore[misc]
 
 
 def _causal_mask(query: torch.Tensor) -> torch.Tensor:
-    """[1, 1, sequence, sequence], True where megatron-core shall not look."""
+    """[1, 1, sequence, sequence]; True where attention must not look."""
     length = query.shape[0]
     return torch.ones(length, length, dtype=torch.bool).triu(1)[None, None]
 
 
 class DistributedLogprob(torch.autograd.Function):
-    """Log-probabilities of targets, split over tensor-parallel ranks, in as few passes over the vocabulary as it takes.
+    """Log-probabilities of targets, split over tensor-parallel ranks, in few passes over the vocabulary.
 
-    The same arguments and results as NeMo-Aligner's class of this name (nemo_aligner/utils/distributed.py), which
-    makes five copies of all logits. Here only rows with a target are looked at: elsewhere, at prompts and padding
-    (-100), the result is 0 and no gradient flows, there as here.
+    It has the arguments and results of NeMo-Aligner's class of this name (nemo_aligner/utils/distributed.py), which
+    makes five copies of all logits. Here only rows with a target are read. For the others, prompts and padding (-100),
+    the result is 0 and there is no gradient, as in NeMo-Aligner.
     """
 
     @staticmethod
@@ -222,9 +222,9 @@ class DistributedLogprob(torch.autograd.Function):
 
 
 class FusedAdam(torch.optim.Optimizer):
-    """AdamW as Apex's `FusedAdam` lays it out: one step count per group, moments per parameter.
+    """AdamW with the state of Apex's `FusedAdam`: one step count per group, and moments per parameter.
 
-    Decay is decoupled (Loshchilov & Hutter 2019), moments are bias-corrected (Kingma & Ba 2015).
+    The weight decay is decoupled (Loshchilov & Hutter 2019), the moments are bias-corrected (Kingma & Ba 2015).
     """
 
     def __init__(

@@ -30,7 +30,7 @@ _KEY = "dpo.preference_loss"
 def find(name: str) -> Loss | None:
     """The user's function; None for a name of NeMo-Aligner. Raises `ConfigError` for what cannot be called so."""
     none: dict[str, Loss | None] = dict.fromkeys(NAMES)
-    function = registry.named(none, name, key=_KEY, kind=object)
+    function = registry.named(none, name, key=_KEY)
     if function is None:
         return None
     try:
@@ -46,27 +46,12 @@ def find(name: str) -> Loss | None:
 def install(model: Any, loss: Loss) -> None:
     """Let `model`, a `MegatronGPTDPOModel`, compute `loss` where it would compute its own (its `loss_func`)."""
 
-    def loss_func(
-        pi_logprobs: Any,
-        ref_logprobs: Any,
-        labels: Any,
-        gt_rewards: Any,
-        cu_seqlens: Any = None,
-        average_log_probs: bool = False,
-    ) -> tuple[Any, Any]:
-        """Per-token log-probabilities [2 x pairs, sequence], first the chosen -> (loss, share of pairs in order)."""
-        ratios = model.get_reduced_masked_logps(
-            pi_logprobs - ref_logprobs, labels, cu_seqlens=cu_seqlens, average_log_probs=average_log_probs
-        )
+    def loss_func(policy: Any, reference: Any, labels: Any, rewards: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Log-probabilities of tokens [2 x pairs, sequence], first of the chosen -> (loss, share of pairs in order)."""
+        ratios = model.get_reduced_masked_logps(policy - reference, labels, *args, **kwargs)
         chosen, rejected = model.split_output_tensor(ratios)
-        chosen_rewards, rejected_rewards = model.split_output_tensor(gt_rewards)
-        losses = loss(
-            chosen,
-            rejected,
-            beta=model.ref_policy_kl_penalty,
-            chosen_rewards=chosen_rewards,
-            rejected_rewards=rejected_rewards,
-        )
+        scores = dict(zip(("chosen_rewards", "rejected_rewards"), model.split_output_tensor(rewards), strict=True))
+        losses = loss(chosen, rejected, beta=model.ref_policy_kl_penalty, **scores)
         if losses.shape != chosen.shape:
             # A single number would be averaged without an error, and micro-batches would then count wrongly.
             raise ConfigError(

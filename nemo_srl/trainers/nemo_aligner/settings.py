@@ -23,12 +23,7 @@ class NemoAlignerSettings:
     """Ranks per node; null: just enough for one model replica (tensor x pipeline / num_nodes)."""
 
     def __post_init__(self) -> None:
-        for key in (
-            "tensor_model_parallel_size",
-            "pipeline_model_parallel_size",
-            "micro_batch_size",
-            "num_nodes",
-        ):
+        for key in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "micro_batch_size", "num_nodes"):
             check(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "must be at least 1")
         known = ("bf16", "bf16-O2", "32")
         check(self.precision in known, "trainer.precision", self.precision, f"must be one of {known}")
