@@ -26,7 +26,7 @@ from nemo_srl.models.license import license_of
 from nemo_srl.models.publication import publish_model
 from nemo_srl.records import PreferencePair
 from nemo_srl.report import model_card
-from nemo_srl.runs import Run, StageRun, open_run
+from nemo_srl.runs import Run, StageRun, open_run, read_spec
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def chosen_model(run: Run, name: str) -> tuple[str, StageRun]:
 def base_license(run: Run) -> str | None:
     """The license of the base model; None when its directory does not name one."""
     sft = run.find(0, "sft")
-    base = Path(run.spec(sft)["inputs"]["policy"]["path"]) if sft else Path()
+    base = Path(read_spec(sft.path)["inputs"]["policy"]["path"]) if sft else Path()
     return license_of(run.config()["model"]["path"], base)
 
 

@@ -122,9 +122,7 @@ def main(overrides: list[str]) -> None:
         if f.name.endswith("_parallel_size")
     )
     print(f"model            {cfg.model.path}: {num_parameters(spec) / 1e9:.2f} billion parameters")
-    print(
-        f"training         {t.world_size} GPUs = {sizes}{t.data_parallel_size} (data); all sizes fit the model"
-    )
+    print(f"training         {t.world_size} GPUs = {sizes}{t.data_parallel_size} (data); all sizes fit the model")
     if (e := estimates.engine_size(cfg)).num_gpus:
         replicas = f"{e.num_replicas} replicas of TP {e.tensor_parallel_size} x PP {e.pipeline_parallel_size}"
         print(f"generation       {e.num_gpus} GPUs = {replicas}; nodes: {e.num_nodes}")

@@ -90,15 +90,14 @@ class Verifier:
 
     def followed(self, prompt: VerifiablePrompt, response: str) -> Followed:
         """Which instructions of `prompt` the response follows."""
-        strict, loose, num_errors = [], [], 0
+        found, num_errors = [], 0
         for name, given in zip(prompt.instruction_ids, prompt.arguments, strict=True):
             try:
-                found = self._check(prompt, name, given, response)
+                found.append(self._check(prompt, name, given, response))
             except Exception:  # the harness's code may raise anything on a model's text, e.g. on deeply nested JSON
-                found, num_errors = (False, False), num_errors + 1
-            strict.append(found[0])
-            loose.append(found[1])
-        return Followed(strict=strict, loose=loose, num_errors=num_errors)
+                found.append((False, False))
+                num_errors += 1
+        return Followed(strict=[x for x, _ in found], loose=[x for _, x in found], num_errors=num_errors)
 
     def _check(self, prompt: VerifiablePrompt, name: str, given: Mapping[str, Any], response: str) -> tuple[bool, bool]:
         """Whether the response follows one instruction, strictly and loosely."""

@@ -47,16 +47,13 @@ class ScoreGroup:
 class Estimate:
     """A figure over `n` cases, with its 95% interval. None: no case, or for a bootstrap interval, only one group."""
 
-    value: float | None
-    n: int
-    low: float | None
-    high: float | None
+    value: float | None = None
+    n: int = 0
+    low: float | None = None
+    high: float | None = None
 
     def named(self, name: str) -> Metric:
         return Metric(name=name, value=self.value, n=self.n, low=self.low, high=self.high)
-
-
-_NOTHING = Estimate(value=None, n=0, low=None, high=None)
 
 
 def reward_model_metrics(
@@ -94,7 +91,7 @@ def reward_model_metrics(
 def proportion(hits: int, n: int) -> Estimate:
     """Share of `hits` in `n` independent cases, with the interval of Wilson's score."""
     if n == 0:
-        return _NOTHING
+        return Estimate()
     low, high = scipy.stats.binomtest(hits, n).proportion_ci(method="wilson")
     return Estimate(value=hits / n, n=n, low=float(low), high=float(high))
 
@@ -180,10 +177,10 @@ def _estimate(addends: _Floats, resampled: _Floats) -> Estimate:
     """Ratio of sums; `addends` has shape (group, 2), `resampled` (num_bootstrap, 2)."""
     total, num_cases = addends.sum(axis=0)
     if not num_cases:
-        return _NOTHING
+        return Estimate()
     value, n = float(total / num_cases), round(num_cases)
     usable = resampled[resampled[:, 1] > 0]
     if np.count_nonzero(addends[:, 1]) < 2 or not len(usable):
-        return Estimate(value=value, n=n, low=None, high=None)
+        return Estimate(value=value, n=n)
     low, high = np.percentile(usable[:, 0] / usable[:, 1], [2.5, 97.5])
     return Estimate(value=value, n=n, low=float(low), high=float(high))

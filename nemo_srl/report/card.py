@@ -13,7 +13,7 @@ from textwrap import indent
 from typing import Any
 
 from nemo_srl.report.text import table
-from nemo_srl.runs import Run
+from nemo_srl.runs import Run, read_spec
 
 _RECIPE = (
     "seed", "num_iterations",
@@ -75,7 +75,7 @@ def _data(run: Run) -> list[str]:
     """One line for each source. A published card must not show paths of the machine, so only file names are given."""
     lines = []
     if sft := run.find(0, "sft"):
-        for name, row in run.spec(sft)["inputs"].items():
+        for name, row in read_spec(sft.path)["inputs"].items():
             if row["kind"] == "file":
                 digest = sft.manifest.identity.get(f"input {name}", "?")
                 lines.append(f"- {name.upper()} seed: `{Path(row['path']).name}` (digest {digest})")

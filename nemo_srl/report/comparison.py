@@ -18,7 +18,7 @@ from nemo_srl.report import paper
 from nemo_srl.report.browser import CHOSEN, NEITHER, REJECTED, Group, Verdict, candidate_row, packed
 from nemo_srl.report.charts import Chart, stacked_bar
 from nemo_srl.report.text import with_interval
-from nemo_srl.runs import Run, StageRun
+from nemo_srl.runs import Run, StageRun, read_spec
 from nemo_srl.stages import Stage, answers, head_to_head, ifeval
 from nemo_srl.stages.head_to_head import matches_of
 
@@ -47,10 +47,10 @@ def models(run: Run) -> list[str]:
 
 def judges(run: Run) -> list[str]:
     """The names of the judges of all matches: that of a server's model, of a compared model, or of a directory."""
-    names = {_input(run, stage, "policy"): name for name, stage in _answered(run).items()}
+    names = {_input(stage, "policy"): name for name, stage in _answered(run).items()}
     found = []
     for stage in _played(run).values():
-        config, path = run.spec(stage)["config"], _input(run, stage, "judge", "policy")
+        config, path = read_spec(stage.path)["config"], _input(stage, "judge", "policy")
         engine = config["judge"]["engine"] or config["engine"]
         # The directory of every trained model is called `hf`, so the directories above it are needed to tell it apart.
         place = "/".join(path.parts[-3:]) if path.name == "hf" else path.name
@@ -63,9 +63,9 @@ def _answered(run: Run) -> dict[str, StageRun]:
     return {s.name.removeprefix("answers_"): s for s in run.stages if s.name.startswith("answers_")}
 
 
-def _input(run: Run, stage: StageRun, *names: str) -> Path:
+def _input(stage: StageRun, *names: str) -> Path:
     """The path of the first of the named inputs that the stage has. Older runs call the judge `policy`."""
-    inputs = run.spec(stage)["inputs"]
+    inputs = read_spec(stage.path)["inputs"]
     return Path(next(inputs[name]["path"] for name in names if name in inputs))
 
 
@@ -80,7 +80,7 @@ def _played(run: Run) -> dict[tuple[str, str], StageRun]:
     found = {}
     for stage in run.stages:
         if stage.manifest.stage == head_to_head.STAGE.name:
-            names = [_input(run, stage, x).name.removesuffix(".jsonl").removeprefix("answers_") for x in ("a", "b")]
+            names = [_input(stage, x).name.removesuffix(".jsonl").removeprefix("answers_") for x in ("a", "b")]
             found[names[0], names[1]] = stage
     return found
 

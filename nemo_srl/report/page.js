@@ -182,10 +182,10 @@
     if (row) select(Number(row.dataset.candidate));
   });
   viewport.addEventListener("keydown", (event) => {
-    const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: 15, PageUp: -15 };
-    if (!(event.key in steps)) return;
+    const distance = { ArrowDown: 1, ArrowUp: -1, PageDown: 15, PageUp: -15 }[event.key];
+    if (!distance) return;
     event.preventDefault();
-    step(steps[event.key]);
+    step(distance);
   });
   update();
   if (shown.length) select(shown[0]);

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
@@ -20,14 +19,13 @@ from nemo_srl.records import Candidate, Judgement, Metric, PreferencePair
 from nemo_srl.report import paper
 from nemo_srl.report.charts import Chart, Format, Limits, Point, Series, bar_chart, curve_chart, line_chart, stacked_bar
 from nemo_srl.report.text import score_shares
-from nemo_srl.runs import Run
+from nemo_srl.runs import Run, training_metrics
 from nemo_srl.stages import LOOP, stage_named
 
 Evaluations = Mapping[str, Sequence[Metric]]
 _NUM_BINS = 12
 _PAPER_COLOR = 5
 _SHARE, _CORRELATION = (0.0, 1.0), (-1.0, 1.0)
-_CHARACTERS = ("chosen, characters", "rejected, characters")
 _TWO, _WHOLE = "{:.2f}".format, "{:.0f}".format
 
 
@@ -110,7 +108,8 @@ def lengths(run: Run) -> tuple[list[list[str]], list[Chart]]:
     The correlation is Pearson's r of a candidate's mean score and its characters: it tells whether the judge prefers
     long answers.
     """
-    cells, tokens = [["iteration", "tokens, mean", *_CHARACTERS, "correlation of score and length"]], {}
+    characters = ("chosen, characters", "rejected, characters")
+    cells, tokens = [["iteration", "tokens, mean", *characters, "correlation of score and length"]], {}
     for t in run.iterations:
         if candidates := run.table(t, "candidates", Candidate):
             tokens[t] = [c.num_tokens for c in candidates]
@@ -142,7 +141,7 @@ def training_charts(run: Run) -> list[Chart]:
     """By step: the loss of each training, and the margin and the accuracy of the rewards of each DPO training."""
     loss = {"loss": "loss by step"}
     rewards = {"rewards_margin": "reward margin by step", "acc": "share of pairs in the right order, by step"}
-    trainings = {model: run.training(stage) for model, stage in run.models().items()}
+    trainings = {model: training_metrics(stage.path) for model, stage in run.models().items()}
     dpo = {model: lines for model, lines in trainings.items() if any("rewards_margin" in x for x in lines)}
     sft = {model: lines for model, lines in trainings.items() if model not in dpo}
     charts = []
@@ -158,8 +157,7 @@ def funnels(run: Run) -> list[tuple[Chart, list[tuple[str, str]]]]:
     """What happened to the prompts of each iteration: a bar, and (what, how many) in the order of the stages."""
     found = []
     for t in run.iterations:
-        pairs = run.find(t, "pairs")
-        if pairs is None:
+        if not (pairs := run.find(t, "pairs")):
             continue
         counts = {k.removeprefix("num_"): n for k, n in pairs.manifest.metrics.items() if k.startswith("num_")}
         # The known reasons always come in the same order, and so have the same colors in every run.
@@ -171,8 +169,7 @@ def funnels(run: Run) -> list[tuple[Chart, list[tuple[str, str]]]]:
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cost:
+class Cost(NamedTuple):
     """The cost of a stage over all iterations. `share` is its seconds divided by those of the most expensive stage."""
 
     name: str
@@ -189,7 +186,5 @@ def costs(run: Run) -> list[Cost]:
         seconds[s.name] += s.manifest.seconds
         memory[s.name] = max(memory[s.name], s.manifest.peak_memory_bytes)
     top = max(seconds.values()) or math.inf
-    return [
-        Cost(name=name, seconds=total, share=total / top, peak_memory_bytes=memory[name])
-        for name, total in sorted(seconds.items(), key=lambda item: -item[1])
-    ]
+    ordered = sorted(seconds.items(), key=lambda item: -item[1])
+    return [Cost(name, total, total / top, memory[name]) for name, total in ordered]

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from nemo_srl.artifacts import digest_of
 from nemo_srl.config import TrackingConfig
 from nemo_srl.errors import ConfigError
-from nemo_srl.runs import Run
+from nemo_srl.runs import Run, training_metrics
 
 
 def track(run: Run, cfg: TrackingConfig) -> None:
@@ -42,7 +42,7 @@ class Scalar(NamedTuple):
 def scalars(run: Run) -> Iterator[Scalar]:
     """Every metric of the run. The values of one tag come in the order of their steps."""
     for model, stage in run.models().items():
-        for row in run.training(stage):
+        for row in training_metrics(stage.path):
             for name, value in row.items():
                 if name != "step":
                     yield Scalar(tag=f"{model}/{name}", step=int(row["step"]), value=float(value))
