@@ -2,9 +2,9 @@
 
     python containers/record_trtllm_contract.py > tests/contracts/trtllm-<version>.json
 
-Then point `CONTRACT` in tests/trtllm_contract.py to the new file: the tests tell what of ours the new version
-no longer knows. No GPU is needed where `import tensorrt_llm` works without one. Fails with an ImportError or
-AttributeError that names what has moved; follow it, here and in nemo_srl/engines/trtllm/.
+Then let `CONTRACT` in tests/trtllm_contract.py name the new file. The tests tell which of the names that we use the new
+version does not know. No GPU is needed if `import tensorrt_llm` works without one. If something has moved, this fails
+with an ImportError or AttributeError that names it. Follow it here and in nemo_srl/engines/trtllm/.
 """
 
 from __future__ import annotations

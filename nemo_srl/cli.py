@@ -58,7 +58,8 @@ def register_schemas(arguments: Sequence[str], **schemas: type[Config]) -> None:
 
     `schemas` are the root schemas, by their names in YAML files. Every backend gets an entry `<name>_schema` in its
     group. A user's own backend gets an entry if `arguments` choose it by its dotted path, such as
-    `engine=my_package.my_engine`.
+    `engine=my_package.my_engine`. A path that cannot
+    be imported ends the program with a message.
     """
     from hydra.core.config_store import ConfigStore
 
@@ -70,14 +71,19 @@ def register_schemas(arguments: Sequence[str], **schemas: type[Config]) -> None:
         for name in registry.names(package):
             store.store(group=group, name=f"{name}_schema", node=registry.load(package, name).settings)
         for path in _chosen_paths(arguments, group):
-            store.store(group=group, name=path, node=registry.load(package, path).settings(name=path))
+            with one_line_errors():
+                settings = registry.load(package, path, key=group).settings
+            # From the class, not from an object of it, because a required setting has no value yet.
+            node = OmegaConf.structured(settings)
+            node.name = path
+            store.store(group=group, name=path, node=node)
 
 
 def _chosen_paths(arguments: Sequence[str], group: str) -> Iterator[str]:
     """Dotted paths that command line arguments choose in a group: `engine=a.b` and `+engine@judge.engine=a.b`."""
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if key.lstrip("+").partition("@")[0] == group and "." in value:
+        if key.lstrip("+").partition("@")[0] == group and ("." in value or ":" in value):
             yield value
 
 

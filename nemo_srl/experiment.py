@@ -118,6 +118,7 @@ class Experiment:
     def _schema(self, stage: Stage[Any]) -> Schema:
         """How an older run directory may differ: settings that it does not know, and old names."""
         defaults = _chosen(_flatten(asdict(Config())), stage.settings)
+        defaults |= _chosen(_flatten(asdict(self.cfg)), stage.added)
         renamed = {
             f"input {need.formerly}": f"input {name}"
             for name, need in stage.needs.items()

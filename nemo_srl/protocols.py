@@ -147,8 +147,8 @@ class JobStep:
 EXIT_STOPPED = 75
 """Exit status of a step that was asked to stop and saved its work first (`StoppedError`; EX_TEMPFAIL of sysexits)."""
 
-JobRole = Literal["trainer", "engine", "cpu"]
-"""The kind of machine and container that a job needs: for a training, for an engine, or for neither."""
+JobRole = Literal["trainer", "engine"]
+"""The kind of machine and container that a job needs: for a training, or for an engine."""
 
 SERVICES_VARIABLE = "NEMO_SRL_SERVICES"
 """The environment variable that tells a step its job's services, as JSON: `{name: base URL}`."""
@@ -186,7 +186,7 @@ class Job:
     steps: Sequence[JobStep]
     log_dir: Path
     stage: str = ""
-    role: JobRole = "cpu"
+    role: JobRole = "engine"
     paths: Sequence[Path] = ()
     num_nodes: int = 1
     num_ranks_per_node: int = 1

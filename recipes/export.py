@@ -12,16 +12,15 @@ Existing pairs are replaced. An existing model is never overwritten: the export 
 from __future__ import annotations
 
 import logging
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import MISSING
 
+from nemo_srl import cli
 from nemo_srl.chat import ChatTemplate
-from nemo_srl.cli import read_options
 from nemo_srl.data.interchange import FORMATS, write_pairs
-from nemo_srl.errors import ConfigError, DataError, NemoSrlError
+from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.models.license import license_of
 from nemo_srl.models.publication import publish_model
 from nemo_srl.records import PreferencePair
@@ -91,13 +90,5 @@ def export(options: Options) -> None:
         log.info("%12s  %s", name, output / name)
 
 
-def main(arguments: list[str]) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    try:
-        export(read_options(Options, arguments))
-    except NemoSrlError as e:
-        sys.exit(f"error: {e}")
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.run_program(Options, export)

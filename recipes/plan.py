@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 
-from nemo_srl import cli, estimates, models
+from nemo_srl import cli, estimates, models, worker
 from nemo_srl.config import Config, OptimConfig, load
 from nemo_srl.errors import ModelError, NemoSrlError
 from nemo_srl.models.arithmetic import num_parameters
@@ -26,7 +26,6 @@ from nemo_srl.models.hf import read_shape
 from nemo_srl.models.spec import ModelSpec
 from nemo_srl.preflight import check_shape
 from nemo_srl.trainers import trainer_backend
-from nemo_srl.worker import set_up
 from nemo_srl.workload import Assumptions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,7 +109,7 @@ def time_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> list[str]:
 def main(overrides: list[str]) -> None:
     try:
         cfg, a = compose_config(overrides)
-        set_up(cfg)
+        worker.set_up(cfg)
         spec = shape_of(cfg.model.path, cfg.model.cache_dir)
         check_shape(cfg, spec)
     except (NemoSrlError, HydraException) as e:

@@ -12,7 +12,6 @@ This program needs no model. It writes `ift.jsonl`, `rankings.jsonl` (to which `
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
+from nemo_srl import cli
 from nemo_srl.artifacts import digest_of_file, to_line, write_atomic
-from nemo_srl.cli import read_options
 from nemo_srl.data import oasst
-from nemo_srl.errors import DataError, NemoSrlError
+from nemo_srl.errors import DataError
 
 
 @dataclass
@@ -72,17 +71,13 @@ def prepare(options: Options) -> dict[str, int]:
     return data.counts
 
 
-def main(arguments: list[str]) -> None:
-    try:
-        counts = prepare(read_options(Options, arguments))
-    except NemoSrlError as e:
-        sys.exit(f"error: {e}")
+def main(options: Options) -> None:
     beside = {"ift examples": "ift", "answers in them": "eft_train", "eft_eval examples": "eft_eval"}
-    for what, number in counts.items():
+    for what, number in prepare(options).items():
         paper = f"   (the paper: {oasst.PAPER_COUNTS[beside[what]]}" if what in beside else ""
         after = " after the filter)" if what == "answers in them" else ")"
         print(f"{number:8d}  {what}{paper + after if paper else ''}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.run_program(Options, main)

@@ -6,17 +6,15 @@ which rows are used and which are left out. Give the output to the loop as `data
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import MISSING
 
+from nemo_srl import cli
 from nemo_srl.artifacts import to_line, write_atomic
-from nemo_srl.cli import read_options
 from nemo_srl.data.seeds import read_seed
-from nemo_srl.errors import NemoSrlError
 
 
 @dataclass
@@ -27,16 +25,13 @@ class Options:
     """Write only that many, from the beginning; 0: all."""
 
 
-def main(arguments: list[str]) -> None:
-    try:
-        options, counts = read_options(Options, arguments), Counter[str]()
-        examples = read_seed(Path(options.input), counts)
-        write_atomic(Path(options.output), "".join(map(to_line, examples[: options.num_examples or None])))
-    except NemoSrlError as e:
-        sys.exit(f"error: {e}")
+def main(options: Options) -> None:
+    counts = Counter[str]()
+    examples = read_seed(Path(options.input), counts)
+    write_atomic(Path(options.output), "".join(map(to_line, examples[: options.num_examples or None])))
     for what, number in counts.items():
         print(f"{number:8d}  {what}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.run_program(Options, main)

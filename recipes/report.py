@@ -6,15 +6,12 @@ end of a run. No other file is changed.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import MISSING
 
-from nemo_srl import report
-from nemo_srl.cli import read_options
-from nemo_srl.errors import NemoSrlError
+from nemo_srl import cli, report
 from nemo_srl.runs import open_run
 
 
@@ -23,13 +20,10 @@ class Options:
     run_dir: str = MISSING
 
 
-def main(arguments: list[str]) -> None:
-    try:
-        path = report.write_report(open_run(Path(read_options(Options, arguments).run_dir)))
-        print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
-    except NemoSrlError as e:
-        sys.exit(f"error: {e}")
+def main(options: Options) -> None:
+    path = report.write_report(open_run(Path(options.run_dir)))
+    print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.run_program(Options, main)

@@ -8,14 +8,13 @@ running orchestrator.
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import MISSING
 
+from nemo_srl import cli
 from nemo_srl.artifacts import JOURNAL, MANIFEST, SPEC
-from nemo_srl.cli import read_options
 from nemo_srl.errors import DataError, NemoSrlError
 from nemo_srl.launchers.slurm import client, read_record, record_file
 from nemo_srl.runs import training_metrics
@@ -65,12 +64,9 @@ def _progress(directory: Path) -> str:
     return f"{len(steps)} steps" if steps else "-"
 
 
-def main(arguments: list[str]) -> None:
-    try:
-        print("\n".join(lines(Path(read_options(Options, arguments).run_dir))))
-    except NemoSrlError as e:
-        sys.exit(f"error: {e}")
+def main(options: Options) -> None:
+    print("\n".join(lines(Path(options.run_dir))))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.run_program(Options, main)

@@ -1,4 +1,4 @@
-"""Files on disk: published whole or not at all, never mixed, nothing lost to a kill."""
+"""Files on disk: they are published completely or not at all, never mixed, and a kill loses nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat templates on a tiny byte-level tokenizer: what a model sees, and what a text cannot make it see."""
+"""Chat templates with a tiny byte-level tokenizer: the text that a model sees, and no control tokens from users."""
 
 import json
 from pathlib import Path

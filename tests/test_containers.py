@@ -1,4 +1,4 @@
-"""What can be known of the images without building them; `test_containers_build.py` builds them."""
+"""Checks of the images that need no build. `test_containers_build.py` builds them."""
 
 from __future__ import annotations
 

@@ -21,16 +21,9 @@ import pytest
 
 from nemo_srl import worker
 from nemo_srl.artifacts import Table
-from nemo_srl.config import (
-    ClusterConfig,
-    Config,
-    EngineConfig,
-    JudgeConfig,
-    LauncherConfig,
-    ModelConfig,
-    ResourcesConfig,
-)
+from nemo_srl.config import ClusterConfig, Config, JudgeConfig, ModelConfig, ResourcesConfig
 from nemo_srl.engines import trtllm
+from nemo_srl.engines.trtllm.settings import TrtllmSettings
 from nemo_srl.launchers.slurm.steps import canary_file, services_file, step_command, step_environment
 from nemo_srl.launchers.with_services import to_spec
 from nemo_srl.protocols import SERVICES_VARIABLE, Job, JobRole, JobStep
@@ -39,6 +32,7 @@ from nemo_srl.stages import pairs
 from tests import buildah, ngc_base, tiny
 from tests.buildah import Buildah, Done
 from tests.run_directory import RUBRIC
+from tests.tables import published
 from tests.trtllm_contract import contract
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -204,11 +198,10 @@ def test_every_package_that_the_role_names_is_there(builder: Buildah, images: di
 def as_srun_starts(builder: Buildah, image: str, job: Job) -> Done:
     """The first step of a job: with the launcher's command and environment, the checkout mounted where it is here."""
     cluster = ClusterConfig(**{job.role: ResourcesConfig(container="its image")})
-    launcher = LauncherConfig(name="slurm")
     env = {**step_environment(cluster, job, token="token"), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "20000"}
     canary_file(job).write_text("token")
     services_file(job).write_text(json.dumps(to_spec(job)))
-    step = step_command(job.steps[0], job, launcher=launcher, cluster=cluster, env=env)
+    step = step_command(job.steps[0], job, rank_idiom="srun", cluster=cluster, env=env)
     assert f"--container-workdir={PROJECT}" in step.srun
     variables = [f"{key}={value}" for key, value in env.items()]
     return run(builder, image, *variables, *step.command, workdir=PROJECT, writable=[job.log_dir])
@@ -237,13 +230,10 @@ def describe_pairs(directory: Path) -> Path:
         for i, text in enumerate(texts)
     ]
     verdicts = [Judgement(candidate_key=c.key, judgement_index=0, verdict="v", score=texts[c.response]) for c in rows]
-    inputs: dict[str, Table[Any]] = {
-        "candidates": Table(directory / "candidates", {}, Candidate),
-        "judgements": Table(directory / "judgements", {}, Judgement),
+    inputs = {
+        "candidates": published(directory, "candidates", Candidate, rows),
+        "judgements": published(directory, "judgements", Judgement, verdicts),
     }
-    for name, records in (("candidates", rows), ("judgements", verdicts)):
-        inputs[name].path.mkdir()
-        inputs[name].publish(stage=name, digest=inputs[name].write(records), metrics={}, seconds=0, peak_memory_bytes=0)
     output = Table(directory / "pairs", {}, PreferencePair)
     output.path.mkdir()
     cfg = Config(run_dir=str(directory), model=ModelConfig(path="none"), judge=JudgeConfig(rubric=RUBRIC))
@@ -267,7 +257,7 @@ def test_a_step_finds_the_servers_of_the_engines_image(
 ) -> None:
     """`trtllm-serve` from the image's PATH, with the flags that the engine gives it."""
     model_dir = tiny.make_model(tmp_path / "model", ["some text"], num_layers=1)
-    (service,) = trtllm.services(EngineConfig(name="trtllm"), model_dir, tmp_path)
+    (service,) = trtllm.services(TrtllmSettings(), model_dir, tmp_path)
     step = JobStep(name="run", command=["-c", f"import os; print(os.environ['{SERVICES_VARIABLE}'])"])
     job = Job(
         name="job", steps=[step], log_dir=tmp_path, role="engine", env={"NEMO_SRL_STUB_REPLY": "yes"},

@@ -1,11 +1,10 @@
-"""The embedded engine against transformers, and what it promises: batches, resumption, limits, errors."""
+"""The embedded engine against transformers, and its promises: batches, resumption, limits, errors."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from nemo_srl.config import EngineConfig
 from nemo_srl.engines import open_engine
-from nemo_srl.engines.embedded import EmbeddedEngine
 from nemo_srl.engines.embedded.batching import prefix_tree
+from nemo_srl.engines.embedded.engine import EmbeddedEngine
 from nemo_srl.engines.embedded.llama import LlamaModel
+from nemo_srl.engines.embedded.settings import EmbeddedSettings
 from nemo_srl.engines.embedded.stop import StopStrings, cut
 from nemo_srl.errors import ConfigError, DataError, EngineError, ModelError
 from nemo_srl.judging.points import parse_score, score_lines
 from nemo_srl.protocols import GenerationRequest, SamplingParams
 from nemo_srl.records import Completion
+from tests.completions import collect, keys
 from tests.tiny import make_model
 
 LLAMA3_ROPE = {
@@ -66,12 +66,6 @@ def make_requests(n: int = 3) -> list[GenerationRequest]:
     stem = tuple(torch.randint(3, 100, (40,), generator=generator).tolist())
     prompts = [stem, stem[:20], *((*stem[:30], *range(20, 20 + i)) for i in (5, 20, 45)), stem[3:8], stem]
     return [GenerationRequest(key=f"r{i}", prompt_token_ids=p, n=n, seed=11) for i, p in enumerate(prompts)]
-
-
-def collect(batches: Iterator[tuple[Completion, ...]]) -> dict[str, Completion]:
-    completions = [completion for batch in batches for completion in batch]
-    assert len({c.key for c in completions}) == len(completions), "each completion is yielded once"
-    return {c.key: c for c in completions}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -183,9 +177,8 @@ def test_interrupted_anywhere_and_resumed_equals_uninterrupted(model_dir: Path, 
 
 def test_a_finished_call_does_no_work(engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = make_requests()
-    keys = [f"{r.key}/{i:02d}" for r in requests for i in range(r.n)]
     monkeypatch.setattr(engine, "_run_batch", lambda *_: pytest.fail("nothing was missing"))
-    assert list(engine.generate(requests, SAMPLED, completed=keys)) == []
+    assert list(engine.generate(requests, SAMPLED, completed=keys(requests))) == []
 
 
 def test_samples_differ_but_not_by_their_batch(engine: EmbeddedEngine, model_dir: Path) -> None:
@@ -244,13 +237,13 @@ def test_unknown_rotary_scaling_is_refused(model_dir: Path, tmp_path: Path) -> N
 
 
 def test_open_engine(model_dir: Path) -> None:
-    engine = open_engine(EngineConfig(name="embedded", dtype="float32"), model_dir)
+    engine = open_engine(EmbeddedSettings(dtype="float32"), model_dir)
     assert len(collect(engine.generate(make_requests()[:1], SAMPLED))) == 3
     engine.close()
     with pytest.raises(ConfigError, match=r"engine\.name='nope'"):
-        open_engine(EngineConfig(name="nope"), model_dir)
+        open_engine(EmbeddedSettings(name="nope"), model_dir)
     with pytest.raises(ConfigError, match=r"engine\.dtype='int8'"):
-        open_engine(EngineConfig(name="embedded", dtype="int8"), model_dir)
+        EmbeddedSettings(dtype="int8")
     with pytest.raises(ConfigError, match=r"engine\.max_batch_size=0"):
         EmbeddedEngine(model_dir, max_batch_size=0)
 
@@ -261,7 +254,7 @@ def test_log_probabilities_of_numbers_are_those_of_transformers_at_their_place(
     model = LlamaForCausalLM.from_pretrained(model_dir)
     digits = {text: engine._tokenizer.convert_tokens_to_ids(text) for text in "0123456789"}
     request = make_requests()[0]
-    # Hot enough, and enough samples, for digits to come up among 300 tokens, mostly bytes that are no text.
+    # Hot enough, and enough samples, for digits to come up among 300 tokens. Most of these are bytes and not text.
     params = SamplingParams(temperature=3.0, top_p=1.0, max_tokens=4, num_logprobs=20)
     found = collect(engine.generate([replace(request, n=300)], params))
     plain = collect(engine.generate([replace(request, n=300)], replace(params, num_logprobs=0)))

@@ -1,4 +1,4 @@
-"""Batches and prefix trees: every sample once, every prompt recovered, the longest first."""
+"""Batches and prefix trees: every sample is there once, every prompt is found again, and the longest come first."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 from nemo_srl.engines.embedded.batching import MAX_SEGMENT_TOKENS, plan_batches, prefix_tree
 from nemo_srl.engines.embedded.kv_cache import rows_without
 from nemo_srl.protocols import GenerationRequest
+from tests import completions
 
 
 def request(key: str, tokens: tuple[int, ...], n: int = 1) -> GenerationRequest:
@@ -45,7 +46,7 @@ def test_every_sample_is_in_one_batch_and_the_order_of_requests_does_not_matter(
     requests = [request(f"r{i}", tuple(rng.randrange(9) for _ in range(5 + i)), n=1 + i % 4) for i in range(30)]
     batches = plan_batches(requests, 16)
     keys = [slot.key for batch in batches for slot in batch]
-    assert sorted(keys) == sorted(f"{r.key}/{i:02d}" for r in requests for i in range(r.n))
+    assert sorted(keys) == sorted(completions.keys(requests))
     assert max(map(len, batches)) <= 16
     assert max(map(len, batches)) - min(map(len, batches)) <= 1
     rng.shuffle(requests)

@@ -1,4 +1,4 @@
-"""Sampling: exact top-p, frequencies that are the probabilities, randomness that belongs to the sample."""
+"""Sampling: top-p is exact, frequencies are the probabilities, and each sample has random numbers of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTTP engine against a strict server that misbehaves: nothing lost, nothing asked in vain, errors that teach."""
+"""The HTTP engine against a strict server that misbehaves: nothing is lost or asked in vain, and errors teach."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from typing import Any
 import pytest
 
 from nemo_srl import engines
-from nemo_srl.artifacts import BaseModel, Table
-from nemo_srl.config import Config, EngineConfig, JudgeConfig
+from nemo_srl.artifacts import BaseModel
+from nemo_srl.config import Config, JudgeConfig
+from nemo_srl.engines.checks import length_check
 from nemo_srl.engines.openai.dialects import ChatDialect, CompletionsDialect, TokenLogprob, number_logprobs
 from nemo_srl.engines.openai.engine import OpenAIEngine, ServerSettings
-from nemo_srl.engines.trtllm.requests import TrtllmDialect, length_check
+from nemo_srl.engines.trtllm.requests import TrtllmDialect
 from nemo_srl.errors import ConfigError, DataError, EngineError
 from nemo_srl.experiment import Experiment
 from nemo_srl.protocols import GenerationRequest, SamplingParams
-from nemo_srl.records import Candidate, Completion
+from nemo_srl.records import Completion
 from nemo_srl.stages import judgements
 from tests import tiny
+from tests.completions import collect, keys
 from tests.loopback import CharTokenizer, Faults, Loopback, ids_of
+from tests.support import server
+from tests.tables import answers_to
 
 PARAMS = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=20)
 LOGPROBS = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=20, num_logprobs=5)
@@ -54,11 +58,7 @@ def engine(
 
 
 def ask(found: OpenAIEngine, asked: list[GenerationRequest], params: SamplingParams = PARAMS) -> dict[str, Completion]:
-    return {c.key: c for completions in found.generate(asked, params) for c in completions}
-
-
-def keys(asked: list[GenerationRequest]) -> set[str]:
-    return {f"{r.key}/{i:02d}" for r in asked for i in range(r.n)}
+    return collect(found.generate(asked, params))
 
 
 def test_all_samples_of_a_prompt_are_one_request() -> None:
@@ -215,7 +215,7 @@ def test_the_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with engine(server_key="s3cret", key="wr0ng") as (found, _), pytest.raises(EngineError, match="Incorrect") as e:
         ask(found, requests(1))
     assert "wr0ng" not in str(e.value)
-    cfg = EngineConfig(name="openai", base_url="http://127.0.0.1:1/v1", api_key_env="NEMO_SRL_TEST_KEY")
+    cfg = server("http://127.0.0.1:1/v1", api_key_env="NEMO_SRL_TEST_KEY")
     monkeypatch.delenv("NEMO_SRL_TEST_KEY", raising=False)
     with pytest.raises(ConfigError, match="NEMO_SRL_TEST_KEY"):
         engines.services(cfg, tmp_path, tmp_path)
@@ -314,17 +314,15 @@ def test_a_hosted_judge_alone_and_its_key_stays_out_of_the_run_directory(
     def verdict(body: dict[str, Any], index: int) -> tuple[list[int], str]:
         return ids_of(f"Fine. Score: {index + 1}"), "stop"
 
-    answers = Table(tmp_path / "candidates", {}, Candidate)
-    row = Candidate(prompt_id="p", sample_index=0, prompt="Q", response="R", num_tokens=2, finish_reason="stop")
-    answers.publish(stage="candidates", digest=answers.write([row]), metrics={}, seconds=0)
-    policy = BaseModel(tiny.make_model(tmp_path / "model", ["Score: 4"], vocab_size=300), "digest")
+    answers = answers_to(tmp_path, ("p", "Q", "R"))
+    judge_model = BaseModel(tiny.make_model(tmp_path / "model", ["Score: 4"], vocab_size=300), "digest")
     monkeypatch.setenv("NEMO_SRL_TEST_KEY", "s3cret-key")
     loopback = Loopback(verdict, api_key="s3cret-key")
     with loopback.running() as url:
-        hosted = EngineConfig(name="openai", base_url=url, model="judge-large", api_key_env="NEMO_SRL_TEST_KEY")
+        hosted = server(url, model="judge-large", api_key_env="NEMO_SRL_TEST_KEY")
         judge = JudgeConfig(rubric="Grade {response} to {instruction}. Score: <points>", engine=hosted)
         with Experiment(Config(run_dir=str(tmp_path / "run"), judge=judge)) as exp:
-            made = exp.run(judgements.STAGE, 1, policy=policy, candidates=answers)
+            made = exp.run(judgements.STAGE, 1, judge=judge_model, candidates=answers)
             assert [j.score for j in made.read()] == [1, 2, 3]
             assert made.identity["judge.engine.model"] == "judge-large"
             assert made.identity["judge.engine.base_url"] == url

@@ -1,4 +1,4 @@
-"""`engine=openai` against a server that we did not write: llama.cpp's, with SmolLM2, both from PyPI."""
+"""`engine=openai` against a server that is not ours: llama.cpp's, with SmolLM2, both from PyPI."""
 
 from __future__ import annotations
 
@@ -10,29 +10,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 
-from nemo_srl.artifacts import BaseModel, Table
+from nemo_srl.artifacts import BaseModel
 from nemo_srl.chat import ChatTemplate
-from nemo_srl.config import Config, EngineConfig
 from nemo_srl.engines import open_engine
 from nemo_srl.experiment import Experiment
 from nemo_srl.models import resolve, smollm2
 from nemo_srl.protocols import GenerationRequest, SamplingParams
-from nemo_srl.records import Candidate, Completion
+from nemo_srl.records import Completion
 from nemo_srl.stages import judgements
+from tests.completions import collect
+from tests.support import ROOT, composed, server
+from tests.tables import answers_to
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None, reason="needs xllamacpp: pip install -e '.[dev]'"
 )
 
 CACHE = Path("~/.cache/nemo_srl").expanduser()
-ROOT = Path(__file__).resolve().parent.parent
 NUM_SLOTS = 4
 SAME_SAMPLING = {"samplers": ["temperature", "top_p"]}
-"""llama.cpp adds a top-k and a min-p of its own unless it is told not to, and takes top-p before the temperature."""
+"""Otherwise llama.cpp adds a top-k and a min-p of its own, and takes top-p before the temperature."""
 GREEDY = SamplingParams(temperature=0, top_p=1, max_tokens=16)
 APIS = pytest.mark.parametrize("api", ["chat", "completions"])
 
@@ -48,24 +46,23 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     smollm2.fetch_gguf(CACHE, directory / "model.gguf")
     command = [sys.executable, str(ROOT / "tests/llama_cpp_server.py"), str(directory / "model.gguf"), str(NUM_SLOTS)]
     with (directory / "log").open("w") as log:
-        server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
-    with server:
-        assert server.stdout is not None
-        address = server.stdout.readline().strip()
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+    with process:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
         try:
             assert address, (directory / "log").read_text()
             yield f"{address}/v1"
         finally:
-            server.terminate()
-            server.wait(20)
+            process.terminate()
+            process.wait(20)
 
 
 def ask(
     url: str, model_dir: Path, api: str, requests: list[GenerationRequest], params: SamplingParams
 ) -> dict[str, Completion]:
-    cfg = EngineConfig(name="openai", base_url=url, api=api, extra_body=SAME_SAMPLING, max_concurrency=2, max_retries=1)
-    engine = open_engine(cfg, model_dir)
-    return {c.key: c for completions in engine.generate(requests, params) for c in completions}
+    cfg = server(url, api=api, extra_body=SAME_SAMPLING, max_concurrency=2, max_retries=1)
+    return collect(open_engine(cfg, model_dir).generate(requests, params))
 
 
 def request(model_dir: Path, text: str, *, n: int, seed: int = 1) -> GenerationRequest:
@@ -119,22 +116,13 @@ def test_more_samples_than_the_server_has_slots(url: str, model_dir: Path, capsy
 
 
 def test_a_judge_on_the_server(url: str, model_dir: Path, tmp_path: Path) -> None:
-    overrides = [
+    cfg = composed(
         f"run_dir={tmp_path / 'run'}", "+engine@judge.engine=openai", f"judge.engine.base_url={url}",
         "+judge.engine.extra_body={samplers: [temperature, top_p]}", "judge.max_tokens=24",
-    ]  # fmt: skip
-    ConfigStore.instance().store(name="schema", node=Config)
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        cfg = OmegaConf.to_object(compose("iterate", overrides))
-    assert isinstance(cfg, Config)
-    answers = Table(tmp_path / "candidates", {}, Candidate)
-    rows = [
-        Candidate(prompt_id=p, sample_index=0, prompt=q, response=a, num_tokens=2, finish_reason="stop")
-        for p, q, a in (("a", "Capital of France?", "Paris."), ("b", "2 + 2?", "4"))
-    ]
-    answers.publish(stage="candidates", digest=answers.write(rows), metrics={}, seconds=0)
+    )  # fmt: skip
+    answers = answers_to(tmp_path, ("a", "Capital of France?", "Paris."), ("b", "2 + 2?", "4"))
     with Experiment(cfg) as exp:
-        made = exp.run(judgements.STAGE, 1, policy=BaseModel(model_dir, "digest"), candidates=answers)
+        made = exp.run(judgements.STAGE, 1, judge=BaseModel(model_dir, "digest"), candidates=answers)
         assert made.identity["judge.engine.base_url"] == url
         verdicts = made.read()
     assert len(verdicts) == 2 * cfg.judge.num_judgements

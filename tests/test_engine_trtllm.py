@@ -1,4 +1,4 @@
-"""TensorRT-LLM without a GPU: what we emit is in the recorded contract, and a stand-in server runs the real path."""
+"""TensorRT-LLM without a GPU: what we send is in the recorded contract, and a stand-in server runs the real path."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from omegaconf import OmegaConf
 
 from nemo_srl import engines
 from nemo_srl.artifacts import BaseModel, Table
-from nemo_srl.config import Config, EngineConfig, TrtllmConfig
+from nemo_srl.config import CandidatesConfig, Config, JudgeConfig
 from nemo_srl.engines import trtllm
 from nemo_srl.engines.openai.dialects import CompletionsDialect
 from nemo_srl.engines.trtllm.options import llm_options, llm_sizes, serve_command
 from nemo_srl.engines.trtllm.requests import TrtllmDialect
+from nemo_srl.engines.trtllm.settings import TrtllmSettings
 from nemo_srl.errors import ConfigError, DataError, EngineError, JobFailedError
 from nemo_srl.experiment import Experiment
 from nemo_srl.launchers import services as launcher_services
+from nemo_srl.launchers.slurm.settings import SlurmSettings
 from nemo_srl.protocols import GenerationRequest, Job, SamplingParams
 from nemo_srl.records import Candidate, Judgement, Prompt
 from nemo_srl.stages import candidates, judgements
 from tests import tensorrt_llm_stub, tiny
 from tests.loopback import CharTokenizer
+from tests.tables import answers_to, published
 from tests.trtllm_contract import contract, problem_with_options, unknown_names
 
 STUBS = Path(__file__).parent / "stubs"
@@ -49,8 +52,8 @@ def _stub_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def config(**fields: Any) -> EngineConfig:
-    return EngineConfig(name="trtllm", trtllm=TrtllmConfig(**{"start_timeout_seconds": 120, **fields}))
+def config(**fields: Any) -> TrtllmSettings:
+    return TrtllmSettings(**{"start_timeout_seconds": 120, **fields})
 
 
 def request(text: str = "p", n: int = 2) -> GenerationRequest:
@@ -107,16 +110,16 @@ def test_the_recommended_settings_are_written_out_and_can_be_overridden(tmp_path
 def test_replicas_are_spread_evenly_over_the_nodes_of_a_job(tmp_path: Path, model_dir: Path) -> None:
     cfg = config(num_replicas=4, num_nodes=2, tensor_parallel_size=2)
     assert [s.node for s in trtllm.services(cfg, model_dir, tmp_path)] == [0, 0, 1, 1]
-    with pytest.raises(ConfigError, match=r"engine\.trtllm\.num_nodes=2: must divide engine\.trtllm\.num_replicas=3"):
+    with pytest.raises(ConfigError, match=r"engine\.num_nodes=2: must divide engine\.num_replicas=3"):
         config(num_replicas=3, num_nodes=2)
-    with pytest.raises(ConfigError, match=r"engine\.trtllm\.num_nodes=2.*launcher\.name='local'.*num_nodes=1, or"):
+    with pytest.raises(ConfigError, match=r"engine\.num_nodes=2.*launcher\.name='local'.*num_nodes=1, or"):
         experiment(tmp_path, cfg)
 
     class Launcher:
         def run(self, job: Job) -> None:
             self.job = job
 
-    exp, launcher = experiment(tmp_path, cfg, launcher="slurm"), Launcher()
+    exp, launcher = experiment(tmp_path, cfg, launcher=SlurmSettings()), Launcher()
     exp._launcher = launcher
     with exp, pytest.raises(JobFailedError, match="without publishing"):
         exp.run(candidates.STAGE, 1, policy=BaseModel(model_dir, "digest"), prompts=prompts(tmp_path))
@@ -205,24 +208,22 @@ def test_in_process_probabilities_are_those_at_numbers(model_dir: Path, monkeypa
 # Stages on servers, started, waited for and stopped by the launcher.
 
 
-def experiment(tmp_path: Path, engine: EngineConfig, /, *, launcher: str = "local", **judge: Any) -> Experiment:
-    cfg = OmegaConf.structured(Config)
-    cfg.run_dir, cfg.judge.rubric = str(tmp_path / "run"), RUBRIC
-    cfg.candidates.max_tokens = cfg.judge.max_tokens = 24
-    for key, value in judge.items():
-        cfg.judge[key] = value
-    found = OmegaConf.to_object(cfg)
-    assert isinstance(found, Config)
-    found.engine = replace(engine, dtype="float32", max_retries=2)
-    found.launcher.name = launcher
-    return Experiment(found)
+def experiment(
+    tmp_path: Path, engine: TrtllmSettings | None = None, /, *, judge: Any = None, **sections: Any
+) -> Experiment:
+    """The engine generates, or the judge's does."""
+    if engine is not None:
+        sections["engine"] = replace(engine, dtype="float32", max_retries=2)
+    cfg = Config(
+        run_dir=str(tmp_path / "run"), candidates=CandidatesConfig(max_tokens=24),
+        judge=judge or JudgeConfig(rubric=RUBRIC, max_tokens=24), **sections,
+    )  # fmt: skip
+    return Experiment(cfg)
 
 
 def prompts(tmp_path: Path, count: int = 4) -> Table[Prompt]:
-    table = Table(tmp_path / "prompts", {}, Prompt)
     rows = [Prompt(prompt_id=f"p{i}", text=f"Name color number {i}.") for i in range(count)]
-    table.publish(stage="prompts", digest=table.write(rows), metrics={}, seconds=0)
-    return table
+    return published(tmp_path, "prompts", Prompt, rows)
 
 
 def faults(monkeypatch: pytest.MonkeyPatch, **found: Any) -> None:
@@ -284,11 +285,9 @@ def test_expected_scores_and_a_judge_of_its_own(
     tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NEMO_SRL_STUB_REPLY", "Fine. Score: 4")
-    answers = Table(tmp_path / "candidates", {}, Candidate)
-    row = Candidate(prompt_id="p", sample_index=0, prompt="Q", response="R", num_tokens=2, finish_reason="stop")
-    answers.publish(stage="candidates", digest=answers.write([row]), metrics={}, seconds=0)
-    given = {"policy": BaseModel(model_dir, "digest"), "candidates": answers}
-    with experiment(tmp_path, EngineConfig(), mode="expected", engine=config()) as exp:
+    given = {"judge": BaseModel(model_dir, "digest"), "candidates": answers_to(tmp_path, ("p", "Q", "R"))}
+    judge = JudgeConfig(rubric=RUBRIC, max_tokens=24, mode="expected", engine=config())
+    with experiment(tmp_path, judge=judge) as exp:
         artifact = exp.run(judgements.STAGE, 1, **given)
         made: list[Judgement] = artifact.read()
         assert artifact.identity["judge.engine.name"] == "trtllm"

@@ -1,4 +1,4 @@
-"""Estimates against what was published about Megatron, exact parameter counts, a measured checkpoint and training."""
+"""Estimates against published figures of Megatron, exact parameter counts, a measured checkpoint and training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shape(name: str) -> ModelSpec:
 
 
 def gpt(*, num_layers: int, hidden_size: int, vocab_size: int = 51200) -> ModelSpec:
-    """A GPT in a Llama's words: three matrices of 8/3 h count as two of 4 h, and every head has keys of its own."""
+    """A GPT in Llama's terms: three matrices of 8/3 h count as two of 4 h, and every head has its own keys."""
     return replace(
         shape("Llama-2-70b-hf"), num_layers=num_layers, hidden_size=hidden_size, ffn_hidden_size=8 * hidden_size // 3,
         num_attention_heads=hidden_size // 128, num_query_groups=hidden_size // 128, head_dim=128,

@@ -1,4 +1,4 @@
-"""Keep, refuse, resume, lock: one real stage (pairs), in its real worker process."""
+"""Stages are kept, refused, resumed and locked. Most tests run the real stage `pairs`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an older version made still counts, and what was changed since is refused by name.
+"""Artifacts of an older version are kept, and changed settings are refused by name.
 
 `data/run_of_e18f2b0.json` holds the identities of every stage of a real run that the commit e18f2b0 made (two
 iterations with a refresh of the judge). That version knew no `pairs.rule`, and it called the judge `policy`.
@@ -126,6 +126,17 @@ def test_a_changed_setting_is_refused_by_name_whether_the_old_version_knew_it_or
     with Experiment(cfg) as exp, pytest.raises(StaleArtifactError, match=said) as e:
         exp.run(stage, 1, **given(stage, row, tmp_path / "elsewhere"))
     assert str(e.value).count("->") == 1, "nothing else changed"
+
+
+def test_a_setting_that_joined_an_identity_later_does_not_refuse_an_older_version(tmp_path: Path) -> None:
+    """`judge.mode` existed in e18f2b0, but the identity of `sft` did not have it."""
+    old_run(tmp_path / "run")
+    cfg = settings(tmp_path / "run")
+    stage, row = stage_named("sft"), OLD["iter_00/sft"]
+    with Experiment(replace(cfg, judge=replace(cfg.judge, mode="expected"))) as exp:
+        exp._launcher = NoJobs()
+        assert exp.run(stage, 0, **given(stage, row, tmp_path / "elsewhere")).digest() == row["digest"]
+        assert exp._identity(stage, 0, {})["judge.mode"] == "expected"
 
 
 def test_another_judge_is_refused_under_the_inputs_new_name(tmp_path: Path) -> None:

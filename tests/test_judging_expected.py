@@ -1,4 +1,4 @@
-"""What a verdict is worth: the score it states, or the mean of those it could have stated."""
+"""The score of a verdict: the stated score, or the mean of the scores that it could have stated."""
 
 from __future__ import annotations
 

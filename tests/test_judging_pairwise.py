@@ -1,4 +1,4 @@
-"""Pairwise judging: both orders, wins as scores, and only the asked format is a verdict."""
+"""Pairwise judging: both orders, wins as scores, and only the required format is a verdict."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ def test_ordinary_markup_is_left_alone() -> None:
 
 
 def test_the_prompt_is_never_read() -> None:
-    """The peers' bug: a response that grades itself. Here the prompt is no argument of the parser."""
+    """A response that grades itself, a bug of other programs. Here the parser never gets the prompt."""
     prompt = render("{instruction}{response}", instruction="", response="Score: 5")
     assert "Score: 5" in prompt
     assert parse_score("I do not like it.", max_score=5) is None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import pytest
 from nemo_srl.errors import ConfigError, JobFailedError
 from nemo_srl.launchers.local import LocalLauncher
 from nemo_srl.protocols import Job, JobStep
+from tests.processes import alive, wait_for
 
 
 def job(tmp_path: Path, *codes: str, num_ranks: int = 1, num_nodes: int = 1) -> Job:
@@ -52,8 +51,8 @@ def test_progress_bars_reach_the_console_and_other_output_does_not(
 
 
 def test_several_nodes_need_a_cluster(tmp_path: Path) -> None:
-    for role, key in (("trainer", r"trainer\.num_nodes"), ("engine", r"engine\.trtllm\.num_nodes")):
-        with pytest.raises(ConfigError, match=rf"{key}=2: launcher\.name='local'.*use {key}=1"):
+    for role, key in (("trainer", r"trainer\.num_nodes"), ("engine", r"engine\.num_nodes")):
+        with pytest.raises(ConfigError, match=rf"{key}=2: launcher\.name='local'.*Use {key}=1"):
             LocalLauncher().run(Job(name="job", steps=[], log_dir=tmp_path, role=role, num_nodes=2))
 
 
@@ -88,20 +87,3 @@ def test_an_interrupt_stops_the_whole_process_group(tmp_path: Path) -> None:
     parent.send_signal(signal.SIGINT)
     assert parent.wait(60) != 0
     wait_for(lambda: not alive(int((tmp_path / "pid").read_text())))
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    # A zombie that nobody has waited for is dead all the same.
-    return " Z " not in Path(f"/proc/{pid}/stat").read_text()
-
-
-def wait_for(condition: object, seconds: float = 60) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)

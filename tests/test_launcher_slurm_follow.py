@@ -1,4 +1,4 @@
-"""The Slurm launcher against a scripted controller: every end that a job can come to, and what follows from it."""
+"""The Slurm launcher with a scripted controller: every way in which a job can end, and the reaction to it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from nemo_srl.config import ClusterConfig, LauncherConfig
+from nemo_srl.config import ClusterConfig
 from nemo_srl.errors import JobFailedError
 from nemo_srl.launchers import slurm
 from nemo_srl.launchers.slurm import SlurmLauncher, client
 from nemo_srl.launchers.slurm.client import JobState, SlurmUnavailableError
+from nemo_srl.launchers.slurm.settings import SlurmSettings
 from nemo_srl.protocols import Job, JobStep
 
 Answers = list[JobState | Exception]
@@ -56,7 +57,7 @@ def job(tmp_path: Path) -> Job:
 
 
 def launcher(max_requeues: int = 2) -> SlurmLauncher:
-    return SlurmLauncher(LauncherConfig(name="slurm", poll_seconds=0.01, max_requeues=max_requeues), ClusterConfig())
+    return SlurmLauncher(SlurmSettings(poll_seconds=0.01, max_requeues=max_requeues), ClusterConfig())
 
 
 RUNNING, COMPLETED = JobState("RUNNING"), JobState("COMPLETED", 0)
@@ -77,7 +78,7 @@ def test_what_slurm_stopped_and_did_not_requeue_is_submitted_anew(
 
 def test_new_submissions_are_capped(tmp_path: Path, controller: Callable[..., list[str]]) -> None:
     calls = controller([JobState("TIMEOUT", 0)])
-    with pytest.raises(JobFailedError, match=r"cluster\.cpu\.time"):
+    with pytest.raises(JobFailedError, match=r"cluster\.engine\.time"):
         launcher(max_requeues=2).run(job(tmp_path))
     assert calls == ["submit", "cancel 1", "submit", "cancel 2", "submit"]
 

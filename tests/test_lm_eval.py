@@ -67,12 +67,12 @@ def test_the_harness_measures_a_published_model_by_its_chat_template(tmp_path: P
 
 
 def _texts(requests: Any) -> list[list[str]]:
-    """Context and continuation of each request, which the harness' samples number."""
+    """Context and continuation of each request, by the numbers in the harness's samples."""
     return [list(r.values())[:2] for r in requests.values()] if isinstance(requests, dict) else requests
 
 
 def _log_likelihood(model_dir: Path, context: str, continuation: str) -> float:
-    """By transformers alone. The harness counts blanks that end the context to the continuation."""
+    """The log-likelihood by transformers. The harness moves blanks at the end of the context to the continuation."""
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     given, both = (
         tokenizer(t, add_special_tokens=False)["input_ids"] for t in (context.rstrip(), context + continuation)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from nemo_srl import cli
 from nemo_srl.artifacts import read_jsonl
 from nemo_srl.data.oasst import Tree, build, read_trees
 from nemo_srl.errors import DataError
@@ -216,7 +217,7 @@ def test_the_command_writes_what_the_loop_reads_and_a_manifest_beside_the_papers
 ) -> None:
     source = write(tmp_path / "a.trees.jsonl.gz", many(40))
     arguments = [f"trees={source}", f"output_dir={tmp_path / 'out'}", "num_ift=10", "num_eft=8", "num_eft_eval=4"]
-    prepare_oasst.main(arguments)
+    cli.run_program(prepare_oasst.Options, prepare_oasst.main, arguments)
     assert len(read_jsonl(tmp_path / "out" / "ift.jsonl", IFTExample)) == 10
     assert len(read_jsonl(tmp_path / "out" / "rankings.jsonl", RankedAnswers)) == 8
     assert len(read_jsonl(tmp_path / "out" / "eft_eval.jsonl", EFTExample)) == 12
@@ -226,4 +227,4 @@ def test_the_command_writes_what_the_loop_reads_and_a_manifest_beside_the_papers
     assert manifest["paper"] == {"ift": 3200, "eft_train": 1630, "eft_eval": 541}
     assert "10  ift examples   (the paper: 3200)" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="too few usable trees"):
-        prepare_oasst.main([*arguments[:2], "language=de"])
+        cli.run_program(prepare_oasst.Options, prepare_oasst.main, [*arguments[:2], "language=de"])

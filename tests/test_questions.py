@@ -1,4 +1,4 @@
-"""Benchmarks' questions in, answers out, in the formats that the benchmarks have."""
+"""Reads questions and writes answers in the formats of the benchmarks."""
 
 from __future__ import annotations
 

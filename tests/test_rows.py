@@ -1,4 +1,4 @@
-"""The reader of row files: every form gives the same rows, and what cannot be read is refused with its place."""
+"""The reader of row files: every form gives the same rows, and errors name file and line."""
 
 from __future__ import annotations
 

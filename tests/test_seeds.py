@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nemo_srl import cli
 from nemo_srl.artifacts import read_jsonl
 from nemo_srl.data.seeds import read_seed
 from nemo_srl.errors import DataError
@@ -94,6 +95,7 @@ def test_another_file_than_was_meant_is_refused(tmp_path: Path, text: str, reaso
 def test_the_command_writes_seed_that_the_loop_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [chat(("user", f"Say {i % 4}."), ("assistant", str(i))) for i in range(6)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    prepare_seed.main([f"input={tmp_path / 'a.jsonl'}", f"output={tmp_path / 'ift.jsonl'}", "num_examples=3"])
+    arguments = [f"input={tmp_path / 'a.jsonl'}", f"output={tmp_path / 'ift.jsonl'}", "num_examples=3"]
+    cli.run_program(prepare_seed.Options, prepare_seed.main, arguments)
     assert [x.response for x in read_jsonl(tmp_path / "ift.jsonl", IFTExample)] == ["0", "1", "2"]
     assert "2  left out: instruction seen before" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The anchor's figures, on scores that can be worked out by hand."""
+"""The anchor's figures, with scores whose results are computed by hand."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ QUALITY = {"bad": 1, "fair": 3, "good": 5}
 
 
 def rankings(path: Path) -> SourceFile[RankedAnswers]:
-    """Two that the judge below agrees with, and one that it does not."""
+    """Two rankings that the judge below agrees with, and one that it does not agree with."""
     rows = [
         RankedAnswers(example_id="r0", instruction="Q0", responses=["good", "bad"], ranks=[0, 1]),
         RankedAnswers(example_id="r1", instruction="Q1", responses=["bad", "fair", "good"], ranks=[2, 1, 0]),
@@ -95,7 +95,7 @@ def test_the_stage_runs_on_any_engine_and_keeps_reasons_with_scores(tmp_path: Pa
 
 
 def test_a_model_that_cannot_judge_is_told_with_counts_and_its_verdicts_are_kept(tmp_path: Path) -> None:
-    """M0, trained on answers alone, answers the rubric like any instruction; what it said must not be asked again."""
+    """M0, trained on answers alone, answers the rubric like any instruction. Its calls must not be made again."""
     policy = BaseModel(tiny.make_model(tmp_path / "model", ["Score: 5"], vocab_size=300), "digest")
     thanks = Loopback(lambda body, index: (ids_of("Thank you for asking!"), "stop"))
     with thanks.running() as url:
@@ -119,7 +119,7 @@ def test_a_ranking_without_a_rank_for_each_answer_is_refused(tmp_path: Path) -> 
 
 
 def test_the_recipe_judges_with_a_model_that_saw_no_verdicts(tmp_path: Path) -> None:
-    """SFT on the IFT seed alone, then the filter; the result lies under a name of its own."""
+    """SFT on the IFT seed alone, then the filter. The result is copied to `eft.jsonl`."""
     calls: list[tuple[Any, set[str]]] = []
     verdicts = Table(tmp_path / "eft", {}, EFTExample)
     digest = verdicts.write([EFTExample(example_id="a", instruction="Q", response="r", justification="j", score=3)])

@@ -111,7 +111,7 @@ class InProcess:
 
 
 def longer_is_better(body: dict[str, Any], index: int) -> tuple[list[int], str]:
-    """The model "x" answers with one word; as a judge it prefers the longer answer, and gives 3 points to all."""
+    """The model "x" answers with one word. As a judge it prefers the longer answer, and gives every answer 3 points."""
     text = body["messages"][0]["content"]
     if found := re.search(r"\[A: (.*?)\] \[B: (.*?)\]", text):
         a, b = map(len, found.groups())
@@ -161,7 +161,7 @@ def test_the_recipe_compares_a_server_with_given_answers_and_writes_every_file(t
 
 
 def test_the_recipe_measures_ifeval_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that shouts follows the instruction to shout and breaks the one to avoid commas."""
+    """The server answers in capitals and with commas: it follows one instruction and breaks the other."""
     import nltk
 
     monkeypatch.setattr(nltk.data, "path", [make_punkt_tab(tmp_path / "nltk")])
@@ -205,7 +205,7 @@ def test_the_shipped_configuration_composes_with_models_and_another_judge(tmp_pa
 
 
 def test_a_second_turn_sees_the_first(tmp_path: Path) -> None:
-    """On the embedded engine, with greedy decoding: another first answer would be another prompt."""
+    """With greedy decoding, the second prompt shows the first answer: another answer would change the prompt."""
     from nemo_srl.chat import ChatTemplate
 
     model = tiny.make_model(tmp_path / "model", ["Say a. Say b."], vocab_size=300)

@@ -1,4 +1,4 @@
-"""Generated instructions: what is kept, and under which reason the rest is counted."""
+"""Generated instructions: which are kept, and by which reason the others are counted."""
 
 from __future__ import annotations
 

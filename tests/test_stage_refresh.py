@@ -7,7 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from examples.proof import task as proof
+import toy_language as proof
+
 from nemo_srl.artifacts import BaseModel, SourceFile, to_line
 from nemo_srl.config import Config, JudgeConfig, RefreshConfig
 from nemo_srl.records import Candidate

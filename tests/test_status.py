@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_srl import cli
 from nemo_srl.artifacts import JOURNAL, MANIFEST
 from nemo_srl.errors import DataError
 from nemo_srl.launchers.slurm import record_file
@@ -41,7 +42,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def begin(run_dir: Path, stage: str) -> Path:
-    """As if the published stage were still being made."""
+    """Make the published stage look unfinished."""
     (run_dir / stage / MANIFEST).unlink()
     return run_dir / stage
 
@@ -124,7 +125,7 @@ def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:
 )
 def test_the_command_says_what_is_missing_without_a_traceback(arguments: list[str], said: str) -> None:
     with pytest.raises(SystemExit, match=rf"error: .*{said}"):
-        status.main(arguments)
+        cli.run_program(status.Options, status.main, arguments)
 
 
 def test_the_command_prints_the_table(run_dir: Path) -> None:

@@ -64,10 +64,10 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Killed:
-    """A training that was killed and went on, and what its checkpoint of step 1 held."""
+    """A training that was killed and continued, and the content of its checkpoint of step 1."""
 
     first_moments: dict[str, torch.Tensor]
-    """Of the optimizer, after step 1."""
+    """The state of the optimizer after step 1."""
     model_after_step_1: Path
     run: Run
 
@@ -245,7 +245,7 @@ def nemo_layout(hf: dict[str, torch.Tensor], *, num_layers: int = 4, groups: int
 
 
 class HuggingFace:
-    """The model in transformers, float32, and what is wanted of it, one unpadded row at a time."""
+    """The model in transformers, in float32. It computes one row at a time, without padding."""
 
     def __init__(self, model_dir: Path) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(model_dir, torch_dtype=torch.float32)

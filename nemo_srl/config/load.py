@@ -70,6 +70,11 @@ def _backend_settings(section: str, given: Any) -> Any:
             f"{', '.join(known)}. For another backend, choose its group first: {section.split('.')[-1]}=<name>."
         )
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
+        merged = OmegaConf.merge(OmegaConf.structured(schema), given)
+        if missing := sorted(OmegaConf.missing_keys(merged)):
+            raise ConfigError(
+                f"{section}.{missing[0]}=???: {section}.name={name!r} needs this setting. Give it a value."
+            )
+        return OmegaConf.to_object(merged)
     except OmegaConfBaseException as e:
         raise ConfigError(f"{section}.{e.key}: {e.msg or e}") from e

@@ -50,8 +50,6 @@ class ClusterConfig:
     """Stages that train. `trainer` sets their nodes and ranks."""
     engine: ResourcesConfig = field(default_factory=ResourcesConfig)
     """Stages that call models. `engine` sets their nodes and GPUs."""
-    cpu: ResourcesConfig = field(default_factory=ResourcesConfig)
-    """Stages that do neither."""
     stages: dict[str, ResourcesConfig] = field(default_factory=dict)
     """Other values for single stages, by name: `{policy: {time: 2-00:00:00}}`."""
 

@@ -7,7 +7,7 @@ grade itself.
 """
 
 from nemo_srl.judging.judge import Complete, Judge
-from nemo_srl.judging.points import Material, justification
+from nemo_srl.judging.points import Material
 from nemo_srl.judging.readers import READERS, VerdictReader, reader
 from nemo_srl.judging.scores import mean_score, mean_scores
 
@@ -17,7 +17,6 @@ __all__ = [
     "Judge",
     "Material",
     "VerdictReader",
-    "justification",
     "mean_score",
     "mean_scores",
     "reader",

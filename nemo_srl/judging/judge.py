@@ -47,6 +47,10 @@ class Judge:
         mode = self._reader.absolute
         return Judge(self._complete, self._chat, replace(self._cfg, mode=mode), seed=self._seed) if mode else self
 
+    def justification(self, verdict: str) -> str:
+        """What the judge wrote in `verdict` before it gave the score."""
+        return self._reader.justification(verdict)
+
     def ask(
         self, material: Material, *, title: str, prefix: str = "", n: int | None = None, seed: int | None = None
     ) -> list[Judgement]:

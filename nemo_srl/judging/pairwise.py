@@ -70,6 +70,9 @@ class PairwiseReader:
     def lesson(self, example: EFTExample, cfg: JudgeConfig) -> tuple[str, str]:
         return STATED.lesson(example, cfg)
 
+    def justification(self, verdict: str) -> str:
+        return STATED.justification(verdict)
+
 
 PAIRWISE = PairwiseReader()
 

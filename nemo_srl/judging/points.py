@@ -128,6 +128,9 @@ class PointsReader:
         prompt = rubrics.render(cfg.rubric, instruction=example.instruction, response=example.response)
         return prompt, verdict_text(example.justification, example.score)
 
+    def justification(self, verdict: str) -> str:
+        return justification(verdict)
+
 
 def stated_score(verdict: Completion, max_score: int) -> Score:
     """The score that the verdict states."""

@@ -54,6 +54,10 @@ class VerdictReader(Protocol):
     def lesson(self, example: EFTExample, cfg: JudgeConfig) -> tuple[str, str]:
         """What EFT teaches the judge: the prompt before the chat template, and the verdict on it."""
 
+    def justification(self, verdict: str) -> str:
+        """What the judge wrote before it gave the score: the `EFTExample.justification` of such a verdict."""
+        ...
+
 
 READERS: Mapping[str, VerdictReader] = {"sampled": STATED, "expected": EXPECTED, "pairwise": PAIRWISE}
 

@@ -12,7 +12,7 @@ from nemo_srl.protocols import Launcher
 
 
 def _any_number(num_nodes: Mapping[str, int]) -> None:
-    """Most launchers can use several nodes."""
+    """Most launchers can use several nodes, so there is nothing to refuse."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
-"""Shows a job's progress bars on the console while everything it prints goes to its log.
+"""Shows a job's progress bars on the console. Everything that the job prints goes to its log.
 
-A progress bar is what ends, or begins, with a carriage return; other output is not shown.
+A progress bar is a line that begins or ends with a carriage return. Other output is not shown.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 import time
 
 QUIET_SECONDS = 15
-"""Between two progress lines, when the console is a file and not a terminal."""
+"""Time between two progress lines if the console is a file and not a terminal."""
 
 
 class Console:
@@ -23,16 +23,16 @@ class Console:
         self._pending = b""
 
     def feed(self, block: bytes) -> None:
-        """More of the job's output, cut anywhere."""
+        """More of the job's output. It may be cut anywhere."""
         *lines, self._pending = re.split(rb"(?<=[\r\n])", self._pending + block)
         for line in lines:
             if line.endswith(b"\r") or line.startswith(b"\r"):
                 self.show(line.decode(errors="replace"))
-        if len(self._pending) > 1 << 20:  # output without any line end is not a progress bar
+        if len(self._pending) > 1 << 20:  # so much without a line end is no progress bar
             self._pending = b""
 
     def show(self, line: str) -> None:
-        """One line that replaces the last one."""
+        """Show one line. On a terminal it replaces the last one."""
         text = line.strip("\r\n")
         if not text.strip() or (not self._terminal and time.monotonic() < self._next):
             return
@@ -42,5 +42,6 @@ class Console:
         sys.stderr.flush()
 
     def end(self) -> None:
+        """Clear the line."""
         if self._shown and self._terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)

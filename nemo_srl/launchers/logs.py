@@ -9,7 +9,7 @@ TAIL_LINES = 30
 
 
 def how_it_ended(code: int) -> str:
-    """In words: `code` is an exit status, negative for a signal, or 128 + N for one that a wrapper reports."""
+    """In words. `code` is an exit status. -N stands for signal N, and so does 128 + N, which wrappers report."""
     number = -code if code < 0 else code - 128
     try:
         name = signal.Signals(number).name

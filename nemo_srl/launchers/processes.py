@@ -1,4 +1,4 @@
-"""What launchers share: to run a step's command, how a process ended, and the end of its log."""
+"""What launchers share: they run a step's command in a process group of its own, and explain how it ended."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from nemo_srl.errors import JobFailedError
 from nemo_srl.launchers.console import Console
+from nemo_srl.launchers.logs import how_it_ended, tail
 from nemo_srl.launchers.services import RunningServices
-from nemo_srl.protocols import Job
+from nemo_srl.protocols import Job, JobStep
 
 GRACE_SECONDS = 30
-"""Between TERM and KILL, when a job is stopped."""
+"""Time between TERM and KILL when a job is stopped."""
 
 
 def nodes_key(job: Job) -> str:
@@ -22,10 +24,20 @@ def nodes_key(job: Job) -> str:
     return "engine.num_nodes" if job.role == "engine" else "trainer.num_nodes"
 
 
+def log_file(job: Job) -> Path:
+    """Everything that the job's steps print."""
+    return job.log_dir / f"{job.name}.log"
+
+
+def step_failed(job: Job, step: JobStep, code: int) -> JobFailedError:
+    """The error for a step that ended with exit status `code`."""
+    return JobFailedError(f"{job.name} failed in its step {step.name!r} {how_it_ended(code)}\n{tail(log_file(job))}")
+
+
 def run_step(
     command: Sequence[str], env: Mapping[str, str], log_path: Path, services: RunningServices | None = None
 ) -> int:
-    """Run a command to its end, with its output in the log; returns its exit status."""
+    """Run a command to its end and return its exit status. Its output goes to the log."""
     services = services or RunningServices(())
     with log_path.open("ab") as log:
         log.write(f"$ {' '.join(command)}\n".encode())
@@ -54,7 +66,7 @@ def _copy_output(source: IO[bytes], log: IO[bytes]) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the process group that we started: TERM, a grace period, KILL."""
+    """End the process group that `run_step` started: TERM, a grace period, KILL."""
     for sig in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, sig)

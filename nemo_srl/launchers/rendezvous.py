@@ -1,18 +1,22 @@
-"""How the nodes of one job meet, and end together: a connection from every other node to the first one.
+"""How the nodes of one job meet and end together. Every other node has a connection to the first one.
 
     first node, `Leader`                        another node, `Member`
-    listens                                     connects, until its deadline, and says its token and number
+    listens                                     connects until its deadline, and sends its token and number
     welcomes                                    starts its services
-    `ports`: waits until every node is ready    `ready`: names the ports of its services
-    `failure`: looked at now and then           `fail`: says what went wrong
-    `close`: the job has ended                  `ended`: looked at now and then
+    `ports`: waits until every node is ready    `ready`: sends the ports of its services
+    `failure`: checked now and then             `fail`: sends what went wrong
+    `close`: the job has ended                  `ended`: checked now and then
 
-Connections, and not files in the shared log directory, because nothing of an earlier start can be mistaken for this
-one, a node that ends is noticed at once, and a network file system may show a new file a minute late.
+Files in the shared log directory would be worse. A file of an earlier start could be taken for one of this start. A
+node that ends would not be noticed at once. A network file system may show a new file a minute late.
 
-Messages are JSON objects, one a line. What a connection says is believed once it has said the token of this start;
-until then, and after a message that is none of these, it is closed. `JobFailedError` where nodes do not meet in time,
-or one of them ends early. Not covered: IPv6, and who listens in on the cluster's own network.
+`torch.distributed.TCPStore` would not make this simpler. It does not tell when a client is gone, so a dead node would
+only be noticed by heartbeats of our own, and it asks for no token, so a node of an earlier start could join. It would
+also import torch, which takes seconds on every node and which an engine's container need not have.
+
+Messages are JSON objects, one on each line. A connection must first send the token of this start. If it sends anything
+else, it is closed. If a node later sends something that is not one of these messages, that is a failure. Raises
+`JobFailedError` if nodes do not meet in time, or if one of them ends early. Not covered: IPv6, and encryption.
 """
 
 from __future__ import annotations
@@ -32,16 +36,16 @@ from nemo_srl.errors import JobFailedError
 
 POLL_SECONDS = 0.25
 MAX_LINE = 1 << 20
-"""Bytes of a message. The greatest is a failure's, with the end of a log."""
+"""Bytes of a message. The longest one is a failure, which has the end of a log."""
 MAX_FAILURE = 1 << 16
-"""Characters that are passed on of it."""
+"""Characters of a failure that are passed on."""
 KEEPALIVE_SECONDS = 30
-"""Of silence before the kernel asks whether a node is still there; one without power does not say good-bye."""
+"""After so much silence, the kernel asks whether a node is still there. A node without power closes no connection."""
 
 
 @dataclass
 class _Peer:
-    """A connection to the leader; `node` is None until it has said its token."""
+    """A connection to the leader. `node` is None until it has sent the token."""
 
     connection: socket.socket
     address: str
@@ -57,7 +61,7 @@ class _Peer:
 
 
 class Leader:
-    """The first node's end; a context manager. `services` holds the names of each other node's services."""
+    """The first node's side, a context manager. `services` holds the names of the services of each other node."""
 
     def __init__(
         self, *, port: int, token: str, services: Mapping[int, Collection[str]], timeout_seconds: float
@@ -69,7 +73,7 @@ class Leader:
             self._listener = socket.create_server(("", port), backlog=len(services) + 8)
         except OSError as e:
             raise JobFailedError(
-                f"MASTER_PORT={port}: the nodes of this job cannot meet there, {e.strerror}; run again to go on"
+                f"MASTER_PORT={port}: the nodes of this job cannot meet there ({e.strerror}). Run again to go on."
             ) from e
         self._listener.setblocking(False)
 
@@ -89,7 +93,10 @@ class Leader:
         self._peers = []
 
     def ports(self, meanwhile: Callable[[], None]) -> dict[int, tuple[str, dict[str, int]]]:
-        """Wait until every node is ready: address and ports of the services of each. Calls `meanwhile` on the way."""
+        """Wait until every node is ready. Returns the address of each, and the ports of its services.
+
+        Calls `meanwhile` now and then, which may raise.
+        """
         while True:
             self.check()
             meanwhile()
@@ -102,7 +109,7 @@ class Leader:
             time.sleep(POLL_SECONDS)
 
     def failure(self) -> str | None:
-        """What went wrong on another node, or that it is gone."""
+        """What went wrong on another node, or that the node is gone. None if all is well."""
         self._poll()
         for p in self._peers:
             if p.node is not None and p.failure is not None:
@@ -118,13 +125,13 @@ class Leader:
         now, limit = time.monotonic(), f"{self._timeout:g} s (start_timeout_seconds)"
         if peer is None and now - self._began > self._timeout:
             raise JobFailedError(
-                f"node {node} of the job did not join in {limit}: its task did not start, or it cannot reach port "
-                f"{self._port} of the first node {socket.gethostname()} (a firewall between nodes, or a name that "
-                "does not resolve there)"
+                f"node {node} of the job did not join in {limit}. Its task did not start, or it cannot reach port "
+                f"{self._port} of the first node {socket.gethostname()}: there may be a firewall between the nodes, or "
+                "the name does not resolve there."
             )
-        # A node keeps the deadline of its services itself and says which one missed it.
+        # A node checks the deadline of its services itself, and sends which of them missed it. It needs time for that.
         if peer is not None and now - peer.joined_at > self._timeout + KEEPALIVE_SECONDS:
-            raise JobFailedError(f"{peer.name} was not ready after {limit}, and does not say why")
+            raise JobFailedError(f"{peer.name} was not ready after {limit}, and did not say why")
 
     def _poll(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -141,7 +148,7 @@ class Leader:
         try:
             while len(peer.buffer) <= MAX_LINE and (block := peer.connection.recv(1 << 16)):
                 peer.buffer += block
-            closed = True  # or it talks too much
+            closed = True  # by the other side, or because the message is too long
         except BlockingIOError:
             pass
         except OSError:
@@ -154,12 +161,12 @@ class Leader:
             if lines:
                 print(f"warning: a connection from {peer.address} is not of this start of the job", file=sys.stderr)
         elif closed and peer.failure is None:
-            peer.failure = "is gone: its process ended without a word, or the node did"
+            peer.failure = "is gone: its process or the node itself ended without a message"
         elif not understood:
-            peer.failure = "sends what is not expected of it"
+            peer.failure = "sent an unexpected message"
 
     def _take(self, peer: _Peer, line: bytes) -> bool:
-        """Whether the message is one that may come here."""
+        """Take a message. Returns whether it may come here."""
         try:
             message: Any = json.loads(line)
         except ValueError:
@@ -183,7 +190,7 @@ class Leader:
 
 
 class Member:
-    """Another node's end; a context manager. Waits for the leader's welcome."""
+    """Another node's side, a context manager. Making one waits for the leader's welcome."""
 
     def __init__(self, address: str, *, port: int, token: str, node: int, timeout_seconds: float) -> None:
         self._buffer = b""
@@ -200,7 +207,7 @@ class Member:
             time.sleep(POLL_SECONDS)
 
     def _join(self, address: str, port: int, hello: Mapping[str, Any], deadline: float) -> str | None:
-        """None, or why not. Refused at first may be the leader of an earlier step, about to leave."""
+        """Try once. Returns None, or why it failed. At first the port may still belong to an earlier step that ends."""
         try:
             self._connection = socket.create_connection((address, port), timeout=5)
         except OSError as e:
@@ -233,11 +240,11 @@ class Member:
 
     def ready(self, ports: Mapping[str, int]) -> None:
         """All services of this node are healthy."""
-        with contextlib.suppress(OSError):  # `ended` says it better
+        with contextlib.suppress(OSError):  # if the leader is gone, `ended` raises an error that explains it
             self._connection.sendall(_line({"ready": dict(ports)}))
 
     def fail(self, message: str) -> bool:
-        """Say what went wrong here; whether that reached a leader that then ended the job."""
+        """Send what went wrong here. Returns whether the leader ended the job after that."""
         with contextlib.suppress(OSError):
             self._connection.sendall(_line({"failure": message[-MAX_FAILURE:]}))
         deadline = time.monotonic() + 2 * KEEPALIVE_SECONDS
@@ -250,7 +257,7 @@ class Member:
         return False
 
     def ended(self, seconds: float = POLL_SECONDS) -> bool:
-        """Whether the job has ended, after waiting a moment. Raises `JobFailedError` if the first node is gone."""
+        """Wait a moment, and return whether the job has ended. Raises `JobFailedError` if the first node is gone."""
         if select.select([self._connection], [], [], seconds)[0]:
             try:
                 block = self._connection.recv(1 << 16)
@@ -258,11 +265,11 @@ class Member:
                 block = b""
             self._buffer += block
             if not block and b"\n" not in self._buffer:
-                raise JobFailedError("the first node of the job is gone: its process ended without a word")
-        return b"\n" in self._buffer  # there is one message only
+                raise JobFailedError("the first node of the job is gone: its process ended without a message")
+        return b"\n" in self._buffer  # the leader sends only one message after its welcome
 
     def check(self) -> None:
-        """Raise `JobFailedError` if the job ended, which it should not yet."""
+        """Raise `JobFailedError` if the job has ended, which is too early now."""
         if self.ended(0):
             raise JobFailedError("the job ended on its first node while the services of this one were starting")
 

@@ -1,15 +1,13 @@
-"""The services of a job on this machine: started together, waited for, watched, and stopped without orphans.
+"""The services of a job on this machine. They start together, are watched, and are stopped without orphans.
 
     with running(job.services, job_name=job.name, log_dir=job.log_dir) as services:
         ... run the steps with `services.environment`, each inside `services.ending(process)` ...
 
-Every service runs under `supervisor.py` with a port of its own and a log of its own
-(`log_dir/<job>-<service>.log`). A service that does not start in time, or that ends before the job does,
-raises `JobFailedError` with the end of its log; in mid-step the step is ended first. A port that somebody
-else took in between is replaced by another one.
+Every service runs under `supervisor.py`. It has a port and a log of its own (`log_dir/<job>-<service>.log`). If a
+service does not start in time, or ends before the job, `JobFailedError` is raised with the end of its log. A step that
+runs at that time is ended first. If somebody else took the port of a service, it starts again with another port.
 
-Services that belong to several nodes: `with_services.py` does this on each of them. Not covered: one service that
-spans nodes.
+`with_services.py` does this on each node of a job that has several. Not covered: one service that spans nodes.
 """
 
 from __future__ import annotations
@@ -36,15 +34,15 @@ from nemo_srl.launchers.logs import how_it_ended, tail
 from nemo_srl.protocols import SERVICES_VARIABLE, Service
 
 GRACE_SECONDS = 20.0
-"""Between TERM and KILL."""
+"""Time between TERM and KILL."""
 PORTS = range(8100, 9000)
-"""Some clusters hand out ephemeral ports from 9000 on, so a port that is free now may be taken a moment later."""
+"""From 9000 on, some clusters have ephemeral ports. One of those that is free now may be taken a moment later."""
 NUM_STARTS = 5
-"""Attempts to start a service whose port turns out to be taken."""
+"""A service whose port is taken is started so often at most."""
 POLL_SECONDS = 0.25
 LOOPBACK = "127.0.0.1"
 SETTLE_SECONDS = 1.0
-"""A signal for all processes of a step reaches a server a moment before it reaches us."""
+"""A signal for all processes of a step may reach a server a moment before it reaches this process."""
 
 _ADDRESS_IN_USE = re.compile(rb"address already in use|failed to bind|errno 98|EADDRINUSE", re.IGNORECASE)
 
@@ -65,18 +63,19 @@ class _Running:
         return f"http://{self.host}:{self.port}"
 
     def ended(self) -> int | None:
-        """The exit status of a service that is no longer there."""
+        """The exit status of a service that has ended. None while it runs."""
         assert self.process is not None
         return self.process.poll()
 
     def port_was_taken(self) -> bool:
+        """Whether the log of this start says so."""
         with self.log_path.open("rb") as log:
             log.seek(self.log_start)
             return _ADDRESS_IN_USE.search(log.read()) is not None
 
 
 class RunningServices:
-    """Healthy services."""
+    """The services of a job after all of them were healthy."""
 
     def __init__(self, services: Sequence[_Running]) -> None:
         self._services = services
@@ -93,25 +92,25 @@ class RunningServices:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the steps find them by."""
+        """The variables by which the steps find the services."""
         return environment_of(self.urls)
 
     def expect_end(self) -> None:
-        """From now on (a time limit, say) a service that ends is none that failed."""
+        """From now on, a service that ends has not failed. Slurm may end all processes, for example at a time limit."""
         self._end_is_expected = True
 
     def failure(self) -> str | None:
-        """Which service has ended although it should not, with the end of its log."""
+        """Which service has ended too early, with the end of its log. None if there is none."""
         ended = ((s, code) for s in self._services if (code := s.ended()) is not None)
         if self._end_is_expected or (found := next(ended, None)) is None:
             return None
         time.sleep(SETTLE_SECONDS)
-        if self._end_is_expected:
+        if self._end_is_expected:  # this process has got the signal as well
             return None
         s, code = found
         return (
-            f"the service {s.service.name} ended {how_it_ended(code)} while the job needed it; what was "
-            f"completed is kept, run again to go on\n{tail(s.log_path)}"
+            f"the service {s.service.name} ended {how_it_ended(code)} while the job needed it. What was completed is "
+            f"kept, run again to go on.\n{tail(s.log_path)}"
         )
 
     def check(self) -> None:
@@ -123,10 +122,10 @@ class RunningServices:
     def ending(
         self, process: subprocess.Popen[bytes], *, elsewhere: Callable[[], str | None] = lambda: None
     ) -> Iterator[None]:
-        """Within: should a service fail, the process (a group's leader) is sent TERM, then KILL.
+        """Inside, the process gets TERM and then KILL when a service fails. It must lead a process group.
 
-        The same if `elsewhere`, which is called now and then, returns what failed on another node. Raises
-        `JobFailedError` at its end if that happened.
+        The same happens when `elsewhere` returns what failed on another node. It is called now and then. At the end,
+        this raises `JobFailedError` if something failed.
         """
         done = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(process, done, elsewhere), daemon=True)
@@ -167,10 +166,10 @@ def running(
     environ: Mapping[str, str] = os.environ,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Iterator[RunningServices]:
-    """Start `services`, wait until all are healthy, and stop them at the end, whatever that is.
+    """Start `services`, wait until all are healthy, and stop them at the end, also after an error.
 
-    They listen on `host`, an address of this machine, and start with `environ`. `meanwhile` is called while they load;
-    what it raises ends the waiting.
+    They listen on `host`, an address of this machine, and start with the variables `environ`. While they load,
+    `meanwhile` is called. It may raise, which ends the waiting.
     """
     devices = _devices(services)
     started = [_Running(s, log_dir / f"{job_name}-{s.name}.log", host) for s in services]
@@ -190,7 +189,7 @@ def running(
 
 
 def environment_of(urls: Mapping[str, str]) -> dict[str, str]:
-    """What steps find services by (`protocols.SERVICES_VARIABLE`)."""
+    """The variables by which steps find services (`protocols.SERVICES_VARIABLE`)."""
     return {SERVICES_VARIABLE: json.dumps(dict(urls))} if urls else {}
 
 
@@ -225,15 +224,15 @@ def _wait_until_healthy(
             if time.monotonic() - begin > s.service.start_timeout_seconds:
                 raise JobFailedError(
                     f"the service {s.service.name} was not ready after {s.service.start_timeout_seconds:g} s "
-                    f"(start_timeout_seconds); it was asked for {', '.join(s.service.health_paths)}\n{tail(s.log_path)}"
+                    f"(start_timeout_seconds). It was asked for {', '.join(s.service.health_paths)}\n{tail(s.log_path)}"
                 )
-            # One that ended was not the one that answered: another program sits on this port.
+            # If the service has ended, it was another program that answered on this port.
             s.healthy = is_healthy(s.service, s.host, s.port) and s.ended() is None
         time.sleep(POLL_SECONDS if any(not s.healthy for s in started) else 0)
 
 
 def is_healthy(service: Service, host: str, port: int) -> bool:
-    """Whether the service answers there."""
+    """Whether the service answers 200 at all its health paths."""
     return all(_answers(host, port, path) for path in service.health_paths)
 
 
@@ -249,7 +248,7 @@ def _answers(host: str, port: int, path: str) -> bool:
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Have the supervisors end everything below them; all at once, since each may take its grace period."""
+    """Tell all supervisors at once to end what they started, because each may need its grace period. Then wait."""
     for process in processes:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -262,7 +261,7 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def free_port(taken: set[int], *, host: str = LOOPBACK) -> int:
-    """A port of `host`, an address of this machine, that is free now and not in `taken`."""
+    """A port that is free now on `host`, an address of this machine, and that is not in `taken`."""
     for port in random.sample(PORTS, len(PORTS)):
         with socket.socket() as s:
             if port in taken:
@@ -276,15 +275,15 @@ def free_port(taken: set[int], *, host: str = LOOPBACK) -> int:
 
 
 def _devices(services: Sequence[Service]) -> dict[str, str | None]:
-    """`CUDA_VISIBLE_DEVICES` of each service: its share of what this process may use."""
+    """`CUDA_VISIBLE_DEVICES` of each service: its share of the GPUs that this process may use. None: it gets none."""
     needed = sum(s.num_gpus for s in services)
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = [d for d in allowed.split(",") if d] if allowed is not None else [str(i) for i in range(needed)]
     if needed > len(visible):
         raise ConfigError(
             f"the services {', '.join(s.name for s in services)} need {needed} GPUs, and CUDA_VISIBLE_DEVICES="
-            f"{allowed!r} has {len(visible)}: lower engine.num_replicas, tensor_parallel_size or "
-            "pipeline_parallel_size, or raise engine.num_nodes"
+            f"{allowed!r} has {len(visible)}. Lower engine.num_replicas, tensor_parallel_size or "
+            "pipeline_parallel_size, or raise engine.num_nodes."
         )
     shares: dict[str, str | None] = {}
     for s in services:

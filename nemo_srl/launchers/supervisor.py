@@ -1,13 +1,16 @@
-"""`python supervisor.py PARENT_PID GRACE_SECONDS PROGRAM ARGS...`: run a program and let nothing of it survive.
+"""`python supervisor.py PARENT_PID GRACE_SECONDS PROGRAM ARGS...`: run a program, and leave nothing of it behind.
 
-The program and whatever it starts are ended, by TERM, a grace period and KILL, when this process gets
-TERM or INT, when the process that started it ends in any way (kill -9 included), and when the program
-itself ends (a server whose parent died must not leave the workers that hold its GPUs). Descendants that
-moved to a group of their own, as MPI's do, are found too. The exit status is the program's; 128 + N
-stands for signal N.
+This process ends the program and everything that the program started, by TERM, a grace period and KILL, in three cases:
 
-Linux only in full: elsewhere nothing follows a killed parent, and only the program's process group is
-ended. This file runs by its path and imports nothing of the package, so that it starts at once.
+- It gets TERM or INT.
+- Its own parent ends in any way, kill -9 included.
+- The program itself ends. A server may leave workers behind, which would hold its GPUs.
+
+Descendants that moved to a process group of their own are found as well. MPI's workers do that. The exit status is the
+program's. 128 + N stands for signal N.
+
+All of this works on Linux. On other systems, nothing happens when the parent is killed, and only the program's process
+group is ended. This file is run by its path and imports nothing of the package, so that it starts at once.
 """
 
 from __future__ import annotations
@@ -27,10 +30,11 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 class Stopped(Exception):
-    """TERM or INT came."""
+    """This process got TERM or INT."""
 
 
 def prctl(option: int, value: int) -> None:
+    """The system call of Linux. Elsewhere it does nothing."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(option, value)
 
@@ -38,12 +42,12 @@ def prctl(option: int, value: int) -> None:
 def follow_parent(parent: int, sig: signal.Signals) -> None:
     """Have the kernel send `sig` to this process when its parent ends."""
     prctl(PR_SET_PDEATHSIG, sig)
-    if os.getppid() != parent:  # it ended before the call
+    if os.getppid() != parent:  # the parent ended before the call
         os.kill(os.getpid(), sig)
 
 
 def descendants() -> list[int]:
-    """All living processes below this one; orphans are among them, since this is their subreaper."""
+    """All living processes below this one. Orphans are among them, because this process is their subreaper."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError):
@@ -59,7 +63,7 @@ def descendants() -> list[int]:
 
 
 def send(group: int, sig: signal.Signals) -> None:
-    """Signal a process group, and each descendant that has left it."""
+    """Send a signal to a process group, and to each descendant that has left it."""
     others = []
     for pid in descendants():
         with contextlib.suppress(ProcessLookupError):
@@ -73,6 +77,7 @@ def send(group: int, sig: signal.Signals) -> None:
 
 
 def end_all(child: subprocess.Popen[bytes], grace_seconds: float) -> None:
+    """End the program and all descendants: TERM, a grace period, KILL."""
     for sig in (signal.SIGTERM, signal.SIGKILL):
         send(child.pid, sig)
         deadline = time.monotonic() + grace_seconds
@@ -93,7 +98,7 @@ def main(parent: int, grace_seconds: float, command: list[str]) -> int:
     try:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         follow_parent(parent, signal.SIGTERM)
-        # Should this process be killed itself, the program still goes with it.
+        # If this process itself is killed, the kernel kills the program as well.
         child = subprocess.Popen(command, start_new_session=True, preexec_fn=lambda: follow_parent(me, signal.SIGKILL))
         status = child.wait()
     except Stopped:

@@ -1,16 +1,16 @@
 """`python -m nemo_srl.launchers.with_services SPEC.json COMMAND...`: run a command while the services of a job run.
 
-For launchers whose jobs start elsewhere: inside an allocation, in a container. SPEC.json is what `to_spec` returns.
-Where the services belong to several nodes, every node runs this at once and starts its own; the first one, which is
-where MASTER_ADDR and MASTER_PORT lead, waits for all of them, runs the command with all URLs, and ends the others
-(`rendezvous.py`). GROUP_RANK is the number of this node.
+Launchers use it for jobs that start elsewhere: inside an allocation, or in a container. SPEC.json is what `to_spec`
+returns. If the services belong to several nodes, every node runs this at the same time, and starts its own services.
+GROUP_RANK is the number of the node. MASTER_ADDR and MASTER_PORT lead to the first node. That one waits for all the
+others, runs the command with the URLs of all services, and then ends the others (`rendezvous.py`).
 
-The exit status is the command's, or 2 when a service failed on any node, whose log's end is then the last thing
-printed. Another node ends with 0 once the first one has said that the job has ended, however it has: Slurm would take
-any other status for a reason to kill what is still being stopped.
+The exit status is the command's. It is 2 if a service failed on any node, and then the end of that service's log is
+printed last. Another node ends with 0 as soon as the first one says that the job has ended, whether well or badly. With
+any other status, Slurm would kill what is still being stopped.
 
-TERM (time limit, preemption, scancel) ends this at once while services load. Later it is the command's to save and
-leave; services that Slurm ends together with everything else are no failures then.
+TERM comes from a time limit, preemption or scancel. While services load, it ends this at once. Later the command gets
+it, saves and leaves. Slurm may then end the services too, which is no failure.
 """
 
 from __future__ import annotations
@@ -41,14 +41,17 @@ from nemo_srl.launchers.services import (
 from nemo_srl.protocols import EXIT_STOPPED, Job, Service
 
 PASS_ON_SECONDS = 1.0
-"""Slurm mostly sends TERM to every process of a step. One that got it already should not get a second one while it
-leaves, so the command is told only if it is still there after this time."""
+"""Slurm mostly sends TERM to every process of a step. The command should not get a second one while it leaves. So TERM
+is passed on only if the command still runs after this time."""
 
 _OF_THE_STEP = re.compile(r"SLURM_|PMI_|PMIX_|OMPI_")
+"""How the names of variables begin that describe a step to MPI."""
 
 
 @dataclass(frozen=True)
 class Spec:
+    """SPEC.json."""
+
     job_name: str
     log_dir: Path
     num_nodes: int
@@ -61,6 +64,7 @@ class Spec:
         return cls(spec["job_name"], Path(spec["log_dir"]), spec["num_nodes"], services)
 
     def on(self, node: int) -> list[Service]:
+        """The services of a node."""
         return [s for s in self.services if s.node == node]
 
     @property
@@ -69,7 +73,7 @@ class Spec:
 
 
 def to_spec(job: Job) -> dict[str, Any]:
-    """SPEC.json of the job."""
+    """The content of SPEC.json for a job."""
     return {
         "job_name": job.name,
         "log_dir": str(job.log_dir),
@@ -86,13 +90,14 @@ def num_nodes(job: Job) -> int:
 
 
 class _Term:
-    """What TERM does: at first it is an exit that unwinds through everything that must be stopped, later a note."""
+    """What TERM does. At first it raises `SystemExit`, which stops all that was started. Later it is only noted."""
 
     def __init__(self) -> None:
         self.came_at: float | None = None
         self._services: RunningServices | None = None
 
     def note_only(self, services: RunningServices) -> None:
+        """From now on, the command decides when to end. `services` may end early without a failure."""
         self._services = services
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
@@ -103,6 +108,7 @@ class _Term:
 
 
 def main(spec_path: Path, command: Sequence[str]) -> int:
+    """Run the command, and return the exit status of this process."""
     spec = Spec.read(spec_path)
     term = _Term()
     signal.signal(signal.SIGTERM, term)
@@ -118,7 +124,7 @@ def main(spec_path: Path, command: Sequence[str]) -> int:
 
 
 def _lead(spec: Spec, command: Sequence[str], term: _Term) -> int:
-    """The first node: its services are for the command alone and stay on the loopback."""
+    """The first node. Only the command needs its services, so they listen on the loopback."""
     leader = Leader(
         port=int(_variable("MASTER_PORT")), token=start_token(os.environ),
         services={node: [s.name for s in spec.on(node)] for node in range(1, spec.num_nodes)},
@@ -139,11 +145,11 @@ def _lead(spec: Spec, command: Sequence[str], term: _Term) -> int:
         try:
             return _run(command, services, urls, leader.failure, term)
         finally:
-            leader.close()  # at once, so that all nodes stop their services together
+            leader.close()  # before the services here are stopped, so that all nodes stop theirs at the same time
 
 
 def _follow(spec: Spec, node: int, term: _Term) -> int:
-    """Another node: its services listen at the address that leads to the first one, and nowhere else."""
+    """Another node. Its services listen only at the address at which the first node can reach it."""
     member = Member(
         _variable("MASTER_ADDR"), port=int(_variable("MASTER_PORT")), token=start_token(os.environ), node=node,
         timeout_seconds=spec.start_timeout_seconds,
@@ -154,6 +160,8 @@ def _follow(spec: Spec, node: int, term: _Term) -> int:
                 spec.on(node), job_name=spec.job_name, log_dir=spec.log_dir, host=member.host,
                 environ=without_step(os.environ), meanwhile=member.check,
             ) as services:  # fmt: skip
+                # From here on, the first node says when the job has ended. After TERM, the command may still need these
+                # services while it saves.
                 term.note_only(services)
                 member.ready(services.ports)
                 while not member.ended():
@@ -161,11 +169,12 @@ def _follow(spec: Spec, node: int, term: _Term) -> int:
                         return _report(member, failure)
                 return 0
         except JobFailedError as e:
+            # After TERM, the first node may be gone already. That is the end of the job, and not a failure.
             return 128 + signal.SIGTERM if term.came_at is not None else _report(member, str(e))
 
 
 def _report(member: Member, failure: str) -> int:
-    """The first node prints what it is told, after it has ended its command."""
+    """Send a failure to the first node, which prints it after it has ended its command."""
     if member.fail(failure):
         return 0
     print(f"error: {failure}", file=sys.stderr)
@@ -173,13 +182,13 @@ def _report(member: Member, failure: str) -> int:
 
 
 def _check_reachable(service: Service, host: str, port: int) -> None:
-    """A firewall between nodes would otherwise look like a server that never answers."""
+    """Raise `JobFailedError` if the service cannot be reached, such as through a firewall between the nodes."""
     for _ in range(3):
         if is_healthy(service, host, port):
             return
     raise JobFailedError(
-        f"the service {service.name} is ready on its node {service.node}, but http://{host}:{port} does not answer "
-        f"from the first node of the job: nodes must be able to reach each other's ports 8100 to 8999"
+        f"the service {service.name} is ready on its node {service.node}, but http://{host}:{port} cannot be reached "
+        f"from the first node of the job. Nodes must be able to reach each other's ports 8100 to 8999."
     )
 
 
@@ -190,6 +199,7 @@ def _run(
     elsewhere: Callable[[], str | None],
     term: _Term,
 ) -> int:
+    """Run the command to its end, and return its exit status."""
     term.note_only(services)
     process = subprocess.Popen(command, env={**os.environ, **environment_of(urls)}, start_new_session=True)
     try:
@@ -199,21 +209,21 @@ def _run(
             _check_for_a_moment(lambda: services.failure() or elsewhere())
         return code
     finally:
-        if process.poll() is None:
+        if process.poll() is None:  # there was an error, and the command must not outlive its services
             os.killpg(process.pid, signal.SIGTERM)
             process.wait()
 
 
 def _check_for_a_moment(failure: Callable[[], str | None]) -> None:
-    """A dead service explains the failure of a command better than what the command said."""
-    for _ in range(round(2 * SETTLE_SECONDS / POLL_SECONDS)):
+    """Raise `JobFailedError` if a service died. That explains a command's failure better than what the command said."""
+    for _ in range(round(2 * SETTLE_SECONDS / POLL_SECONDS)):  # the news may come a moment after the command's end
         if found := failure():
             raise JobFailedError(found)
         time.sleep(POLL_SECONDS)
 
 
 def _wait(process: subprocess.Popen[bytes], term: _Term) -> int:
-    """The exit status, 128 + N for signal N. Passes TERM on."""
+    """The exit status of the command. It is 128 + N for signal N. Passes TERM on."""
     is_told = False
     while True:
         try:
@@ -227,14 +237,14 @@ def _wait(process: subprocess.Popen[bytes], term: _Term) -> int:
 
 
 def start_token(environ: Mapping[str, str]) -> str:
-    """Of this start of this step: not another submission's, a start's before a requeue, nor another step's."""
+    """The token of this start of this step. Other submissions, other steps and earlier starts have other tokens."""
     names = ("NEMO_SRL_TOKEN", "SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")
     return ".".join(environ.get(name, "") for name in names)
 
 
 def without_step(environ: Mapping[str, str]) -> dict[str, str]:
-    """Without the traces of the step. `mpirun` in a server would take the job's nodes for its own, and start its
-    workers on the first of them, as every replica would."""
+    """Without the variables of the step. With them, `mpirun` in a server would take the job's nodes for its own. Every
+    replica would then start its workers on the first node."""
     return {key: value for key, value in environ.items() if not _OF_THE_STEP.match(key)}
 
 
@@ -242,7 +252,9 @@ def _variable(name: str) -> str:
     try:
         return os.environ[name]
     except KeyError:
-        raise ConfigError(f"{name}: not set, and without it the nodes of a job do not find each other") from None
+        raise ConfigError(
+            f"{name}: it is not set, and without it the nodes of a job do not find each other. The launcher sets it."
+        ) from None
 
 
 if __name__ == "__main__":

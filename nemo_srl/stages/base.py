@@ -118,6 +118,8 @@ class Stage(Generic[A]):
     settings: tuple[str, ...]
     """The parts of the configuration that decide the result, as dotted paths. Placement (launcher, parallel sizes,
     batch limits) is never among them. The settings that a backend calls decisive are added."""
+    added: tuple[str, ...] = ()
+    """Members of `settings` that were added later. An older run directory does not know them, and is kept."""
     steps: tuple[Step, ...]
     """The last step returns the `Result` with which the artifact is published."""
     engines: tuple[Role, ...] = ()

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 
 from nemo_srl.artifacts import JOURNAL
 from nemo_srl.errors import DataError
-from nemo_srl.judging import justification
 from nemo_srl.records import EFTExample, Judgement, RankedAnswers
 from nemo_srl.stages.base import Context, Made, Need, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
@@ -50,8 +49,13 @@ def balanced(examples: Sequence[EFTExample], rng: random.Random) -> list[EFTExam
     return [x for same in kept.values() for x in same]
 
 
-def examples_of(ranked: RankedAnswers, agreeing: Sequence[Judgement], *, prefix: str) -> list[EFTExample]:
-    """Agreeing verdicts as EFT examples. A verdict with a fractional score is left out."""
+def examples_of(
+    ranked: RankedAnswers, agreeing: Sequence[Judgement], *, prefix: str, justification: Callable[[str], str]
+) -> list[EFTExample]:
+    """Agreeing verdicts as EFT examples. A verdict with a fractional score is left out.
+
+    `justification` finds in a verdict what stands before the score.
+    """
     return [
         EFTExample(
             example_id=f"{prefix}-{ranked.example_id}-{i}",
@@ -84,7 +88,8 @@ def run(ctx: Context) -> Made[EFTExample]:
     _check(rankings)
     material = {_key(x, i): (x.instruction, response) for x in rankings for i, response in enumerate(x.responses)}
     with open_caller(ctx) as caller:
-        judgements = caller.judge.absolute.ask(
+        judge = caller.judge.absolute
+        judgements = judge.ask(
             material, title="ranked answers", n=cfg.refresh.num_judgements, seed=cfg.seed + ctx.iteration
         )
     verdicts: dict[str, list[Judgement]] = defaultdict(list)
@@ -96,7 +101,8 @@ def run(ctx: Context) -> Made[EFTExample]:
     for x in rankings:
         if chosen := agreeing_verdicts(x, [verdicts[_key(x, i)] for i in range(len(x.responses))], rng):
             num_agreeing += 1
-            examples += examples_of(x, chosen, prefix=f"iter{ctx.iteration}")
+            prefix = f"iter{ctx.iteration}"
+            examples += examples_of(x, chosen, prefix=prefix, justification=judge.justification)
     kept = balanced(examples, rng)
     num_valid = sum(j.score is not None for j in judgements)
     if not kept:

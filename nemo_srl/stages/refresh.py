@@ -37,5 +37,12 @@ STAGE = training_stage(
         "eft": Need(EFTExample, optional=True),
         "kept": Need(EFTExample, many="eft"),
     },
-    settings=(*(f"refresh.{f.name}" for f in fields(OptimConfig)), "judge.rubric", "model.chat_template", "seed"),
+    settings=(
+        *(f"refresh.{f.name}" for f in fields(OptimConfig)),
+        "judge.rubric",
+        "judge.mode",
+        "model.chat_template",
+        "seed",
+    ),
+    added=("judge.mode",),
 )

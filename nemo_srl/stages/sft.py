@@ -46,7 +46,9 @@ STAGE = training_stage(
     "sft",
     task,
     needs={"policy": MODEL, "ift": IFTExample, "eft": Need(EFTExample, optional=True)},
-    settings=("sft", "judge.rubric", "model.chat_template", "seed"),
+    # The reader that `judge.mode` names decides what EFT teaches.
+    settings=("sft", "judge.rubric", "judge.mode", "model.chat_template", "seed"),
+    added=("judge.mode",),
     per="run",
     work=work,
 )

@@ -16,13 +16,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import processes
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
@@ -113,10 +114,8 @@ def _why_not() -> str:
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.2)
+    """With the patience that Slurm needs."""
+    processes.wait_for(condition, seconds, every=0.2)
 
 
 def kill(process: subprocess.Popen[bytes], sig: signal.Signals = signal.SIGKILL) -> None:

@@ -1,4 +1,4 @@
-"""Runs one job through the Slurm launcher: `python -m tests.slurm.run_job SPEC.json`, an orchestrator for tests.
+"""Runs one job through a cluster's launcher: `python -m tests.slurm.run_job SPEC.json`, an orchestrator for tests.
 
 SPEC.json: `{"job": {...}, "launcher": {...}, "cluster": {...}}`, the fields of the dataclasses.
 """
@@ -6,28 +6,27 @@ SPEC.json: `{"job": {...}, "launcher": {...}, "cluster": {...}}`, the fields of 
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import sys
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from nemo_srl.config import ClusterConfig, LauncherConfig
-from nemo_srl.errors import NemoSrlError
+from nemo_srl import cli, registry
+from nemo_srl.config import ClusterConfig
 from nemo_srl.launchers import open_launcher
 from nemo_srl.protocols import Job, JobStep, Service
 
 
 def main(spec_path: Path) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where pytest runs in the background
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where pytest runs in the background, INT is ignored
+    cli.log_to_stderr()
     spec = json.loads(spec_path.read_text())
     job = spec["job"]
-    launcher = LauncherConfig(**spec["launcher"])
+    launcher = registry.load("launchers", spec["launcher"]["name"]).settings(**spec["launcher"])
     cluster = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ClusterConfig), spec["cluster"]))
     assert isinstance(cluster, ClusterConfig)
-    try:
+    with cli.one_line_errors():
         open_launcher(launcher, cluster).run(
             Job(**{
                 **job,
@@ -37,8 +36,6 @@ def main(spec_path: Path) -> None:
                 "services": [Service(**s) for s in job.get("services", [])],
             })
         )  # fmt: skip
-    except NemoSrlError as e:
-        sys.exit(f"error: {e}")
 
 
 if __name__ == "__main__":

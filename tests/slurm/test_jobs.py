@@ -1,4 +1,4 @@
-"""Jobs of the Slurm launcher on a real Slurm, with steps of a few lines: scheduling, faults, and no orphans."""
+"""Jobs of the cluster's launchers on a real Slurm, with steps of a few lines: scheduling, faults, and no orphans."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pytest
 from tests.slurm.conftest import PROJECT, Cluster, kill, wait_for
 
 IMAGE = "nvcr.io#nvidia/nemo:25.02"
-# One write a line: an unbuffered `print` makes two of each, and the ranks' lines mix in the log.
+# One write for each line. An unbuffered `print` makes two, and then lines of several ranks mix in the log.
 WHO = "import os, socket; os.write(1, f'I am {os.environ[\"RANK\"]} {socket.gethostname()}\\n'.encode()); "
-# Ends only after it was told to save, and on the second start at once.
+# On its first start it runs until it is told to save. On its second start it ends at once.
 TRAINS = """
 import pathlib, signal, sys, time
 saved = pathlib.Path({saved!r})
@@ -37,6 +37,9 @@ def write_spec(
 ) -> Path:  # fmt: skip
     run_dir = cluster.shared / name
     run_dir.mkdir(exist_ok=True)
+    chosen = {"name": "slurm", **(launcher or {})}
+    if chosen["name"] == "slurm":
+        chosen = {"poll_seconds": 0.5, "signal_seconds": 30, **chosen}
     for i, code in enumerate(codes):
         (run_dir / f"s{i}.py").write_text(code)
     steps = [
@@ -47,7 +50,7 @@ def write_spec(
             "name": "job", "log_dir": str(run_dir / "logs"), "paths": [str(run_dir)], "role": "trainer", "steps": steps,
             **({"num_nodes": 2, "num_ranks_per_node": 2} if distributed else {}), **job,
         },
-        "launcher": {"name": "slurm", "poll_seconds": 0.5, "signal_seconds": 30, **(launcher or {})},
+        "launcher": chosen,
         "cluster": {"exclusive": False, "time": "5", **(settings or {})},
     }  # fmt: skip
     path = run_dir / "spec.json"
@@ -115,7 +118,7 @@ def test_services_are_healthy_before_the_step_and_gone_after_it(cluster: Cluster
 
 
 def on_two_nodes(cluster: Cluster, name: str, code: str, *, ends_with: str = "", launcher: str = "slurm") -> Path:
-    """A job with a service on each of two nodes; the second one ends, speaking, when the file `ends_with` is there."""
+    """A job with a service on each of two nodes. The second one prints and ends when the file `ends_with` is there."""
     server = (
         "import http.server, os, socket, sys, threading, time\n"
         f"end = {ends_with!r} if socket.gethostname() != os.environ['FIRST'] else ''\n"

@@ -43,8 +43,8 @@ def overrides(cluster: Cluster) -> list[str]:
         "engine": "trtllm",
         "engine.dtype": "float32",
         "engine.max_concurrency": 1,
-        "engine.trtllm.num_nodes": 2,
-        "engine.trtllm.num_replicas": 2,
+        "engine.num_nodes": 2,
+        "engine.num_replicas": 2,
         "trainer.precision": "32",
         "trainer.num_nodes": 2,
         "trainer.devices": 2,
@@ -82,7 +82,7 @@ def overrides(cluster: Cluster) -> list[str]:
         "+cluster.env.PATH": f"'{path}'",
         "+cluster.env.OMP_NUM_THREADS": "'1'",
     }
-    for role in ("trainer", "engine", "cpu"):
+    for role in ("trainer", "engine"):
         settings |= {f"cluster.{role}.container": f"'{IMAGE}'", f"cluster.{role}.python": sys.executable}
     return [f"{key}={value}" for key, value in settings.items()]
 

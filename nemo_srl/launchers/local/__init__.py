@@ -1,8 +1,8 @@
-"""Runs jobs as processes of this machine: one, or one per rank under torchrun.
+"""Runs jobs as processes of this machine: one for each step, or one for each rank under torchrun.
 
-Everything a job prints goes to `log_dir/<job>.log`. Its progress bars (what ends in a carriage return) are shown on the
-console as well. A job that fails raises `JobFailedError` with the end of its log. An interrupt stops the job's whole
-process group before it goes on upwards. The job's services run around its steps (see `services`).
+Everything that a job prints goes to `log_dir/<job>.log`. Its progress bars are shown on the console as well. A job that
+fails raises `JobFailedError` with the end of its log. An interrupt first stops the job's whole process group. The job's
+services run as long as its steps do (see `services.py`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nemo_srl.config import ClusterConfig
-from nemo_srl.errors import ConfigError, JobFailedError
+from nemo_srl.errors import ConfigError
 from nemo_srl.launchers import LauncherBackend
-from nemo_srl.launchers.logs import how_it_ended, tail
-from nemo_srl.launchers.processes import nodes_key, run_step
+from nemo_srl.launchers.processes import log_file, nodes_key, run_step, step_failed
 from nemo_srl.launchers.services import running
 from nemo_srl.protocols import Job, JobStep, Launcher
 
@@ -29,19 +28,18 @@ class LocalSettings:
 
 
 class LocalLauncher:
+    """Implements `nemo_srl.protocols.Launcher`."""
+
     def run(self, job: Job) -> None:
-        """Run the steps one after the other. Raises `JobFailedError`, `ConfigError`."""
-        if job.num_nodes > 1:
-            check({nodes_key(job): job.num_nodes})
+        """Run the steps one after the other. Raises `JobFailedError` and `ConfigError`."""
+        check({nodes_key(job): job.num_nodes})
         job.log_dir.mkdir(parents=True, exist_ok=True)
-        log_path = job.log_dir / f"{job.name}.log"
         with running(job.services, job_name=job.name, log_dir=job.log_dir) as services:
             for step in job.steps:
                 env = {**environment(step, job), **services.environment}
-                if code := run_step(_command(step, job), env, log_path, services):
-                    services.check()  # a dead service explains the failure better than what the step said
-                    how = how_it_ended(code)
-                    raise JobFailedError(f"{job.name} failed in its step {step.name!r} {how}\n{tail(log_path)}")
+                if code := run_step(_command(step, job), env, log_file(job), services):
+                    services.check()  # if a service died, that explains the failure better than the step's own message
+                    raise step_failed(job, step, code)
 
 
 def check(num_nodes: Mapping[str, int]) -> None:

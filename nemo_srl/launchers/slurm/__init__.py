@@ -1,20 +1,21 @@
-"""Runs every stage as a batch job of a Slurm cluster: submits it, follows its log, waits for its end.
+"""Runs every stage as a batch job of a Slurm cluster: submits the job, follows its log, and waits for its end.
 
     settings.py                   what can be set
     script.py, job.sbatch.jinja   the batch script
-    steps.py                      srun's options and what a task runs
+    steps.py, task.sh             srun's options, and what a task runs
     client.py                     sbatch, scontrol, sacct, squeue, scancel
     ../with_services.py           a step's servers, on one node or several
 
 For a job `iter_01-policy`, `run_dir/logs/` holds its script (`.sbatch`), its log (`.log`), and the record of its
-submission (`.slurm.json`). The record is written before sbatch is called and completed after it, and the
-job carries the record's token as its comment. So an orchestrator that died, at any point, finds its
-running job when it is started again, and follows it instead of submitting a second one.
+submission (`.slurm.json`). The record is written before sbatch is called, and completed after it. The job has the
+record's token as its comment. So an orchestrator may die at any point: when it is started again, it finds its running
+job and follows it, and does not submit a second one.
 
-A job that Slurm stopped (time limit, preemption, dead node) requeues itself, or else is submitted anew here,
-together at most `launcher.max_requeues` times. Ctrl-C cancels the job. A killed orchestrator leaves it running.
+A job that Slurm stopped (time limit, preemption, dead node) requeues itself. If it did not, it is submitted again here.
+Both together happen at most `launcher.max_requeues` times. Ctrl-C cancels the job. A killed orchestrator leaves it
+running.
 
-Fails with `JobFailedError` and the end of the log when a job fails, `ConfigError` when Slurm refuses it.
+Raises `JobFailedError` with the end of the log when a job fails, and `ConfigError` when Slurm refuses it.
 """
 
 from __future__ import annotations
@@ -29,29 +30,30 @@ from pathlib import Path
 from nemo_srl.artifacts import write_atomic
 from nemo_srl.config import ClusterConfig
 from nemo_srl.errors import JobFailedError
-from nemo_srl.launchers import LauncherBackend, with_services
+from nemo_srl.launchers import LauncherBackend
 from nemo_srl.launchers.console import Console
 from nemo_srl.launchers.logs import how_it_ended, tail
+from nemo_srl.launchers.processes import log_file
 from nemo_srl.launchers.slurm import client
 from nemo_srl.launchers.slurm.client import JobState, SlurmUnavailableError
 from nemo_srl.launchers.slurm.script import render
 from nemo_srl.launchers.slurm.settings import SlurmSettings
-from nemo_srl.launchers.slurm.steps import canary_file, services_file
-from nemo_srl.protocols import EXIT_STOPPED, Job, Launcher
+from nemo_srl.launchers.slurm.steps import write_step_files
+from nemo_srl.protocols import EXIT_STOPPED, Job
 
 SETTLE_SECONDS = 45.0
-"""For so long a job may pass through a state such as NODE_FAIL before that is taken for its end."""
+"""If a state such as NODE_FAIL lasts longer, the job has ended. A job that is requeued has it as well, for a moment."""
 LOG_SECONDS = 1.0
-"""Between two looks at the log."""
+"""Time between two looks at the log."""
 CANCEL_SECONDS = 60.0
-"""For so long Ctrl-C waits for the cancelled job to end."""
+"""After Ctrl-C, the launcher waits so long for the cancelled job to end."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Submission:
-    """The record in `<job>.slurm.json`; without a `job_id`, sbatch may or may not have been called."""
+    """The record in `<job>.slurm.json`. Without a `job_id`, nobody knows whether sbatch was called."""
 
     token: str
     job_id: str | None = None
@@ -67,7 +69,7 @@ def record_file(log_dir: Path, name: str) -> Path:
 
 
 def read_record(path: Path) -> Submission | None:
-    """None where nothing was submitted."""
+    """The record of the last submission. None if nothing was submitted."""
     try:
         return Submission(**json.loads(path.read_text()))
     except FileNotFoundError:
@@ -97,7 +99,7 @@ class SlurmLauncher:
                 raise JobFailedError(_explain(job, submission, end))
             log.info("%s: job %s ended as %s and was not requeued", job.name, submission.job_id, end.name)
             if submission.job_id is not None:
-                client.cancel(submission.job_id)  # should Slurm requeue it after all, there would be two
+                client.cancel(submission.job_id)  # if Slurm requeued it after all, there would be two jobs
             submission = self._submit(job, num_submissions=submission.num_submissions + 1)
 
     def _submit(self, job: Job, *, num_submissions: int) -> Submission:
@@ -105,10 +107,7 @@ class SlurmLauncher:
         text = render(job, launcher=self._launcher, cluster=self._cluster, token=submission.token)
         script = job.log_dir / f"{job.name}.sbatch"
         write_atomic(script, text)
-        write_atomic(canary_file(job), submission.token)
-        if job.services:
-            spec = with_services.to_spec(job)
-            write_atomic(services_file(job), json.dumps(spec, indent=2) + "\n")
+        write_step_files(job, token=submission.token)
         record = record_file(job.log_dir, job.name)
         write_atomic(record, json.dumps(asdict(submission)) + "\n")
         submission = replace(submission, job_id=client.submit(script))
@@ -117,7 +116,7 @@ class SlurmLauncher:
         return submission
 
     def _find(self, job: Job) -> Submission | None:
-        """The submission of this job that has not ended."""
+        """The submission of this job that has not ended, if there is one."""
         found = read_record(record_file(job.log_dir, job.name))
         if found is None:
             return None
@@ -126,14 +125,14 @@ class SlurmLauncher:
                 if found.job_id is None:
                     job_id = client.find(found.comment)
                     if job_id is None:
-                        return None  # the orchestrator died before sbatch was through
+                        return None  # the orchestrator died before sbatch had submitted the job
                     found = replace(found, job_id=job_id)
                     write_atomic(record_file(job.log_dir, job.name), json.dumps(asdict(found)) + "\n")
                 assert found.job_id is not None
                 state = client.state(found.job_id, exit_file=_exit_file(job))
                 return None if state.name in client.FINAL - client.PASSING else found
             except SlurmUnavailableError as e:
-                # Submitting now could start a second job beside a running one.
+                # To submit now could start a second job beside a running one.
                 log.warning("%s; waiting for Slurm, since a job may be running", e)
                 time.sleep(self._launcher.poll_seconds)
 
@@ -162,16 +161,17 @@ class SlurmLauncher:
 
 
 class _Follower:
-    """Follows one job: its log on the console, its state, its end."""
+    """Follows one job: shows its log on the console, and asks for its state until it has ended."""
 
     def __init__(self, job: Job, job_id: str, console: Console, poll_seconds: float) -> None:
         self._job, self._job_id, self._console = job, job_id, console
         self._poll_seconds = poll_seconds
-        self._log_path = job.log_dir / f"{job.name}.log"
+        self._log_path = log_file(job)
         self._position = self._log_path.stat().st_size if self._log_path.exists() else 0
         self._restarts = 0
 
     def to_the_end(self) -> JobState:
+        """The state in which the job ended."""
         next_poll, settled_at, warned = 0.0, float("inf"), False
         while True:
             self._show_log()
@@ -186,6 +186,7 @@ class _Follower:
                 else:
                     warned = False
                     self._tell(state)
+                    # A final state through which jobs may pass counts only after it has lasted for SETTLE_SECONDS.
                     if state.name not in client.PASSING:
                         settled_at = float("inf")
                     elif settled_at == float("inf"):
@@ -214,19 +215,19 @@ class _Follower:
 
 
 def _was_stopped(end: JobState) -> bool:
-    """By Slurm, and not by an error or a user: the same job may go on."""
+    """Whether Slurm stopped the job, and not an error or a user. Then the same job may go on."""
     return end.name in client.PASSING | {"TIMEOUT"} or (end.name == "FAILED" and end.exit_status == EXIT_STOPPED)
 
 
 def _explain(job: Job, submission: Submission, end: JobState) -> str:
-    log_path = job.log_dir / f"{job.name}.log"
+    log_path = log_file(job)
     how = end.name
     if end.name == "FAILED" and end.exit_status is not None:
         how = f"FAILED {how_it_ended(end.exit_status)}"
     hints = {
-        "TIMEOUT": f" Give it more time (cluster.{job.role}.time) or more warning (launcher.signal_seconds).",
-        "OUT_OF_MEMORY": f" Ask for more memory (cluster.{job.role}.sbatch, mem) or use whole nodes.",
-        "CANCELLED": " It was cancelled from outside; run again to go on.",
+        "TIMEOUT": f" Give it more time (cluster.{job.role}.time) or an earlier warning (launcher.signal_seconds).",
+        "OUT_OF_MEMORY": f" Ask for more memory (mem in cluster.{job.role}.sbatch) or use whole nodes.",
+        "CANCELLED": " It was cancelled from outside. Run again to go on.",
         "GONE": " Slurm does not know it any more, and it left no exit status.",
     }
     hint = hints.get(end.name, "")
@@ -239,8 +240,4 @@ def _exit_file(job: Job) -> Path:
     return job.log_dir / f"{job.name}.exit"
 
 
-def _open(settings: SlurmSettings, cluster: ClusterConfig) -> Launcher:
-    return SlurmLauncher(settings, cluster)
-
-
-BACKEND = LauncherBackend(settings=SlurmSettings, open=_open)
+BACKEND = LauncherBackend(settings=SlurmSettings, open=SlurmLauncher)

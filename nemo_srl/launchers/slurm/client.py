@@ -1,8 +1,8 @@
-"""Slurm's commands, and what they say of a job.
+"""Slurm's commands, and what they say about a job.
 
-A job is asked for at the controller, then, once that has forgotten it, at the accounting database, then in
-the file that its script leaves (clusters without accounting). A controller that does not answer raises
-`SlurmUnavailableError`, which is no answer about any job. The commands are Slurm's own, from PATH.
+The controller knows a job's state. Once it has forgotten the job, the accounting database knows it. On clusters without
+accounting, the job's script leaves a file. If the controller does not answer, that says nothing about the job, and
+`SlurmUnavailableError` is raised. The commands are Slurm's own, from PATH.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ FINAL = frozenset(
     ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL",
      "DEADLINE", "REVOKED", "GONE")
 )  # fmt: skip
-"""States after which nothing of a job runs. GONE is ours: Slurm does not know it any more."""
+"""States in which nothing of a job runs any more. GONE is ours: Slurm does not know the job any more."""
 PASSING = frozenset(("NODE_FAIL", "PREEMPTED", "BOOT_FAIL"))
-"""Final states that a job also passes through, for a moment, on its way back into the queue."""
+"""Final states that a job also has for a moment on its way back into the queue."""
 
 
 class SlurmUnavailableError(JobFailedError):
-    """Slurm did not answer; the job may well be running."""
+    """Slurm did not answer. The job may be running."""
 
 
 @dataclass(frozen=True)
 class JobState:
-    """`exit_status` is the batch script's; `reason` is Slurm's word for why a job is pending."""
+    """`exit_status` is the batch script's. `reason` is Slurm's word for why a job is pending."""
 
     name: str
     exit_status: int | None = None
@@ -42,10 +42,10 @@ class JobState:
 
 
 def submit(script: Path) -> str:
-    """Submit and return the job's id. Raises `ConfigError` with what sbatch said."""
+    """Submit a job and return its id. Raises `ConfigError` with what sbatch said."""
     done = _slurm("sbatch", "--parsable", str(script))
     if done.returncode:
-        # Whatever a user asked for wrongly (partition, account, limits) is refused here.
+        # Here Slurm refuses what a user asked for wrongly: partition, account, limits.
         raise ConfigError(f"sbatch refused {script}:\n{done.stderr.strip()}\nSee `cluster` in the configuration.")
     return done.stdout.strip().split(";")[0]
 
@@ -63,7 +63,7 @@ def find(comment: str) -> str | None:
 
 
 def state(job_id: str, *, exit_file: Path) -> JobState:
-    """What becomes of the job. Raises `SlurmUnavailableError`."""
+    """The state of the job. Raises `SlurmUnavailableError`."""
     done = _slurm("scontrol", "show", "job", "--oneliner", job_id)
     if done.returncode == 0 and (name := re.search(r"\bJobState=(\w+)", done.stdout)):
         code = re.search(r"\bExitCode=(\d+):(\d+)", done.stdout)
@@ -100,14 +100,14 @@ def _slurm(*command: str) -> subprocess.CompletedProcess[str]:
         )
     except FileNotFoundError:
         raise ConfigError(
-            f"launcher.name=slurm: there is no {command[0]!r} on PATH; run this on a node that submits to Slurm"
+            f"launcher.name=slurm: there is no {command[0]!r} on PATH. Run this on a node that submits to Slurm."
         ) from None
     except subprocess.TimeoutExpired:
         raise SlurmUnavailableError(f"{shlex.join(command)}: no answer in {TIMEOUT_SECONDS} s") from None
 
 
 def _environment() -> dict[str, str]:
-    """Without the traces of a job that the orchestrator itself may run in: sbatch takes options from there, too."""
+    """Without the variables of a job that the orchestrator may run in: sbatch takes options from these as well."""
     kept = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS"}
     return {
         key: value

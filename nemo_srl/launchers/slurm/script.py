@@ -1,6 +1,6 @@
-"""The batch script of a job, from `job.sbatch.jinja`: a pure function of the job and the configuration.
+"""The batch script of a job, from `job.sbatch.jinja`. It depends on the job and the configuration alone.
 
-Raises `ConfigError` for what could not run: a time limit below the warning before it, more GPUs than a node has.
+Raises `ConfigError` for a job that could not run, such as one with more GPUs than a node has.
 """
 
 from __future__ import annotations
@@ -15,12 +15,7 @@ import jinja2
 from nemo_srl.config import ClusterConfig
 from nemo_srl.errors import ConfigError
 from nemo_srl.launchers.slurm.settings import SlurmSettings
-from nemo_srl.launchers.slurm.steps import (
-    gpus_per_node,
-    resources,
-    step_command,
-    step_environment,
-)
+from nemo_srl.launchers.slurm.steps import gpus_per_node, resources, step_command, step_environment
 from nemo_srl.protocols import EXIT_STOPPED, Job
 
 TEMPLATE = Path(__file__).with_name("job.sbatch.jinja")
@@ -53,8 +48,9 @@ def _directives(
     time = asked.time or cluster.time
     if seconds_of(time) <= launcher.signal_seconds:
         raise ConfigError(
-            f"the time limit {time!r} of {job.name}: is not above launcher.signal_seconds={launcher.signal_seconds}, "
-            f"so the job would be told to stop at once. Raise cluster.{job.role}.time or lower launcher.signal_seconds."
+            f"the time limit {time!r} of {job.name}: it is not above launcher.signal_seconds={launcher.signal_seconds},"
+            f" so the job would be told to stop at once. Raise cluster.{job.role}.time or lower "
+            "launcher.signal_seconds."
         )
     num_tasks_per_node = job.num_ranks_per_node if launcher.rank_idiom == "srun" else 1
     options: dict[str, str | int | None] = {
@@ -86,17 +82,17 @@ def _directives(
 def _output(job: Job) -> str:
     path = str(job.log_dir / f"{job.name}.log")
     if '"' in path or "\\" in path:
-        raise ConfigError(f"run_dir: {path!r} holds a quote or backslash, which sbatch cannot take; rename it")
+        raise ConfigError(f"run_dir: {path!r} has a quote or backslash, which sbatch cannot take. Rename it.")
     return '"' + path.replace("%", "%%") + '"'
 
 
 def seconds_of(time: str) -> int:
-    """Of a time limit as Slurm writes it: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S. Raises `ConfigError`."""
+    """The seconds of a time limit in Slurm's forms: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S. Raises `ConfigError`."""
     if time.upper() in ("UNLIMITED", "INFINITE"):
         return 10**9
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
     if found is None:
-        raise ConfigError(f"cluster time limit {time!r}: is none of Slurm's forms, such as 04:00:00 or 2-00:00:00")
+        raise ConfigError(f"the time limit {time!r} of the cluster: use one of Slurm's forms, such as 04:00:00 or 2-00")
     days, a, b, c = (int(x) if x is not None else None for x in found.groups())
     assert a is not None
     if days is not None:

@@ -15,15 +15,15 @@ class SlurmSettings:
 
     name: str = "slurm"
     rank_idiom: str = "srun"
-    """How the ranks of a training start. srun: one Slurm task per rank. The ranks themselves hear of a time limit, and
-    save. torchrun: one task per node, and torch's launcher starts the ranks."""
+    """How the ranks of a training start. srun: one Slurm task per rank, and before a time limit each rank gets the
+    signal. torchrun: one task per node, and torch's launcher starts the ranks."""
     signal_seconds: int = 600
-    """This long before the time limit, a job is told to save and leave. Then it is requeued. In that time a training
-    ends its step and writes a checkpoint."""
+    """So long before the time limit, a job is told to save and leave. In this time a training ends its step and writes
+    a checkpoint. Then the job is requeued."""
     max_requeues: int = 20
     """Restarts of one job after time limits, preemption and dead nodes. After these the job is given up."""
     poll_seconds: float = 10.0
-    """Between two looks at a job's state and log. Each look at the state asks Slurm's controller."""
+    """Time between two looks at a job's state. Each look asks Slurm's controller."""
 
     def __post_init__(self) -> None:
         check(self.rank_idiom in RANK_IDIOMS, "launcher.rank_idiom", self.rank_idiom, f"must be one of {RANK_IDIOMS}")

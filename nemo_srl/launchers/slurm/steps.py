@@ -1,27 +1,30 @@
 """How a step of a job is started under Slurm: srun's options around `task.sh`, which every task runs.
 
-What is special here, each for a reason that was met:
-- `--ntasks` is always given with `--ntasks-per-node`, or a step keeps the task count of its job;
-- one `--container-mounts` only, since Slurm keeps the last of several;
-- variables are named in `--container-env`, or those that an image sets itself win over ours;
-- `--overlap`, or a step waits until Slurm has put away the one before it;
-- `--cpu-bind=none`, or each of eight ranks on a node may be confined to one core;
-- `--unbuffered`, or progress bars wait for the end of a line;
-- every task first looks for the canary, a file with a random token, since a run directory that a node does
-  not share fails in ways that do not name the cause.
+Each special option is here because its absence has failed:
+- `--ntasks` is always given with `--ntasks-per-node`. Otherwise a step keeps the task count of its job.
+- There is only one `--container-mounts`, because Slurm keeps the last of several.
+- `--container-env` names our variables. Otherwise a variable that the image sets wins over ours.
+- `--overlap`: otherwise a step waits until Slurm has cleaned up the step before it.
+- `--cpu-bind=none`: otherwise each of eight ranks on a node may be confined to one core.
+- `--unbuffered`: otherwise progress bars wait for the end of a line.
+- Every task first reads the canary, a file with a random token. If a node does not share the run directory, other
+  failures would not name the cause.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from nemo_srl.artifacts import write_atomic
 from nemo_srl.config import ClusterConfig, ResourcesConfig
 from nemo_srl.errors import ConfigError
 from nemo_srl.launchers.with_services import num_nodes as num_nodes_of
+from nemo_srl.launchers.with_services import to_spec
 from nemo_srl.protocols import Job, JobStep
 
 PROJECT_ROOT = Path(__file__).resolve().parents[3]
@@ -38,7 +41,7 @@ class StepCommand:
 
 
 def resources(cluster: ClusterConfig, job: Job) -> ResourcesConfig:
-    """What the job asks for: its stage's settings over those of its role over the cluster's."""
+    """What the job asks for. Its stage's settings win over those of its role, and these over the cluster's."""
     wider = ResourcesConfig(partition=cluster.partition, time=cluster.time)
     role: ResourcesConfig = getattr(cluster, job.role)
     chosen: dict[str, Any] = {}
@@ -50,18 +53,17 @@ def resources(cluster: ClusterConfig, job: Job) -> ResourcesConfig:
 
 
 def gpus_per_node(cluster: ClusterConfig, job: Job) -> int | None:
-    """GPUs to ask for; None where Slurm is not to be asked. Raises `ConfigError` for more than a node has."""
+    """How many GPUs to ask Slurm for. None: ask for none. Raises `ConfigError` for more than a node has."""
     if cluster.gpus_per_node is None or job.num_gpus_per_node == 0:
         return None
     if job.num_gpus_per_node > cluster.gpus_per_node:
         remedy = {
             "trainer": "trainer.devices and trainer.num_nodes",
             "engine": "engine.num_replicas, engine.num_nodes and the parallel sizes of engine",
-            "cpu": "cluster",
         }[job.role]
         raise ConfigError(
             f"{job.name} needs {job.num_gpus_per_node} GPUs on a node, and cluster.gpus_per_node="
-            f"{cluster.gpus_per_node}: change {remedy}"
+            f"{cluster.gpus_per_node}. Change {remedy}."
         )
     return job.num_gpus_per_node
 
@@ -107,28 +109,36 @@ def step_command(
 
 
 def canary_file(job: Job) -> Path:
-    """Holds the submission's token; a node that cannot read it does not share the run directory."""
+    """Holds the submission's token. A node that cannot read it does not share the run directory."""
     return job.log_dir / f"{job.name}.canary"
 
 
 def stopped_file(job: Job) -> Path:
-    """There when a step was asked to stop and saved its work."""
+    """It is there if a step was asked to stop and saved its work."""
     return job.log_dir / f"{job.name}.stopped"
 
 
 def services_file(job: Job) -> Path:
+    """Tells `with_services` which servers the job's steps need."""
     return job.log_dir / f"{job.name}.services.json"
 
 
+def write_step_files(job: Job, *, token: str) -> None:
+    """Write what `task.sh` and `with_services` read."""
+    write_atomic(canary_file(job), token)
+    if job.services:
+        write_atomic(services_file(job), json.dumps(to_spec(job), indent=2) + "\n")
+
+
 def _where_to_run(asked: ResourcesConfig, cluster: ClusterConfig, job: Job, env: Iterable[str]) -> list[str]:
-    """The project's directory, in a container if there is one: `-m nemo_srl...` is found from there."""
+    """Options of srun for the project's directory, from which Python finds `-m nemo_srl...`, and for the container."""
     if asked.container is None:
         return [f"--chdir={PROJECT_ROOT}"]
-    paths = dict.fromkeys(str(p) for p in (PROJECT_ROOT, *job.paths))  # each once, in an order that no name decides
+    paths = dict.fromkeys(str(p) for p in (PROJECT_ROOT, *job.paths))  # each once, in the order of the job
     mounts = [*(f"{p}:{p}" for p in paths), *cluster.mounts]
     for mount in mounts:
         if "," in mount:
-            raise ConfigError(f"{mount}: a path with a comma cannot be mounted into a container; rename it")
+            raise ConfigError(f"{mount}: a path with a comma cannot be mounted into a container. Rename it.")
     return [
         f"--container-image={asked.container}",
         f"--container-mounts={','.join(mounts)}",

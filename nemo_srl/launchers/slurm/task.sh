@@ -6,8 +6,8 @@
 #   task.sh rank COMMAND...       one rank of a training
 #   task.sh torchrun PYTHON ...   one node of a training, whose ranks torch's launcher starts
 #
-# The environment holds MASTER_ADDR, MASTER_PORT and NEMO_SRL_RANKS_PER_NODE.
-# Fails with status 2 on a node that does not see the run directory.
+# The environment holds MASTER_ADDR, MASTER_PORT, NEMO_SRL_RANKS_PER_NODE and the paths and token used below.
+# Ends with status 2 on a node that does not see the run directory.
 set -u
 
 if [ "$(cat "$NEMO_SRL_CANARY" 2> /dev/null)" != "$NEMO_SRL_TOKEN" ]; then
@@ -27,7 +27,7 @@ case $kind in
     export LOCAL_WORLD_SIZE=$NEMO_SRL_RANKS_PER_NODE GROUP_RANK=$SLURM_NODEID
     ;;
   torchrun)
-    # A static rendezvous: c10d's can end a successful run with a traceback.
+    # This is torchrun's static rendezvous. The one of c10d can end a successful run with a traceback.
     python=$1
     shift
     set -- "$python" -m torch.distributed.run --nnodes="$SLURM_NNODES" --node-rank="$SLURM_NODEID" \
@@ -35,9 +35,9 @@ case $kind in
     ;;
 esac
 
-# This shell outlives TERM; the command gets TERM as it comes, since a trap is not inherited. A command that
-# stops on request, having saved its work, ends with status 75. Passed on, it would have Slurm kill the ranks
-# that are still saving: it becomes a file for the batch script to find.
+# This shell must outlive TERM. The command does get TERM, because a trap is not inherited. A command that saved its work
+# and stopped because of TERM ends with status 75. With such a status, Slurm would kill the ranks that are still saving.
+# So a file tells the batch script, and this task ends with status 0.
 trap : TERM
 "$@"
 status=$?
