@@ -10,7 +10,6 @@ The answers and all judgements are published beside the metrics, as parts.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
@@ -74,8 +73,7 @@ def judging_metrics(
         num_bootstrap=num_bootstrap,
         seed=seed,
     )
-    estimates = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
-    return [estimate.named(name) for name, estimate in estimates.items()]
+    return [estimate.named(name) for name, estimate in found.items()]
 
 
 def verdict_metrics(judgements: list[Judgement], *, max_score: int) -> list[Metric]:
