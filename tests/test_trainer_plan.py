@@ -60,11 +60,7 @@ def plan(
     **trainer: Any,
 ) -> dict[str, Any]:
     return make_plan(
-        optim or DPOConfig(),
-        NemoAlignerSettings(**trainer),
-        seed=1234,
-        spec=spec,
-        train=train or rows(1000),
+        optim or DPOConfig(), NemoAlignerSettings(**trainer), seed=1234, spec=spec, train=train or rows(1000)
     )
 
 

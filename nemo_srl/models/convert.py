@@ -228,11 +228,7 @@ def _checked_parameters(reader: CheckpointReader, weights_dir: Path, spec: Model
 
 
 def _hf_tensors(
-    reader: CheckpointReader,
-    parameters: list[_Located],
-    spec: ModelSpec,
-    prefix: str,
-    dtype: torch.dtype | None,
+    reader: CheckpointReader, parameters: list[_Located], spec: ModelSpec, prefix: str, dtype: torch.dtype | None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     for layer, parameter in parameters:
         key = prefix + parameter.key

@@ -88,11 +88,7 @@ def layer_parameters(spec: ModelSpec) -> list[Parameter]:
         layer(
             "self_attention.linear_qkv.weight",
             (query + 2 * key_value, hidden),
-            [
-                (family.q, (query, hidden)),
-                (family.k, (key_value, hidden)),
-                (family.v, (key_value, hidden)),
-            ],
+            [(family.q, (query, hidden)), (family.k, (key_value, hidden)), (family.v, (key_value, hidden))],
             "qkv",
         ),
         layer("self_attention.linear_proj.weight", (hidden, query), [(family.o, (hidden, query))]),

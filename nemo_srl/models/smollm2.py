@@ -224,12 +224,7 @@ def _write_config(reader: GGUFReader, directory: Path) -> None:
     _write_json(directory / "generation_config.json", ends)
 
 
-_SPECIAL_TOKENS = {
-    "bos_token": "bos",
-    "eos_token": "eos",
-    "pad_token": "padding",
-    "unk_token": "unknown",
-}
+_SPECIAL_TOKENS = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
 
 
 def _write_tokenizer(reader: GGUFReader, directory: Path) -> None:

@@ -118,11 +118,7 @@ class ShardedWriter:
     """
 
     def __init__(
-        self,
-        directory: Path,
-        plan: Sequence[tuple[str, tuple[int, ...], torch.dtype]],
-        *,
-        max_shard_bytes: int,
+        self, directory: Path, plan: Sequence[tuple[str, tuple[int, ...], torch.dtype]], *, max_shard_bytes: int
     ) -> None:
         self._directory = directory
         self._shards = _split_shards(plan, max_shard_bytes)

@@ -136,13 +136,7 @@ def _vocab_divisor(spec: ModelSpec, *, tensor_model_parallel_size: int) -> int:
 
 
 def _model_section(
-    section: str,
-    optim: OptimConfig,
-    trainer: NemoAlignerSettings,
-    *,
-    seed: int,
-    spec: ModelSpec,
-    num_steps: int,
+    section: str, optim: OptimConfig, trainer: NemoAlignerSettings, *, seed: int, spec: ModelSpec, num_steps: int
 ) -> dict[str, Any]:
     tp = trainer.tensor_model_parallel_size
     divisor = _vocab_divisor(spec, tensor_model_parallel_size=tp)
