@@ -20,8 +20,8 @@ from nemo_srl.errors import ConfigError, DataError, ModelError
 from nemo_srl.protocols import DPORow
 from nemo_srl.records import PreferencePair
 from nemo_srl.runs import open_run
-from nemo_srl.trainers.nemo_aligner.data import tokenize_rows, write_rows
-from nemo_srl.trainers.nemo_aligner.datasets import DPODataset
+from nemo_srl.trainers.nemo_aligner.batches import collate_dpo
+from nemo_srl.trainers.nemo_aligner.data import read_rows, tokenize_rows, write_rows
 from recipes import export
 from tests.run_directory import HOSTILE, make_run
 from tests.tiny import make_model
@@ -126,7 +126,7 @@ def test_nemo_aligner_makes_of_its_rows_what_our_trainer_feeds_it(tmp_path: Path
     ]  # fmt: skip
     trained, _ = tokenize_rows(rows, encode=lambda t: list(chat.encode(t)), eos_token_id=2, max_seq_length=512)
     write_rows(trained, tmp_path / "train.jsonl")
-    ours = DPODataset(tmp_path / "train.jsonl", pad_id=2)
+    ours = collate_dpo(list(read_rows(tmp_path / "train.jsonl")), pad_id=2)
     theirs = json.loads(output.read_text())
     assert len(theirs) == len(pairs)
     for i, item in enumerate(theirs):
