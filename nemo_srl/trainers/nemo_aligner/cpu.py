@@ -24,6 +24,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch._dynamo  # its rule table must be built before torch functions are replaced below
 from omegaconf import DictConfig
@@ -195,6 +196,8 @@ def _replace_megatron_functions() -> None:
     # its distributed optimizer cannot put into a checkpoint (and one of the ways it fails is silent).
     optimizer.Adam = distributed_optimizer.Adam = FusedAdam
     distributed_optimizer.HAVE_APEX_OR_TE = True
+    # megatron-core counts a tensor's elements by `np.product` when it writes checkpoints. numpy 2 has only `np.prod`.
+    vars(np).setdefault("product", np.prod)
 
 
 def _write_checkpoints_in_process() -> None:
