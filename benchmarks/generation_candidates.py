@@ -29,6 +29,7 @@ from nemo_srl.engines import open_engine
 from nemo_srl.engines.embedded.settings import EmbeddedSettings
 from nemo_srl.engines.openai.dialects import CompletionsDialect, load_tokenizer
 from nemo_srl.engines.openai.engine import OpenAIEngine, ServerSettings
+from nemo_srl.engines.openai.settings import ClientSettings
 from nemo_srl.models import smollm2
 from nemo_srl.protocols import GenerationEngine, SamplingParams
 
@@ -182,9 +183,8 @@ def llama_cpp(setting: Setting, *, dtype: str) -> Iterator[Run]:
     server = xllamacpp.Server(params)
     extra = {"samplers": ["temperature", "top_p"], "ignore_eos": not setting.end_tokens}
     dialect = CompletionsDialect(load_tokenizer(setting.model_dir), setting.end_tokens, extra)
-    settings = ServerSettings(
-        base_urls=[f"{server.listening_address}/v1"], model="m", max_concurrency=setting.batch_size
-    )
+    client = ClientSettings(max_concurrency=setting.batch_size)
+    settings = ServerSettings(base_urls=[f"{server.listening_address}/v1"], model="m", client=client)
     yield partial(run_llama_cpp, OpenAIEngine(settings, dialect), endless=not setting.end_tokens)
     del server
 

@@ -1,8 +1,8 @@
-"""buildah with a storage of its own: images are built and run without a daemon, and nothing stays behind.
+"""buildah with a storage of its own. It builds and runs images without a daemon, and leaves nothing behind.
 
-Every command has namespaces of mounts and processes of its own. What it mounts is seen nowhere else, and a command
-that takes too long ends with all that it started. Nothing is ever pulled: a base that was not built here is an error.
-Needs root; Debian's package is installed only where the environment allows it (`INSTALL`).
+Every command has its own namespaces of mounts and processes. So its mounts are seen nowhere else, and a command that
+takes too long ends with all that it started. Nothing is pulled: a base that was not built here is an error. This needs
+root. It installs Debian's package only if the environment allows that (`INSTALL`).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INSTALL = ("NEMO_SRL_INSTALL_BUILDAH", "NEMO_SRL_INSTALL_SLURM")
-"""Environment variables each of which allows to install system packages; CI sets the second."""
+"""Environment variables. Each of them allows to install system packages. CI sets the second one."""
 NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 BLOB_CACHE = Path("/var/lib/containers")
-"""Written by buildah as root wherever its storage is."""
+"""buildah writes here as root, wherever its storage is."""
 Done = subprocess.CompletedProcess[str]
 
 
 def why_not() -> str:
-    """The reason why this machine cannot build images; empty if it can. Installs buildah where that is allowed."""
+    """Why this machine cannot build images. Empty if it can. Installs buildah where that is allowed."""
     if os.getuid() != 0:
         return "building images with buildah needs root"
     if subprocess.run([*NAMESPACES, "true"], capture_output=True).returncode:
@@ -39,7 +39,7 @@ def why_not() -> str:
 
 
 def _install() -> str:
-    """The reason why that failed, if it did."""
+    """Why that failed. Empty if it did not."""
     apt = ["apt-get", "-qq", "-o", "Dpkg::Use-Pty=0", "-o", "DPkg::Lock::Timeout=120"]
     install = [*apt, "install", "-y", "--no-install-recommends", "buildah"]
     for command in (install, [*apt, "update"], install):
@@ -54,19 +54,19 @@ def _install() -> str:
 
 @dataclass(frozen=True)
 class Buildah:
-    """`mounts` are what every container sees of this machine, read-only and under the given path."""
+    """`mounts` are the paths of this machine that every container sees, read-only and under another path."""
 
     directory: Path
     mounts: dict[Path, str]
 
     def build(self, tag: str, *, dockerfile: Path, context: Path) -> Done:
-        """Build as `docker build -f dockerfile -t tag context`; the caller looks at the exit status."""
+        """Build as `docker build -f dockerfile -t tag context` does. The caller checks the exit status."""
         return self._buildah(
             "build", *self._isolation(), "--pull=never", f"--file={dockerfile}", f"--tag={tag}", str(context)
         )
 
     def run(self, image: str, *command: str, writable: Sequence[Path] = (), workdir: Path | None = None) -> Done:
-        """Run as `docker run --rm --network=host image command`; `writable` is mounted where it is here."""
+        """Run as `docker run --rm --network=host image command` does. `writable` has the same path inside."""
         made = self._buildah("from", "--pull=never", "--quiet", image)
         assert made.returncode == 0, made.stderr
         container = made.stdout.strip()
@@ -74,7 +74,7 @@ class Buildah:
         if workdir is not None:
             options.append(f"--workingdir={workdir}")
         try:
-            # buildah itself looks for programs in the image only, and not in what is mounted.
+            # buildah itself finds programs of the image only, and not those that are mounted. `env` finds both.
             return self._buildah("run", *self._isolation(), *options, container, "--", "/usr/bin/env", *command)
         finally:
             self._buildah("rm", container)
@@ -98,10 +98,10 @@ class Buildah:
 
 @contextmanager
 def storage(directory: Path, mounts: dict[Path, str]) -> Iterator[Buildah]:
-    """A buildah whose images live in `directory`, which is removed at the end."""
+    """A buildah that keeps its images in `directory`, which is removed at the end."""
     had_cache = BLOB_CACHE.exists()
     (directory / "tmp").mkdir(parents=True)
-    # Or buildah makes a directory of networks in /etc.
+    # Otherwise buildah makes a directory of networks in /etc.
     (directory / "containers.conf").write_text(f'[network]\nnetwork_config_dir = "{directory}/networks"\n')
     try:
         yield Buildah(directory, mounts)

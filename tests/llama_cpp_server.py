@@ -2,7 +2,7 @@
 
     python tests/llama_cpp_server.py MODEL.gguf NUM_SLOTS
 
-Prints its address once it serves, and ends when its standard input does, so also when its parent is killed.
+It prints its address as soon as it serves. It ends when its standard input ends, so also when its parent is killed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def main(model: str, num_slots: int) -> None:
     params.model_alias = {"smollm2"}
     params.hostnames, params.port = ["127.0.0.1"], 0
     params.n_parallel, params.n_ctx = num_slots, 1024 * num_slots
-    # Two threads that wait for each other are slow on a busy machine.
+    # With two threads, one waits for the other, which is slow on a busy machine.
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.n_gpu_layers, params.ui, params.warmup, params.verbosity = 0, False, False, 1
     server = xllamacpp.Server(params)

@@ -1,7 +1,7 @@
-"""A server like `trtllm-serve`, on 127.0.0.1 or as asked: strict about what it is sent, and able to misbehave.
+"""A server like `trtllm-serve`. It is strict about what it is sent, and it can misbehave.
 
-It speaks TensorRT-LLM's /v1/completions by the recorded contract (unknown fields are refused), and the
-chat of any OpenAI-style server. `Faults` are consumed as requests come.
+It has TensorRT-LLM's /v1/completions by the recorded contract, so it refuses unknown fields. It also has the chat of
+any OpenAI-style server. Each request that comes uses up one of the `Faults`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Reply = Callable[[dict[str, Any], int], tuple[list[int], str]]
 
 @dataclass
 class Faults:
-    """How many of the coming answers go wrong, and how."""
+    """How many of the next answers go wrong, and how."""
 
     error_500: int = 0
     error_429: int = 0
@@ -42,7 +42,7 @@ class Faults:
     """Refuse every request with this status."""
     unhealthy_seconds: float = 0
     die_after: int = -1
-    """End the process after so many completions."""
+    """End the process after so many completions. -1: never."""
     slow_seconds: float = 0
 
     def take(self, name: str) -> bool:
@@ -52,7 +52,7 @@ class Faults:
 
 
 class CharTokenizer:
-    """One token per character; token 0 ends a sequence."""
+    """One token per character. Token 0 ends a sequence."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return [ord(c) for c in text]
@@ -67,7 +67,7 @@ def ids_of(text: str) -> list[int]:
 
 @dataclass
 class Loopback:
-    """Answers with `reply`. `requests` holds the bodies that were accepted."""
+    """Answers with `reply`. `requests` holds the bodies that it accepted."""
 
     reply: Reply
     decode: Callable[[list[int]], str] = lambda ids: "".join(map(chr, ids))
@@ -170,7 +170,7 @@ class Loopback:
         return 200, {"id": "x", "object": "text_completion", "model": "policy", "choices": choices, "usage": usage}
 
     def _problem(self, body: dict[str, Any]) -> str:
-        """What the real server's validation, and its engine, would refuse."""
+        """What the validation of the real server, or its engine, would refuse. Empty if nothing."""
         if unknown := unknown_names("completion_request", body):
             return f"Extra inputs are not permitted: {unknown}"
         if body.get("logprobs") and self.faults.refuse_logprobs:
@@ -217,7 +217,7 @@ class Loopback:
 
 
 def _top(token: str) -> dict[str, float]:
-    """A digit may as well have been the next lower one: ln 0.75 and ln 0.25."""
+    """A digit has the probability 0.75, and the next lower one 0.25."""
     digit = token.strip()
     if digit.isdigit() and digit != "0":
         return {token: -0.2876820724517809, str(int(digit) - 1): -1.3862943611198906}

@@ -1,10 +1,10 @@
-"""Stand-ins for the images of NVIDIA's registry: what their packages declare, from this machine's environment.
+"""Stand-ins for the images of NVIDIA's registry, made of packages of this machine's environment.
 
-A base has the file system of an image (`/etc`, `/opt`, `/tmp`, ...), a virtual environment that `pip` can install
-into, and what NGC's images set: `PIP_CONSTRAINT` and, perhaps, `PYTHONPATH`. The rest, gigabytes in truth, is mounted
-and not copied: this machine's `/usr` and interpreter, and its site-packages, of which the base has links to the
-distributions that its own packages declare (transitively, by their metadata) and to no other. So a package that the
-project imports and neither the base nor the Dockerfile brings is missed, as on a cluster.
+A base has the file system of an image (`/etc`, `/opt`, `/tmp`, ...), a virtual environment into which `pip` can
+install, and the variables that NGC's images set: `PIP_CONSTRAINT`, and perhaps `PYTHONPATH`. The rest would be
+gigabytes. So this machine's `/usr`, its interpreter and its site-packages are mounted and not copied. The base has
+links to those packages only that its own packages declare, directly or through others. So if the project imports a
+package that neither the base nor the Dockerfile has, the import fails, as on a cluster.
 
 Not covered: CUDA, NVIDIA's own builds and versions (torch, Transformer Engine, Apex, TensorRT-LLM), NGC's entry point.
 """
@@ -25,12 +25,12 @@ SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
 PYTHON = Path(sys.executable).resolve()
 VENV = Path("opt/venv")
 STACK = "/stack"
-"""Where this machine's site-packages are mounted."""
+"""This machine's site-packages are mounted here."""
 WHEELS = "/wheels"
-"""Where pip finds packages."""
+"""pip finds packages here."""
 CONSTRAINTS = "etc/pip/constraint.txt"
 FROM_BASE = "opt/base"
-"""What the base's own PYTHONPATH names."""
+"""The base's own PYTHONPATH names this directory."""
 
 DOCKERFILE = f"""
 FROM scratch
@@ -41,12 +41,12 @@ WORKDIR /workspace
 
 
 def canonical(name: str) -> str:
-    """A distribution's name as the index spells it."""
+    """The name of a distribution, as the package index writes it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def declared(roots: Iterable[str]) -> set[str]:
-    """`roots` and every distribution that they declare, in turn, of those that are installed here."""
+    """`roots`, and all distributions that they declare, directly or through others. Only those installed here count."""
     found: set[str] = set()
     done: set[str] = set()
     queue = [Requirement(root) for root in roots]
@@ -77,10 +77,10 @@ def top_levels(distribution: str) -> set[str]:
 
 def write(directory: Path, distributions: Iterable[str], *, versions: Mapping[str, str], modules: Mapping[str, str],
           programs: Mapping[str, str], constraints: str) -> Path:  # fmt: skip
-    """Write a base's build context; returns its Dockerfile.
+    """Write the build context of a base, and return its Dockerfile.
 
-    `versions` gives distributions another version than they have, `modules` adds modules of one file to its
-    PYTHONPATH, and `programs` shell scripts to its PATH.
+    `versions` gives distributions other versions than they have. `modules` adds modules of one file to its PYTHONPATH.
+    `programs` adds shell scripts to its PATH.
     """
     root = directory / "root"
     packages = root / VENV / SITE_PACKAGES.relative_to(sys.prefix)
@@ -117,14 +117,14 @@ def write(directory: Path, distributions: Iterable[str], *, versions: Mapping[st
 
 
 def fetch_wheels(directory: Path, requirements: Path) -> None:
-    """Get the packages of a requirements file as wheels, from the index that this machine's pip is set to."""
+    """Get the packages of a requirements file as wheels, from the index that this machine's pip uses."""
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", f"--wheel-dir={directory}"]
     done = subprocess.run([*pip, "--requirement", str(requirements)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
 def mounts(wheels: Path) -> dict[Path, str]:
-    """What the containers of these bases need of this machine."""
+    """The paths of this machine that the containers of these bases need."""
     found = {SITE_PACKAGES: STACK, wheels: WHEELS}
     system = [path for path in _system() if not path.is_symlink()]
     system += [path for path in map(Path, ("/etc/ld.so.cache", "/etc/alternatives")) if path.exists()]
@@ -134,5 +134,5 @@ def mounts(wheels: Path) -> dict[Path, str]:
 
 
 def _system() -> list[Path]:
-    """`/usr` and what, depending on the distribution, lies beside it or is a link into it."""
+    """`/usr`, and the directories that stand beside it or are links into it, depending on the distribution."""
     return [path for path in map(Path, ("/usr", "/bin", "/sbin", "/lib", "/lib64")) if path.exists()]

@@ -1,4 +1,4 @@
-"""A module that stands in for `tensorrt_llm`: knows the recorded names only, and refuses what the real one refuses."""
+"""A module that stands in for `tensorrt_llm`: it knows the recorded names only, and refuses what the real one does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tests.trtllm_contract import problem_with_options, unknown_names
 
 Reply = Callable[[list[int], Any, int], Mapping[str, Any]]
-"""(prompt, sampling parameters, sample index) -> token_ids, finish_reason, logprobs of an output."""
+"""(prompt, sampling parameters, sample index) -> token_ids, finish_reason and logprobs of an output."""
 
 
 def install(monkeypatch: pytest.MonkeyPatch, reply: Reply) -> types.ModuleType:
@@ -49,7 +49,8 @@ def install(monkeypatch: pytest.MonkeyPatch, reply: Reply) -> types.ModuleType:
             if len(ids) + sampling.max_tokens > self.options["max_seq_len"]:
                 raise ValueError("should not exceed max_seq_len")
             self.calls.append((ids, sampling))
-            return Future([SimpleNamespace(index=i, **reply(ids, sampling, i)) for i in range(sampling.n)])
+            outputs = [{"index": i, "logprobs": [], **reply(ids, sampling, i)} for i in range(sampling.n)]
+            return Future([SimpleNamespace(**output) for output in outputs])
 
         def shutdown(self) -> None:
             self.is_shut_down = True

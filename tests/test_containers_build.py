@@ -1,10 +1,10 @@
-"""The images of containers/, really built by buildah from the Dockerfiles as they are, and used as clusters use them.
+"""The images of containers/. buildah builds them from the Dockerfiles as they are, and they are used as on clusters.
 
-Real: every instruction of the Dockerfiles, pip's installation of what they name (from wheels that this machine's pip
-got from its index), the version probe, the project's code and its imports of the whole NeMo stack.
-Stand-in: the bases under the names of NVIDIA's (`ngc_base.py` says what of them is real), with this environment's
-stack of PyPI; `tensorrt_llm` and `trtllm-serve`, which know the recorded contract only; pyxis, as buildah's mounts
-and working directory.
+These are real: every instruction of the Dockerfiles, pip's installation of the packages that they name (from wheels of
+this machine's package index), the check of versions, the project's code, and its imports of the whole NeMo stack.
+
+These are stand-ins: the bases, which have NVIDIA's names and this environment's packages (see `ngc_base.py`),
+`tensorrt_llm` and `trtllm-serve`, which know the recorded contract only, and pyxis, by buildah's mounts.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ IMAGES = ("nemo", "trtllm")
 ROLES: dict[str, JobRole] = {"nemo": "trainer", "trtllm": "engine"}
 REQUIREMENTS = {"nemo": CONTAINERS / "trainer.requirements.txt", "trtllm": CONTAINERS / "engine.requirements.txt"}
 ROOTS = {
-    # psutil is imported by Megatron-Core's checkpointing, and declared by none of them.
+    # Megatron-Core's checkpointing imports psutil, and none of these packages declares it.
     "nemo": ("nemo-toolkit[nlp]", "nemo-aligner", "megatron-core", "torch", "psutil", "pip"),
-    # What tensorrt-llm's requirements.txt names, of the packages that the project imports or that bring them:
-    # httpx comes by openai, scipy by nvidia-modelopt.
+    # Packages that the project imports, and that tensorrt-llm's requirements.txt names or brings: openai declares
+    # httpx, and nvidia-modelopt declares scipy.
     "trtllm": (
         *("torch", "transformers", "datasets", "numpy", "pandas", "httpx", "scipy", "psutil", "pydantic"),
         *("setuptools", "pip"),
     ),
 }
-"""Distributions that a base has, with all that they declare."""
+"""The distributions of each base. It also has all that these declare."""
 NEMO = {"lightning", "megatron", "nemo", "nemo_aligner", "pytorch_lightning"}
 OPTIONAL = {"langdetect", "lm_eval", "nltk", "wandb"}
-"""What only the project's optional dependencies name."""
+"""Packages that only the project's optional dependencies name."""
 
 IMPORT_ALL = """
 import importlib, json, pkgutil, sys
@@ -94,7 +94,7 @@ def pins(image: str) -> dict[str, str]:
 
 
 def build_base(builder: Buildah, directory: Path, image: str, versions: dict[str, str]) -> None:
-    """Under the name that the Dockerfile has, with constraints that would refuse what is to be installed."""
+    """Build a base under the name that the Dockerfile has. Its constraints would refuse what is to be installed."""
     stub = PROJECT / "tests" / "stubs" / "trtllm-serve"
     trtllm = f'__version__ = "{contract()["version"]}"\nclass LLM: ...\nclass SamplingParams: ...\n'
     dockerfile = ngc_base.write(
@@ -139,7 +139,7 @@ def builder(scratch: Path) -> Iterator[Buildah]:
 
 @pytest.fixture(scope="module")
 def images(builder: Buildah, scratch: Path) -> dict[str, Done]:
-    """Both, built; what the builds printed. The build that "other" stands for met another version of NeMo-Aligner."""
+    """Builds both images, and returns the ended builds. In "other", the base had another version of NeMo-Aligner."""
     build_base(builder, scratch / "base-other", "nemo", versions={"nemo-aligner": "0.6.0"})
     done = {"other": build(builder, "nemo")}
     for image in IMAGES:
@@ -168,7 +168,7 @@ def test_a_base_with_another_stack_stops_the_build(images: dict[str, Done]) -> N
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_of_the_base_nothing_is_lost_or_changed(builder: Buildah, images: dict[str, Done], image: str) -> None:
-    """pip adds the packages of the requirements file and moves no other."""
+    """pip adds the packages of the requirements file, and changes no other."""
     before = printed(builder.run(base_name(image), "python", "-c", VERSIONS))
     assert not before.keys() & pins(image).keys()
     assert printed(run(builder, image, "python", "-c", VERSIONS)) == {**before, **pins(image)}
@@ -177,7 +177,7 @@ def test_of_the_base_nothing_is_lost_or_changed(builder: Buildah, images: dict[s
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_every_module_of_the_role_imports(builder: Buildah, images: dict[str, Done], image: str) -> None:
-    """In the trainer's image all of them; in the engine's all but those that run inside of NeMo-Aligner."""
+    """The trainer's image imports all of them. The engine's imports all but those that run inside of NeMo-Aligner."""
     where, failed = printed(run(builder, image, "python", "-W", "ignore", "-c", IMPORT_ALL))
     assert where == "/opt/nemo_srl/nemo_srl/__init__.py"
     if image == "nemo":
@@ -189,14 +189,14 @@ def test_every_module_of_the_role_imports(builder: Buildah, images: dict[str, Do
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_every_package_that_the_role_names_is_there(builder: Buildah, images: dict[str, Done], image: str) -> None:
-    """Also those that are imported within functions."""
+    """This includes packages that are imported within functions."""
     absent = set(printed(run(builder, image, "python", "-c", FIND_ALL)))
-    # What tracks a run is a part of the orchestrator, which is never in the engine's image.
+    # The orchestrator tracks a run, and it never runs in the engine's image.
     assert absent - OPTIONAL <= {"nemo": set(), "trtllm": NEMO | {"tensorboard"}}[image]
 
 
 def as_srun_starts(builder: Buildah, image: str, job: Job) -> Done:
-    """The first step of a job: with the launcher's command and environment, the checkout mounted where it is here."""
+    """Run the first step of a job with the launcher's command and environment, from the mounted checkout."""
     cluster = ClusterConfig(**{job.role: ResourcesConfig(container="its image")})
     env = {**step_environment(cluster, job, token="token"), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "20000"}
     canary_file(job).write_text("token")
@@ -243,7 +243,7 @@ def describe_pairs(directory: Path) -> Path:
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_the_image_alone_composes_a_recipe(builder: Buildah, images: dict[str, Done], image: str) -> None:
-    """As `docker run` starts it, from the image's own copy."""
+    """`docker run` starts it in this way, from the image's own copy."""
     done = run(
         builder, image, "python", "recipes/iterate.py", "recipe=srl-llama3.1-8b-1n8g-tp8", "engine=openai",
         "engine.base_url=http://127.0.0.1:8000/v1", "--cfg", "job",
@@ -255,7 +255,7 @@ def test_the_image_alone_composes_a_recipe(builder: Buildah, images: dict[str, D
 def test_a_step_finds_the_servers_of_the_engines_image(
     builder: Buildah, images: dict[str, Done], tmp_path: Path
 ) -> None:
-    """`trtllm-serve` from the image's PATH, with the flags that the engine gives it."""
+    """`trtllm-serve` comes from the image's PATH, and gets the flags of the engine."""
     model_dir = tiny.make_model(tmp_path / "model", ["some text"], num_layers=1)
     (service,) = trtllm.services(TrtllmSettings(), model_dir, tmp_path)
     step = JobStep(name="run", command=["-c", f"import os; print(os.environ['{SERVICES_VARIABLE}'])"])

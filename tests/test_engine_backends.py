@@ -2,28 +2,84 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hydra.errors import ConfigCompositionException, MissingConfigException
 
-from nemo_srl import registry
 from nemo_srl.artifacts import BaseModel
-from nemo_srl.config import Config, load
+from nemo_srl.config import ClusterConfig, Config, load
+from nemo_srl.engines import EngineBackend
 from nemo_srl.engines.openai.settings import OpenAISettings
 from nemo_srl.errors import ConfigError
 from nemo_srl.experiment import Experiment
+from nemo_srl.launchers import LauncherBackend
+from nemo_srl.launchers.local import LocalLauncher
 from nemo_srl.launchers.slurm.settings import SlurmSettings
 from nemo_srl.launchers.srun import SrunSettings
-from nemo_srl.records import Prompt
+from nemo_srl.protocols import GenerationRequest, Job, SamplingParams
+from nemo_srl.records import Completion, Prompt
 from nemo_srl.stages import candidates
 from tests import tiny
 from tests.support import composed
 from tests.tables import published
-from tests.user_engine import EchoSettings
-from tests.user_launcher import NotingSettings
 
 URL = "http://127.0.0.1:1/v1"
+
+
+@dataclass
+class EchoSettings:
+    name: str = ""
+    suffix: str = "!"
+
+
+@dataclass(frozen=True)
+class EchoEngine:
+    """Answers with the text of the prompt and a suffix."""
+
+    settings: EchoSettings
+    model_dir: Path
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], params: SamplingParams, *, completed: Collection[str] = ()
+    ) -> Iterator[tuple[Completion, ...]]:
+        for r in requests:
+            texts = [f"{r.text}{self.settings.suffix}{i}" for i in range(r.n)]
+            yield tuple(
+                Completion(request_key=r.key, index=i, text=text, num_tokens=1, finish_reason="stop")
+                for i, text in enumerate(texts)
+            )
+
+    def close(self) -> None:
+        pass
+
+
+ECHO = EngineBackend(settings=EchoSettings, decisive=("suffix",), open=EchoEngine)
+
+
+@dataclass
+class NotingSettings:
+    name: str = ""
+    file: str = "notes"
+
+
+@dataclass(frozen=True)
+class NotingLauncher:
+    """Notes the jobs and runs them on this machine."""
+
+    settings: NotingSettings
+    cluster: ClusterConfig
+
+    def run(self, job: Job) -> None:
+        job.log_dir.mkdir(exist_ok=True)
+        with (job.log_dir / self.settings.file).open("a") as f:
+            f.write(f"{job.name} as {job.role}\n")
+        LocalLauncher().run(job)
+
+
+NOTING = LauncherBackend(settings=NotingSettings, open=NotingLauncher)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +138,7 @@ def test_bad_values_of_a_backend_are_refused_by_their_keys() -> None:
 
 @pytest.mark.parametrize(("section", "known"), [("engine", "embedded, openai"), ("launcher", "local, slurm, srun")])
 def test_unknown_names_list_what_exists(section: str, known: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{section}\.name='nope': nothing has this name\. Use one of {known}"):
+    with pytest.raises(ConfigError, match=rf"{section}\.name='nope': .*Use one of {known}"):
         load({section: {"name": "nope"}}, Config)
     with pytest.raises(MissingConfigException, match=rf"(?s){section}/nope.*{known.split(', ')[0]}"):
         composed(f"{section}=nope")
@@ -93,21 +149,22 @@ def test_a_path_that_leads_nowhere_is_named() -> None:
         load({"engine": {"name": "no.such.module"}}, Config)
     with pytest.raises(ConfigError, match=r"engine\.name='tests\.tiny': tests\.tiny has no 'BACKEND'"):
         load({"engine": {"name": "tests.tiny"}}, Config)
-    assert registry.load("engines", "tests.user_engine:BACKEND").settings is EchoSettings
+    with pytest.raises(ConfigError, match=rf"engine\.name='{__name__}:OTHER': {__name__} has no 'OTHER'"):
+        load({"engine": {"name": f"{__name__}:OTHER"}}, Config)
 
 
 def test_an_engine_and_a_launcher_of_the_users_own_run_a_stage(tmp_path: Path) -> None:
     cfg = composed(
-        f"run_dir={tmp_path / 'run'}", "engine=tests.user_engine", "engine.suffix='?'",
-        "launcher=tests.user_launcher", "launcher.file=jobs",
+        f"run_dir={tmp_path / 'run'}", f"engine={__name__}:ECHO", "engine.suffix='?'",
+        f"launcher={__name__}:NOTING", "launcher.file=jobs",
     )  # fmt: skip
-    assert cfg.engine == EchoSettings(suffix="?")
-    assert cfg.launcher == NotingSettings(file="jobs")
+    assert type(cfg.engine).__name__ == "EchoSettings"
+    assert (cfg.engine.name, cfg.engine.suffix) == (f"{__name__}:ECHO", "?")
     model = BaseModel(tiny.make_model(tmp_path / "model", ["text"], vocab_size=300), "digest")
     prompts = published(tmp_path, "prompts", Prompt, [Prompt(prompt_id="p", text="Why")])
     with Experiment(cfg) as exp:
         made = exp.run(candidates.STAGE, 1, policy=model, prompts=prompts)
     assert [c.response for c in made.read()] == [f"Why?{i}" for i in range(cfg.candidates.num_samples)]
-    assert made.identity["engine.name"] == "tests.user_engine"
+    assert made.identity["engine.name"] == f"{__name__}:ECHO"
     assert made.identity["engine.suffix"] == "?"
     assert (tmp_path / "run" / "logs" / "jobs").read_text() == "iter_01-candidates as engine\n"

@@ -17,16 +17,16 @@ from nemo_srl.config import Config, JudgeConfig
 from nemo_srl.engines.checks import length_check
 from nemo_srl.engines.openai.dialects import ChatDialect, CompletionsDialect, TokenLogprob, number_logprobs
 from nemo_srl.engines.openai.engine import OpenAIEngine, ServerSettings
+from nemo_srl.engines.openai.settings import ClientSettings
 from nemo_srl.engines.trtllm.requests import TrtllmDialect
 from nemo_srl.errors import ConfigError, DataError, EngineError
 from nemo_srl.experiment import Experiment
 from nemo_srl.protocols import GenerationRequest, SamplingParams
 from nemo_srl.records import Completion
 from nemo_srl.stages import judgements
-from tests import tiny
+from tests import support, tiny
 from tests.completions import collect, keys
 from tests.loopback import CharTokenizer, Faults, Loopback, ids_of
-from tests.support import server
 from tests.tables import answers_to
 
 PARAMS = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=20)
@@ -53,8 +53,8 @@ def engine(
     completions = CompletionsDialect(CharTokenizer(), (0,))
     found = TrtllmDialect(completions) if dialect == "trtllm" else ChatDialect(CharTokenizer())
     with loopback.running() as url:
-        given = {"backoff_seconds": 0.001, **settings}
-        yield OpenAIEngine(ServerSettings(base_urls=[url], api_key=key, **given), found), loopback
+        server = ServerSettings(base_urls=[url], api_key=key, client=ClientSettings(**settings), backoff_seconds=0.001)
+        yield OpenAIEngine(server, found), loopback
 
 
 def ask(found: OpenAIEngine, asked: list[GenerationRequest], params: SamplingParams = PARAMS) -> dict[str, Completion]:
@@ -215,7 +215,7 @@ def test_the_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with engine(server_key="s3cret", key="wr0ng") as (found, _), pytest.raises(EngineError, match="Incorrect") as e:
         ask(found, requests(1))
     assert "wr0ng" not in str(e.value)
-    cfg = server("http://127.0.0.1:1/v1", api_key_env="NEMO_SRL_TEST_KEY")
+    cfg = support.server("http://127.0.0.1:1/v1", api_key_env="NEMO_SRL_TEST_KEY")
     monkeypatch.delenv("NEMO_SRL_TEST_KEY", raising=False)
     with pytest.raises(ConfigError, match="NEMO_SRL_TEST_KEY"):
         engines.services(cfg, tmp_path, tmp_path)
@@ -319,7 +319,7 @@ def test_a_hosted_judge_alone_and_its_key_stays_out_of_the_run_directory(
     monkeypatch.setenv("NEMO_SRL_TEST_KEY", "s3cret-key")
     loopback = Loopback(verdict, api_key="s3cret-key")
     with loopback.running() as url:
-        hosted = server(url, model="judge-large", api_key_env="NEMO_SRL_TEST_KEY")
+        hosted = support.server(url, model="judge-large", api_key_env="NEMO_SRL_TEST_KEY")
         judge = JudgeConfig(rubric="Grade {response} to {instruction}. Score: <points>", engine=hosted)
         with Experiment(Config(run_dir=str(tmp_path / "run"), judge=judge)) as exp:
             made = exp.run(judgements.STAGE, 1, judge=judge_model, candidates=answers)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -25,12 +26,11 @@ ROOT = Path(__file__).resolve().parent.parent
 RUBRIC = "Grade: {instruction} / {response} Score:"
 
 
-@pytest.fixture(scope="module")
-def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    base = tmp_path_factory.mktemp("tiny")
+def tiny_settings(base: Path) -> dict[str, Any]:
+    """Settings of a run that takes a minute. Writes its seed and its model to `base`."""
     data = write_seed(base / "seed")
     model = make_model(base / "model", texts_of(base / "seed"))
-    settings = {
+    return {
         **data,
         "model.path": str(model),
         "judge.rubric": f"'{RUBRIC}'",
@@ -62,7 +62,11 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "dpo.save_interval": 1,
         "evaluation.num_bootstrap": 50,
     }
-    return [f"{key}={value}" for key, value in settings.items()]
+
+
+@pytest.fixture(scope="module")
+def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return [f"{key}={value}" for key, value in tiny_settings(tmp_path_factory.mktemp("tiny")).items()]
 
 
 def start(run_dir: Path, overrides: list[str], log: Path) -> subprocess.Popen[bytes]:

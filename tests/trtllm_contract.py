@@ -1,4 +1,4 @@
-"""What TensorRT-LLM takes, as recorded; and the refusals of the real one for what it does not take."""
+"""What TensorRT-LLM takes, as recorded, and its refusals of what it does not take."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def unknown_names(section: str, given: Mapping[str, Any]) -> list[str]:
 
 
 def problem_with_options(options: Mapping[str, Any]) -> str:
-    """What TensorRT-LLM would refuse in options of its LLM API; empty if nothing."""
+    """What TensorRT-LLM would refuse in options of its LLM API. Empty if nothing."""
     for section, part in (
         ("llm_args", options),
         ("kv_cache_config", options.get("kv_cache_config", {})),

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -66,6 +67,10 @@ class Spec:
     def on(self, node: int) -> list[Service]:
         """The services of a node."""
         return [s for s in self.services if s.node == node]
+
+    def running(self, node: int, **options: Any) -> AbstractContextManager[RunningServices]:
+        """Run the services of a node, with further `options` of `services.running`."""
+        return running(self.on(node), job_name=self.job_name, log_dir=self.log_dir, **options)
 
     @property
     def start_timeout_seconds(self) -> float:
@@ -114,7 +119,7 @@ def main(spec_path: Path, command: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, term)
     try:
         if spec.num_nodes == 1:
-            with running(spec.services, job_name=spec.job_name, log_dir=spec.log_dir) as services:
+            with spec.running(0) as services:
                 return _run(command, services, services.urls, lambda: None, term)
         node = int(_variable("GROUP_RANK"))
         return _lead(spec, command, term) if node == 0 else _follow(spec, node, term)
@@ -130,13 +135,7 @@ def _lead(spec: Spec, command: Sequence[str], term: _Term) -> int:
         services={node: [s.name for s in spec.on(node)] for node in range(1, spec.num_nodes)},
         timeout_seconds=spec.start_timeout_seconds,
     )  # fmt: skip
-    with (
-        leader,
-        running(
-            spec.on(0), job_name=spec.job_name, log_dir=spec.log_dir, environ=without_step(os.environ),
-            meanwhile=leader.check,
-        ) as services,
-    ):  # fmt: skip
+    with leader, spec.running(0, environ=without_step(os.environ), meanwhile=leader.check) as services:
         urls = dict(services.urls)
         for node, (host, ports) in sorted(leader.ports(services.check).items()):
             for s in spec.on(node):
@@ -156,10 +155,8 @@ def _follow(spec: Spec, node: int, term: _Term) -> int:
     )  # fmt: skip
     with member:
         try:
-            with running(
-                spec.on(node), job_name=spec.job_name, log_dir=spec.log_dir, host=member.host,
-                environ=without_step(os.environ), meanwhile=member.check,
-            ) as services:  # fmt: skip
+            environ = without_step(os.environ)
+            with spec.running(node, host=member.host, environ=environ, meanwhile=member.check) as services:
                 # From here on, the first node says when the job has ended. After TERM, the command may still need these
                 # services while it saves.
                 term.note_only(services)

@@ -1,9 +1,9 @@
 """A real Slurm of three nodes on this machine, for the tests of this directory.
 
-Each node is a set of namespaces (network, processes, mounts, host name) with a slurmd of its own, so that
-MASTER_ADDR=127.0.0.1 or a file in /tmp fails as on a cluster. Containers are stood in for by `simpyxis.c`, which
-takes pyxis' options. Needs root, the right to make namespaces, and Debian's packages, which are installed only where
-the environment allows it (`NEMO_SRL_INSTALL_SLURM=1`); skipped elsewhere.
+Each node is a set of namespaces (network, processes, mounts, host name) with a slurmd of its own. So
+MASTER_ADDR=127.0.0.1 or a file in /tmp fails as on a cluster. `simpyxis.c` takes the options of pyxis and stands in for
+containers. The tests need root, the right to make namespaces, and Debian's packages. These are installed only if the
+environment allows it (`NEMO_SRL_INSTALL_SLURM=1`). Elsewhere the tests are skipped.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ PROJECT = HERE.parents[1]
 SIM = HERE / "slurmsim.sh"
 NUM_NODES = 3
 INSTALL = "NEMO_SRL_INSTALL_SLURM"
-"""Environment variable that allows to install system packages; CI sets it."""
+"""Environment variable that allows to install system packages. CI sets it."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """`shared` is what all nodes see under the same path."""
+    """All nodes see the directory `shared` under the same path."""
 
     shared: Path
 
     def run(self, *command: str) -> str:
-        """On the login node."""
+        """Run a command on the login node, and return its output."""
         done = subprocess.run([str(SIM), "exec", *command], text=True, capture_output=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
     def start(self, *command: str, log: Path, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """On the login node, in the background, in a process group of its own."""
+        """Start a command on the login node, in the background, in a process group of its own."""
         with log.open("ab") as f:
             return subprocess.Popen(
                 [str(SIM), "exec", *command], stdout=f, stderr=subprocess.STDOUT, cwd=PROJECT, start_new_session=True,
@@ -64,7 +64,7 @@ class Cluster:
         return len(self.run("squeue", "--noheader", "--states=all").splitlines())
 
     def containers(self) -> list[dict[str, Any]]:
-        """What was started in a container so far."""
+        """All that was started in a container so far."""
         path = self.shared.parent / "log" / "containers.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -80,8 +80,8 @@ class Cluster:
 def cluster() -> Iterator[Cluster]:
     if reason := _why_not():
         pytest.skip(reason)
-    root = Path(tempfile.mkdtemp(prefix="nemo-srl-slurm-", dir="/tmp"))  # short: it holds sockets
-    # A node's /tmp is its own; what this test run has there must be seen from it all the same.
+    root = Path(tempfile.mkdtemp(prefix="nemo-srl-slurm-", dir="/tmp"))  # paths of sockets must be short
+    # Each node has a /tmp of its own. What this test run needs from the machine's /tmp must be seen there as well.
     needed = {str(Path(p).resolve()) for p in (sys.prefix, sys.base_prefix, PROJECT)}
     os.environ |= {
         "SLURMSIM_ROOT": str(root),
@@ -119,6 +119,6 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
 
 
 def kill(process: subprocess.Popen[bytes], sig: signal.Signals = signal.SIGKILL) -> None:
-    """To the whole group."""
+    """Send a signal to the whole process group, and wait for its leader."""
     os.killpg(process.pid, sig)
     process.wait(120)

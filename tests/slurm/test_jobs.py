@@ -225,7 +225,7 @@ def test_a_killed_orchestrator_finds_its_job_again(cluster: Cluster) -> None:
     second = start(cluster, spec)
     wait_for(lambda: f"job {job_id} is under way" in spec.with_name("out").read_text())
     kill(second)
-    # As if it had died between sbatch and the note of the job's id.
+    # The same record as if it had died after sbatch and before it wrote the job's id.
     record = spec.parent / "logs" / "job.slurm.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "job_id": None}))
     third = start(cluster, spec)
@@ -283,7 +283,7 @@ def test_a_whole_run_inside_one_allocation_is_told_of_the_time_limit_and_goes_on
     saved = cluster.shared / "inside" / "saved"
     code = WHO + TRAINS.format(saved=str(saved))
     spec = write_spec(cluster, "inside", code, distributed=True, launcher={"name": "srun"}, num_gpus_per_node=2)
-    # Stands in for the interpreter: runs our job instead of recipes/iterate.py.
+    # This stands in for the interpreter. It runs our job instead of recipes/iterate.py.
     python = spec.with_name("python")
     python.write_text(f"#!/bin/sh\nexec {sys.executable} -m tests.slurm.run_job {spec}\n")
     python.chmod(0o755)

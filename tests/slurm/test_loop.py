@@ -1,9 +1,10 @@
-"""The whole loop on a real Slurm: 2 nodes of 2 ranks (TP=2, DP=2) in stand-in containers, with TensorRT-LLM's stand-in,
-a replica on each of the 2 nodes.
+"""The whole loop on a real Slurm, with 2 nodes of 2 ranks (TP=2, DP=2).
 
-One run is left alone. Another one meets, in turn, the warning before a time limit in the middle of SFT, a node
-that dies in the middle of generation, a killed orchestrator, and a node that dies in the middle of DPO. Both
-must have published the same bytes, and no model call may have been paid twice.
+Containers are stand-ins. So is TensorRT-LLM, with a replica on each of the 2 nodes.
+
+One run is left alone. Another one meets four faults in turn: the warning before a time limit in the middle of SFT, a
+node that dies in the middle of generation, a killed orchestrator, and a node that dies in the middle of DPO. Both must
+have published the same bytes. No model call that was completed may be made again.
 """
 
 from __future__ import annotations
@@ -20,58 +21,28 @@ import pytest
 
 from nemo_srl.artifacts import JOURNAL
 from tests.slurm.conftest import PROJECT, Cluster, kill, wait_for
-from tests.test_loop import RUBRIC, published
-from tests.tiny import make_model, texts_of, write_seed
+from tests.test_loop import published, tiny_settings
 
 IMAGE = "nvcr.io#nvidia/nemo:25.02"
 
 
 @pytest.fixture(scope="module")
 def overrides(cluster: Cluster) -> list[str]:
-    """As in tests/test_loop.py, but that sequences of steps are long enough to be interrupted."""
-    base = cluster.shared / "tiny"
-    data = write_seed(base / "seed")
-    model = make_model(base / "model", texts_of(base / "seed"))
+    """As in tests/test_loop.py, with enough steps in a row for an interruption."""
     path = f"{PROJECT / 'tests' / 'stubs'}:{Path(sys.executable).parent}:/usr/bin:/bin"
     settings = {
-        **data,
-        "model.path": str(model),
-        "judge.rubric": f"'{RUBRIC}'",
-        "judge.max_tokens": 12,
-        "judge.temperature": 1.0,
-        "num_iterations": 1,
+        **tiny_settings(cluster.shared / "tiny"),
         "engine": "trtllm",
-        "engine.dtype": "float32",
         "engine.max_concurrency": 1,
         "engine.num_nodes": 2,
         "engine.num_replicas": 2,
-        "trainer.precision": "32",
         "trainer.num_nodes": 2,
         "trainer.devices": 2,
         "trainer.tensor_model_parallel_size": 2,
-        "trainer.micro_batch_size": 1,
-        "sft.learning_rate": 3e-3,
-        "sft.min_learning_rate": 1e-3,
-        "sft.max_epochs": 20,
-        "sft.global_batch_size": 8,
-        "sft.max_seq_length": 128,
         "sft.save_interval": 1000,
-        "prompts.num_prompts": 6,
-        "prompts.min_words": 1,
-        "prompts.max_rouge_l": 1.0,
-        "prompts.temperature": 1.0,
-        "prompts.top_p": 1.0,
-        "prompts.max_tokens": 24,
-        "prompts.max_rounds": 50,
-        "candidates.temperature": 1.0,
-        "candidates.max_tokens": 24,
-        "dpo.global_batch_size": 2,
         "dpo.max_epochs": 4,
-        "dpo.max_seq_length": 128,
-        "dpo.save_interval": 1,
         "anchor.num_prompts": 0,
         "evaluation.num_prompts": 1,
-        "evaluation.num_bootstrap": 50,
         "launcher": "slurm",
         "launcher.poll_seconds": 0.5,
         "launcher.signal_seconds": 30,
@@ -103,7 +74,7 @@ class Run:
         self.process = self._start()
 
     def wait_for_lines(self, path: str, number: int) -> None:
-        """Until the stage has journalled so many calls, or trained so many steps."""
+        """Wait until a stage has so many calls in its journal, or has trained so many steps."""
         file = self.run_dir / path
         wait_for(lambda: self._going() and file.exists() and file.read_bytes().count(b"\n") >= number, 240)
 
@@ -124,7 +95,7 @@ class Run:
         return self.cluster.run("env", f"PYTHONPATH={PROJECT}", *command)
 
     def repeated_steps(self, stage: str) -> int:
-        """Of a training that has just been ended: steps that it made since its last checkpoint."""
+        """Steps that a training, which has just been ended, made since its last checkpoint."""
         training = self.run_dir / stage / "training"
         num_done = (training / "metrics.jsonl").read_bytes().count(b"\n")
         saved = (training / "nemo" / "checkpoints").glob("*-step=*-last")
@@ -133,7 +104,7 @@ class Run:
         return num_done - max(found, default=0)
 
     def answered_samples(self, job: str) -> int:
-        """How many samples the job's servers gave, those of their start-up probe included."""
+        """How many samples the job's servers gave. Those of the probe at their start count as well."""
         logs = (self.run_dir / "logs").glob(f"{job}-trtllm-*.log")
         return sum(log.read_text().count("answered a sample") for log in logs)
 
@@ -154,7 +125,7 @@ def test_all_faults_in_one_run_leave_what_an_undisturbed_run_leaves(
     run = Run(cluster, "disturbed", [*overrides, "+cluster.env.NEMO_SRL_STUB_FAULTS='{\"slow_seconds\": 0.5}'"])
 
     run.wait_for_lines("iter_00/sft/training/metrics.jsonl", 5)
-    # What Slurm sends before the time limit; that it does is tested in test_jobs.py.
+    # Slurm sends this before the time limit. test_jobs.py tests that it does.
     cluster.run("scancel", "--batch", "--signal=USR1", run.job_id("iter_00-sft"))
     wait_for(lambda: cluster.job(run.job_id("iter_00-sft"))["Restarts"] == "1")
     repeated = run.repeated_steps("iter_00/sft")
@@ -190,7 +161,7 @@ def test_all_faults_in_one_run_leave_what_an_undisturbed_run_leaves(
         record_property(f"samples_of_{job}", asked)
         repeated = run.answered_samples(f"iter_01-{job}") - asked
         record_property(f"samples_repeated_in_{job}", repeated)
-        # Another probe, and at most the requests that were under way on the dead node's replica and the other.
+        # Another probe, and at most the requests that were under way on the replicas of both nodes.
         assert repeated <= 2 + 2 * 4, job
 
     assert published(run.run_dir) == published(calm.run_dir)

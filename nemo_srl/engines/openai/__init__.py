@@ -33,9 +33,7 @@ def _open(settings: OpenAISettings, model_dir: Path) -> GenerationEngine:
         base_urls=[settings.base_url.rstrip("/")],
         model=settings.model,
         api_key=api_key(settings.api_key_env),
-        max_concurrency=settings.max_concurrency,
-        timeout_seconds=settings.timeout_seconds,
-        max_retries=settings.max_retries,
+        client=settings,
     )
     if settings.api == "chat":
         return OpenAIEngine(server, ChatDialect(tokenizer, settings.extra_body), check=_check_texts)

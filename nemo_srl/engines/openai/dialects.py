@@ -51,11 +51,6 @@ def decode(tokenizer: Tokenizer, ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def without_end_token(ids: list[int], reason: FinishReason, end_token_ids: Sequence[int]) -> list[int]:
-    """The tokens of a sample's text. Servers differ in whether `ids` has the token that ended the sample."""
-    return ids[:-1] if reason == "stop" and ids and ids[-1] in end_token_ids else ids
-
-
 @dataclass(frozen=True)
 class Sample:
     """One usable choice. `num_tokens` counts the end-of-sequence token as well, which is not part of `text`."""
@@ -106,7 +101,8 @@ class CompletionsDialect:
         reason = _finish_reason(choice)
         ids = choice.get("token_ids")
         if isinstance(ids, list) and all(isinstance(i, int) for i in ids):
-            kept = without_end_token(ids, reason, self.end_token_ids)
+            # Servers differ in whether the token that ended a sample is among its ids.
+            kept = ids[:-1] if reason == "stop" and ids and ids[-1] in self.end_token_ids else ids
             text, num_tokens = decode(self.tokenizer, kept), len(kept) + (reason == "stop")
         else:
             text = _text(choice.get("text"))

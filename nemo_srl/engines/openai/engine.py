@@ -19,12 +19,13 @@ import queue
 import threading
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx
 
 from nemo_srl.engines.checks import RequestCheck, missing_samples
 from nemo_srl.engines.openai.dialects import BadChoiceError, Dialect, Sample
+from nemo_srl.engines.openai.settings import ClientSettings
 from nemo_srl.engines.openai.transport import RefusedError, Transport
 from nemo_srl.errors import EngineError
 from nemo_srl.protocols import GenerationRequest, SamplingParams
@@ -43,9 +44,7 @@ class ServerSettings:
     model: str = ""
     """Empty: the only model that the first server lists."""
     api_key: str = ""
-    max_concurrency: int = 64
-    timeout_seconds: float = 600
-    max_retries: int = 5
+    client: ClientSettings = field(default_factory=ClientSettings)
     use_proxies: bool = True
     """Use the proxies of the environment. They are not used if all servers are on this machine."""
     backoff_seconds: float = 0.5
@@ -134,12 +133,10 @@ class OpenAIEngine:
 
     async def _ask_all(self, todo: list[_Todo], params: SamplingParams, emit: Emit) -> None:
         s = self._settings
+        are_here = all(httpx.URL(url).host in ("127.0.0.1", "localhost", "::1") for url in s.base_urls)
         transport = Transport(
-            api_key=s.api_key, timeout_seconds=s.timeout_seconds, max_retries=s.max_retries,
-            max_connections=s.max_concurrency, backoff_seconds=s.backoff_seconds,
-            use_proxies=s.use_proxies
-            and not all(httpx.URL(url).host in ("127.0.0.1", "localhost", "::1") for url in s.base_urls),
-        )  # fmt: skip
+            s.client, api_key=s.api_key, backoff_seconds=s.backoff_seconds, use_proxies=s.use_proxies and not are_here
+        )
         async with transport:
             self._model = self._model or await only_model(transport, s.base_urls[0])
             if self._probe:
@@ -156,7 +153,7 @@ class OpenAIEngine:
                     except EngineError as e:
                         errors.append(e)
 
-            await asyncio.gather(*(work() for _ in range(min(s.max_concurrency, len(todo)))))
+            await asyncio.gather(*(work() for _ in range(min(s.client.max_concurrency, len(todo)))))
             if errors:
                 more = f" ({len(errors) - 1} more requests failed)" if len(errors) > 1 else ""
                 raise EngineError(f"{errors[0]}{more}. What was completed is kept; run again to go on.")
@@ -193,7 +190,7 @@ class OpenAIEngine:
             samples, problems = self._samples(answer, params, n)
             taken = _assigned(samples, missing, greedy=params.temperature == 0, by_index=whole)
             if taken:
-                emit(tuple(_completion(request, i, sample) for i, sample in taken.items()))
+                emit(tuple(Completion(request_key=request.key, index=i, **vars(s)) for i, s in taken.items()))
                 missing = [i for i in missing if i not in taken]
             num_answers += 1
             num_fruitless = 0 if taken else num_fruitless + 1
@@ -289,14 +286,3 @@ async def only_model(transport: Transport, base_url: str) -> str:
     if len(names) != 1:
         raise EngineError(f"engine.model='': {base_url} lists {len(names)} models ({', '.join(names[:10])}). Name one.")
     return names[0]
-
-
-def _completion(request: GenerationRequest, index: int, sample: Sample) -> Completion:
-    return Completion(
-        request_key=request.key,
-        index=index,
-        text=sample.text,
-        num_tokens=sample.num_tokens,
-        finish_reason=sample.finish_reason,
-        number_logprobs=sample.number_logprobs,
-    )

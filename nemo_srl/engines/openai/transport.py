@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from nemo_srl.engines.openai.settings import ClientSettings
 from nemo_srl.errors import EngineError
 
 MAX_BACKOFF_SECONDS = 30.0
@@ -33,25 +34,17 @@ class RefusedError(EngineError):
 class Transport:
     """One HTTP client. Use it as an asynchronous context manager within one event loop."""
 
-    def __init__(
-        self,
-        *,
-        api_key: str,
-        timeout_seconds: float,
-        max_retries: int,
-        max_connections: int,
-        backoff_seconds: float,
-        use_proxies: bool,
-    ) -> None:
+    def __init__(self, cfg: ClientSettings, *, api_key: str, backoff_seconds: float, use_proxies: bool) -> None:
         self._key = api_key
-        self._timeout = timeout_seconds
-        self._max_retries = max_retries
+        self._timeout = cfg.timeout_seconds
+        self._max_retries = cfg.max_retries
         self._backoff = backoff_seconds
+        most = cfg.max_concurrency
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(timeout_seconds, connect=min(timeout_seconds, 30)),
+            timeout=httpx.Timeout(cfg.timeout_seconds, connect=min(cfg.timeout_seconds, 30)),
             trust_env=use_proxies,
-            limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
+            limits=httpx.Limits(max_connections=most, max_keepalive_connections=most),
         )
 
     async def __aenter__(self) -> Transport:

@@ -77,9 +77,7 @@ def _open(cfg: TrtllmSettings, model_dir: Path) -> GenerationEngine:
     tokenizer = load_tokenizer(model_dir)
     settings = ServerSettings(
         base_urls=[f"{url}/v1" for url in _urls()],
-        max_concurrency=cfg.max_concurrency,
-        timeout_seconds=cfg.timeout_seconds,
-        max_retries=cfg.max_retries,
+        client=cfg,
         use_proxies=False,  # the servers belong to the job, on this node or another one
     )
     dialect = TrtllmDialect(CompletionsDialect(tokenizer, spec.eos_token_ids))

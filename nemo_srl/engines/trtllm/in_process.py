@@ -13,20 +13,13 @@ from __future__ import annotations
 
 import importlib
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from nemo_srl.engines.checks import missing_samples
-from nemo_srl.engines.openai.dialects import (
-    FINISH_REASONS,
-    TokenLogprob,
-    decode,
-    load_tokenizer,
-    number_logprobs,
-    without_end_token,
-)
+from nemo_srl.engines.openai.dialects import BadChoiceError, CompletionsDialect, decode, load_tokenizer
 from nemo_srl.engines.openai.engine import seed_of
 from nemo_srl.engines.trtllm.options import llm_options, llm_sizes
 from nemo_srl.engines.trtllm.requests import max_seq_len, prompt_check
@@ -45,12 +38,11 @@ class InProcessEngine:
             raise ConfigError(f"engine.backend={cfg.backend!r}: engine.in_process=true is for 'pytorch' only")
         self._trtllm = _import()
         spec = read_spec(model_dir)
-        self._end_token_ids = spec.eos_token_ids
         limit = max_seq_len(cfg, spec)
         self._check = prompt_check(limit)
         self._window = cfg.max_concurrency
         self._timeout = cfg.timeout_seconds
-        self._tokenizer = load_tokenizer(model_dir)
+        self._dialect = CompletionsDialect(load_tokenizer(model_dir), spec.eos_token_ids)
         options = {**llm_sizes(cfg, max_seq_len=limit), **llm_options(cfg)}
         try:
             self._llm = self._trtllm.LLM(model=str(model_dir), **options)
@@ -92,7 +84,7 @@ class InProcessEngine:
             top_k=1 if greedy else 0,
             seed=seed_of(request, 0),
             max_tokens=params.max_tokens,
-            stop_token_ids=list(self._end_token_ids),
+            stop_token_ids=list(self._dialect.end_token_ids),
             stop=list(request.stop) or None,
             include_stop_str_in_output=bool(request.stop),
             logprobs=params.num_logprobs or None,
@@ -112,37 +104,27 @@ class InProcessEngine:
             outputs = [outputs[0]] * request.n
         if len(outputs) != request.n:
             raise EngineError(f"request {request.key!r}: TensorRT-LLM gave {len(outputs)} samples for n={request.n}")
-        return [self._completion(request, i, output, params) for i, output in enumerate(outputs)]
+        try:
+            samples = [self._dialect.sample(self._choice(output, params), params) for output in outputs]
+        except BadChoiceError as e:
+            raise EngineError(f"request {request.key!r}: an output of TensorRT-LLM cannot be used: {e}") from e
+        return [Completion(request_key=request.key, index=i, **vars(sample)) for i, sample in enumerate(samples)]
 
-    def _completion(self, request: GenerationRequest, index: int, output: Any, params: SamplingParams) -> Completion:
-        reason = FINISH_REASONS.get(str(output.finish_reason))
-        if reason is None:
-            raise EngineError(f"request {request.key!r}: sample {index} ended with {output.finish_reason!r}")
-        ids = list(output.token_ids)
-        kept = without_end_token(ids, reason, self._end_token_ids)
-        text = decode(self._tokenizer, kept)
-        numbers = None
-        if params.num_logprobs:
-            if not output.logprobs:
-                raise EngineError(f"request {request.key!r}: TensorRT-LLM gave no log-probabilities")
-            numbers = number_logprobs(text, self._token_logprobs(ids, output.logprobs)[: len(kept)])
-        return Completion(
-            request_key=request.key,
-            index=index,
-            text=text,
-            num_tokens=len(kept) + (reason == "stop"),
-            finish_reason=reason,
-            number_logprobs=numbers,
-        )
+    def _choice(self, output: Any, params: SamplingParams) -> dict[str, Any]:
+        """An output, as `trtllm-serve` would send it."""
 
-    def _token_logprobs(self, ids: list[int], logprobs: Sequence[Mapping[int, Any]]) -> list[TokenLogprob]:
         def text(token: int) -> str:
-            return decode(self._tokenizer, [token])
+            return decode(self._dialect.tokenizer, [token])
 
-        return [
-            TokenLogprob(text(i), {text(j): float(p.logprob) for j, p in top.items()})
-            for i, top in zip(ids, logprobs, strict=False)
-        ]
+        choice = {"finish_reason": output.finish_reason, "token_ids": list(output.token_ids)}
+        if params.num_logprobs and output.logprobs:
+            rows = list(zip(output.token_ids, output.logprobs, strict=False))
+            choice["logprobs"] = {
+                "tokens": [text(i) for i, _ in rows],
+                "token_logprobs": [None] * len(rows),  # the generated token is among the most probable ones
+                "top_logprobs": [{text(j): float(p.logprob) for j, p in top.items()} for _, top in rows],
+            }
+        return choice
 
 
 def _import() -> Any:

@@ -12,12 +12,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nemo_srl.config import ClusterConfig
 from nemo_srl.errors import ConfigError
 from nemo_srl.launchers import LauncherBackend
 from nemo_srl.launchers.processes import log_file, nodes_key, run_step, step_failed
 from nemo_srl.launchers.services import running
-from nemo_srl.protocols import Job, JobStep, Launcher
+from nemo_srl.protocols import Job, JobStep
 
 
 @dataclass
@@ -67,8 +66,4 @@ def environment(step: JobStep, job: Job) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1", **job.env}
 
 
-def _open(settings: LocalSettings, cluster: ClusterConfig) -> Launcher:
-    return LocalLauncher()
-
-
-BACKEND = LauncherBackend(settings=LocalSettings, open=_open, check=check)
+BACKEND = LauncherBackend(settings=LocalSettings, open=lambda settings, cluster: LocalLauncher(), check=check)

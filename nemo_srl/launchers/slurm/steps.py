@@ -87,6 +87,7 @@ def step_command(
     """The step under srun. `env` names the variables that must survive a container's own environment."""
     asked = resources(cluster, job)
     assert not (step.distributed and job.services)
+    # A step that is not distributed has a task on every node that has services.
     num_nodes = job.num_nodes if step.distributed else num_nodes_of(job)
     kind = rank_idiom.replace("srun", "rank") if step.distributed else "node" if num_nodes > 1 else "one"
     tasks_per_node = job.num_ranks_per_node if kind == "rank" else 1
