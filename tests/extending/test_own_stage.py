@@ -89,7 +89,7 @@ def test_wrong_inputs_are_refused_before_anything_starts(asked_twice: Path, gues
         m0, twice = exp.base_model(), recipe.ask_twice(exp)
         with pytest.raises(InputError, match=r"second_opinion: it has no input 'policy'. Its inputs are judge, cand"):
             exp.run(STAGE, 1, policy=m0)
-        with pytest.raises(InputError, match="'candidates' must be a table or file of Candidate, .* of SecondOpinion"):
+        with pytest.raises(InputError, match=r"'candidates' must be a table or file of Candidate, .* of SecondOpinion"):
             exp.run(STAGE, 1, judge=m0, candidates=twice, judgements=twice)
 
 
