@@ -34,7 +34,7 @@ from nemo_srl.models.convert import hf_to_nemo, nemo_to_hf
 from nemo_srl.models.directories import publish
 from nemo_srl.models.hf import read_spec
 from nemo_srl.models.spec import ModelSpec
-from nemo_srl.models.tensor_io import ShardedWriter
+from nemo_srl.models.tensor_io import write_shards
 
 
 def make_model(directory: Path, num_layers: int) -> None:
@@ -59,20 +59,16 @@ def make_model(directory: Path, num_layers: int) -> None:
         (directory / name).write_text("{}")
     (directory / "model.safetensors").touch()  # read_spec asks for weights
     spec = read_spec(directory)
-    shapes: list[tuple[str, tuple[int, ...]]] = []
-    for p in nemo_layout.whole_parameters(spec, spec.vocab_size):
-        shapes += zip(p.hf_names, p.hf_shapes, strict=True)
-    for layer in range(num_layers):
-        for p in nemo_layout.layer_parameters(spec):
-            shapes += [(n.format(layer=layer), s) for n, s in zip(p.hf_names, p.hf_shapes, strict=True)]
-    plan = [(name, shape, torch.bfloat16) for name, shape in shapes]
+    parameters = nemo_layout.parameters(spec, spec.vocab_size)
+    plan = [(name, shape, torch.bfloat16) for p in parameters for name, shape in p.hf_shapes.items()]
     (directory / "model.safetensors").unlink()
-    writer = ShardedWriter(directory, plan, max_shard_bytes=1_000_000_000)
-    writer.write((name, torch.randn(shape).bfloat16()) for name, shape, _ in plan)
+    tensors = ((name, torch.randn(shape).bfloat16()) for name, shape, _ in plan)
+    write_shards(directory, plan, tensors, max_shard_bytes=1_000_000_000)
 
 
 def layer_bytes(spec: ModelSpec) -> int:
-    return sum(2 * torch.Size(p.shape).numel() for p in nemo_layout.layer_parameters(spec))
+    parameters = nemo_layout.parameters(spec, spec.vocab_size)
+    return sum(2 * torch.Size(p.shape).numel() for p in parameters if p.layer == 0)
 
 
 def convert(pipe: Connection, direction: str, source: Path, target: Path, template: Path) -> None:

@@ -58,11 +58,7 @@ class GenerationEngine(Protocol):
     """Serves one model directory."""
 
     def generate(
-        self,
-        requests: Sequence[GenerationRequest],
-        params: SamplingParams,
-        *,
-        completed: Collection[str] = (),
+        self, requests: Sequence[GenerationRequest], params: SamplingParams, *, completed: Collection[str] = ()
     ) -> Iterator[tuple[Completion, ...]]:
         """Yield completions when they end, in any order. Completions that end together come in one tuple.
 

@@ -71,18 +71,10 @@ class Run:
             found[f"M{t + 1}"] = self.find(t, "refresh") or self.find(t, "policy")
         return {name: stage for name, stage in found.items() if stage}
 
-    def training(self, stage: StageRun) -> list[dict[str, Any]]:
-        """The metrics of each training step of `stage`; empty when it trained nothing."""
-        return training_metrics(stage.path)
-
     def config(self) -> dict[str, Any]:
         """The whole configuration of the last stage."""
-        config: dict[str, Any] = self.spec(self.stages[-1])["config"]
+        config: dict[str, Any] = read_spec(self.stages[-1].path)["config"]
         return config
-
-    def spec(self, stage: StageRun) -> dict[str, Any]:
-        """The content of the stage's `stage.json`: its settings and inputs."""
-        return _spec(stage.path)
 
 
 def open_run(run_dir: Path) -> Run:
@@ -107,10 +99,11 @@ def training_metrics(directory: Path) -> list[dict[str, Any]]:
     The trainer that the stage was configured with reads them. Empty when there is no training.
     """
     work_dir = directory / WORK_DIR
-    return read_metrics(_spec(directory)["config"]["trainer"]["name"], work_dir) if work_dir.exists() else []
+    return read_metrics(read_spec(directory)["config"]["trainer"]["name"], work_dir) if work_dir.exists() else []
 
 
-def _spec(directory: Path) -> dict[str, Any]:
+def read_spec(directory: Path) -> dict[str, Any]:
+    """The content of the `stage.json` in a stage's directory: its settings and inputs."""
     spec: dict[str, Any] = json.loads((directory / SPEC).read_text(encoding="utf-8"))
     return spec
 

@@ -19,13 +19,13 @@ from omegaconf import MISSING
 
 from nemo_srl import cli
 from nemo_srl.chat import ChatTemplate
-from nemo_srl.data.interchange import FORMATS, ExportedPair, write_pairs
+from nemo_srl.data.interchange import FORMATS, write_pairs
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.models.license import license_of
 from nemo_srl.models.publication import publish_model
 from nemo_srl.records import PreferencePair
 from nemo_srl.report import model_card
-from nemo_srl.runs import Run, StageRun, open_run
+from nemo_srl.runs import Run, StageRun, open_run, read_spec
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +44,10 @@ class Options:
     """The license of the base model by its name on the Hub, e.g. apache-2.0. Empty: what the base model's card says."""
 
 
-def chosen_pairs(run: Run, iterations: list[int]) -> list[ExportedPair]:
+def chosen_pairs(run: Run, iterations: list[int]) -> list[tuple[int, PreferencePair]]:
     """The pairs of the given iterations, or of all."""
     wanted = iterations or run.iterations
-    pairs = [ExportedPair(iteration=t, pair=p) for t in wanted for p in run.table(t, "pairs", PreferencePair)]
+    pairs = [(t, p) for t in wanted for p in run.table(t, "pairs", PreferencePair)]
     if not pairs:
         raise DataError(
             f"iterations={wanted}: {run.run_dir} holds no pairs of these iterations. It has the iterations "
@@ -70,7 +70,7 @@ def chosen_model(run: Run, name: str) -> tuple[str, StageRun]:
 def base_license(run: Run) -> str | None:
     """The license of the base model; None when its directory does not name one."""
     sft = run.find(0, "sft")
-    base = Path(run.spec(sft)["inputs"]["policy"]["path"]) if sft else Path()
+    base = Path(read_spec(sft.path)["inputs"]["policy"]["path"]) if sft else Path()
     return license_of(run.config()["model"]["path"], base)
 
 
@@ -82,9 +82,7 @@ def export(options: Options) -> None:
     if run.iterations and options.formats:
         pairs = chosen_pairs(run, options.iterations)
         chat = ChatTemplate(stage.path / "hf", chat_template=template)
-        for path in write_pairs(
-            pairs, output / "pairs", formats=options.formats, chat=chat, end_of_turn=chat.end_of_turn
-        ):
+        for path in write_pairs(pairs, output / "pairs", formats=options.formats, chat=chat):
             log.info("%6d pairs  %s", len(pairs), path)
     if options.model != "none":
         card = model_card(run, name, license=options.license or base_license(run))

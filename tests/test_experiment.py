@@ -15,7 +15,7 @@ import pytest
 from nemo_srl import worker
 from nemo_srl.artifacts import MANIFEST, SPEC, BaseModel, SourceFile, Table
 from nemo_srl.config import Config, JudgeConfig, load
-from nemo_srl.errors import DataError, InputError, NoPairsError, RunDirBusyError, StaleArtifactError
+from nemo_srl.errors import ConfigError, DataError, InputError, NoPairsError, RunDirBusyError, StaleArtifactError
 from nemo_srl.experiment import Experiment
 from nemo_srl.records import Candidate, EFTExample, IFTExample, Judgement
 from nemo_srl.stages import judgements, pairs, prompts
@@ -195,3 +195,8 @@ def test_a_stage_without_engine_and_ranks_starts_no_job(tmp_path: Path) -> None:
     with Experiment(config(tmp_path / "run")) as exp:
         exp._launcher = Refuses()
         assert exp.run(pairs.STAGE, 1, **inputs(tmp_path, (1.0, 4.0))).manifest() is not None
+
+
+def test_a_description_with_a_setting_that_this_version_does_not_have_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"pairs\.best_of: Key 'best_of' not in 'PairsConfig'"):
+        load({"run_dir": "x", "pairs": {"best_of": 3}}, Config)

@@ -15,13 +15,13 @@ import torch
 
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.cli import read_options
-from nemo_srl.data.interchange import FORMATS, ExportedPair, write_pairs
+from nemo_srl.data.interchange import FORMATS, write_pairs
 from nemo_srl.errors import ConfigError, DataError, ModelError
 from nemo_srl.protocols import DPORow
 from nemo_srl.records import PreferencePair
 from nemo_srl.runs import open_run
-from nemo_srl.trainers.nemo_aligner.data import tokenize_rows, write_rows
-from nemo_srl.trainers.nemo_aligner.datasets import DPODataset
+from nemo_srl.trainers.nemo_aligner.batches import collate_dpo
+from nemo_srl.trainers.nemo_aligner.data import read_rows, tokenize_rows, write_rows
 from recipes import export
 from tests.run_directory import HOSTILE, make_run
 from tests.tiny import make_model
@@ -38,6 +38,8 @@ PAIR = PreferencePair(
 
 
 class Chat:
+    end_of_turn = "<e>"
+
     def render(self, instruction: str) -> str:
         return f"<u>{instruction}<a>"
 
@@ -48,8 +50,8 @@ class Chat:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("pairs")
-    pairs = [ExportedPair(iteration=t, pair=PAIR) for t in (1, 2)]
-    paths = write_pairs(pairs, directory, formats=FORMATS, chat=Chat(), end_of_turn="<e>")
+    pairs = [(t, PAIR) for t in (1, 2)]
+    paths = write_pairs(pairs, directory, formats=FORMATS, chat=Chat())
     assert [p.name for p in paths] == [
         "nemo_aligner.jsonl",
         "nemo_rl.jsonl",
@@ -110,10 +112,7 @@ def test_nemo_aligner_makes_of_its_rows_what_our_trainer_feeds_it(tmp_path: Path
     model = make_model(tmp_path / "model", ["Name a prime.", "7"])
     chat = ChatTemplate(model)
     pairs = [PAIR, *(replace(PAIR, prompt_id=f"p{i}", chosen=text, rejected="No.") for i, text in enumerate(HOSTILE))]
-    write_pairs(
-        [ExportedPair(iteration=1, pair=p) for p in pairs], tmp_path, formats=["nemo_aligner"], chat=chat,
-        end_of_turn=chat.end_of_turn,
-    )  # fmt: skip
+    write_pairs([(1, p) for p in pairs], tmp_path, formats=["nemo_aligner"], chat=chat)
     output = tmp_path / "items.json"
     command = [sys.executable, "-m", "tests.nemo_aligner_rows", str(model), str(tmp_path / "nemo_aligner.jsonl")]
     done = subprocess.run([*command, str(output)], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -127,7 +126,7 @@ def test_nemo_aligner_makes_of_its_rows_what_our_trainer_feeds_it(tmp_path: Path
     ]  # fmt: skip
     trained, _ = tokenize_rows(rows, encode=lambda t: list(chat.encode(t)), eos_token_id=2, max_seq_length=512)
     write_rows(trained, tmp_path / "train.jsonl")
-    ours = DPODataset(tmp_path / "train.jsonl", pad_id=2)
+    ours = collate_dpo(list(read_rows(tmp_path / "train.jsonl")), pad_id=2)
     theirs = json.loads(output.read_text())
     assert len(theirs) == len(pairs)
     for i, item in enumerate(theirs):
@@ -136,7 +135,7 @@ def test_nemo_aligner_makes_of_its_rows_what_our_trainer_feeds_it(tmp_path: Path
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"formats=\['csv'\].*nemo_aligner"):
-        write_pairs([], tmp_path, formats=["csv"], chat=Chat(), end_of_turn="")
+        write_pairs([], tmp_path, formats=["csv"], chat=Chat())
 
 
 @pytest.fixture(scope="module")

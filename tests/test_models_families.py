@@ -63,7 +63,7 @@ def test_a_users_family_is_read_converted_and_served(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_registered")
 def test_its_nemo_settings_come_before_a_llamas(tmp_path: Path) -> None:
     spec = read_spec(make_trunk(make_llama(tmp_path / "llama"), tmp_path / "trunk"))
-    rows = DataStatistics(num_rows=16, num_rows_too_long=0, num_boundary_merges=0, num_tokens=0, max_length=0)
+    rows = DataStatistics(num_rows=16)
     plan = make_plan(SFTConfig(max_seq_length=64), NemoAlignerSettings(), seed=1, spec=spec, train=rows)
     assert plan["model"]["activation"] == "fast-geglu"
     assert plan["model"]["layernorm_zero_centered_gamma"] is True

@@ -121,16 +121,16 @@ def test_the_browser_marks_the_pairs_and_says_what_it_leaves_out(made_run: Path)
 
 def test_funnel_and_cost_count_everything_once(made_run: Path) -> None:
     run = open_run(made_run)
-    for f in funnels(run):
-        assert sum(s.value for s in f.segments) == 12
-        assert ("answers", "48, 10% cut off") in f.steps
-        assert f.steps[0] == ("instructions generated and dropped", "5 similar, 3 length")
+    for bar, steps in funnels(run):
+        assert sum(int(label.split()[-1]) for _, label in bar.legend) == 12
+        assert ("answers", "48, 10% cut off") in steps
+        assert steps[0] == ("instructions generated and dropped", "5 similar, 3 length")
     found = costs(run)
     assert sum(c.seconds for c in found) == sum(s.manifest.seconds for s in run.stages)
     assert found[0].name == "policy"
     assert found[0].share == 1.0
-    rows, _ = lengths(run)
-    assert [x.iteration for x in rows] == [1, 2]
+    cells, _ = lengths(run)
+    assert [line[0] for line in cells] == ["iteration", "1", "2"]
 
 
 def test_drift_compares_each_judge_with_the_one_before_on_the_same_answers(made_run: Path) -> None:
@@ -161,9 +161,9 @@ def test_a_reason_of_another_pair_rule_is_shown_under_its_own_name(tmp_path: Pat
     manifest = json.loads(path.read_text())
     manifest["metrics"] = {"num_pairs": 7, "num_too_short": 3, "num_tied": 2, "pairs_per_100_prompts": 58}
     path.write_text(json.dumps(manifest))
-    (funnel,) = funnels(open_run(run_dir))
-    assert [(s.name, s.value) for s in funnel.segments] == [("a pair", 7), ("tied", 2), ("too_short", 3)]
-    assert funnel.steps[-1] == ("pairs", "7 of 12 prompts")
+    ((bar, steps),) = funnels(open_run(run_dir))
+    assert [label for _, label in bar.legend] == ["a pair 7", "tied 2", "too_short 3"]
+    assert steps[-1] == ("pairs", "7 of 12 prompts")
 
 
 def test_stages_come_in_the_order_of_the_loop(tmp_path: Path) -> None:

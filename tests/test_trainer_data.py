@@ -11,8 +11,8 @@ from nemo_srl.config import DPOConfig
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.protocols import DPORow, SFTRow, TrainingTask
 from nemo_srl.trainers import open_trainer
+from nemo_srl.trainers.nemo_aligner.batches import collate_dpo, collate_sft
 from nemo_srl.trainers.nemo_aligner.data import read_rows, tokenize_rows, write_rows
-from nemo_srl.trainers.nemo_aligner.datasets import DPODataset, SFTDataset, collate_sft
 from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 from tests.tiny import make_model
 
@@ -65,18 +65,15 @@ def test_an_empty_prompt_is_refused() -> None:
         tokenize_rows([dpo_row(), dpo_row(prompt="")], encode=encode, eos_token_id=EOS, max_seq_length=9)
 
 
-def test_sft_loss_is_on_the_response_and_its_end_only(tmp_path: Path) -> None:
-    write_rows(
-        [{"prompt_ids": [5, 6, 7], "response_ids": [8, 2]}, {"prompt_ids": [5], "response_ids": [2]}], tmp_path / "x"
-    )
-    data = SFTDataset(tmp_path / "x")
-    batch = collate_sft([data[0], data[1]], pad_id=2, multiple=8)
+def test_sft_loss_is_on_the_response_and_its_end_only() -> None:
+    rows = [{"prompt_ids": [5, 6, 7], "response_ids": [8, 2]}, {"prompt_ids": [5], "response_ids": [2]}]
+    batch = collate_sft(rows, pad_id=2, multiple=8)
     assert batch["tokens"].tolist() == [[5, 6, 7, 8, 2, 2, 2, 2], [5, 2, 2, 2, 2, 2, 2, 2]]
     learnt = [batch["labels"][i][batch["loss_mask"][i] == 1].tolist() for i in range(2)]
     assert learnt == [[8, 2], [2]]  # padding is the same token as the end, and is not learnt
 
 
-def test_dpo_labels_are_the_responses(tmp_path: Path) -> None:
+def test_dpo_labels_are_the_responses() -> None:
     row = {
         "prompt_ids": [5, 6],
         "chosen_ids": [8, 2],
@@ -84,8 +81,7 @@ def test_dpo_labels_are_the_responses(tmp_path: Path) -> None:
         "chosen_reward": 4.0,
         "rejected_reward": 1.0,
     }
-    write_rows([row], tmp_path / "x")
-    item = DPODataset(tmp_path / "x", pad_id=2)[0]
+    (item,) = collate_dpo([row], pad_id=2)
     assert item["chosen"].tolist() == [5, 6, 8, 2, 2]
     assert item["chosen_labels"].tolist() == [-100, 8, 2, -100, -100]
     assert item["rejected"].tolist() == [5, 6, 9, 9, 9]

@@ -47,9 +47,7 @@ SPEC = ModelSpec(
 
 
 def rows(number: int, *, too_long: int = 0) -> DataStatistics:
-    return DataStatistics(
-        num_rows=number, num_rows_too_long=too_long, num_boundary_merges=0, num_tokens=100 * number, max_length=100
-    )
+    return DataStatistics(num_rows=number, num_rows_too_long=too_long)
 
 
 def plan(
@@ -60,11 +58,7 @@ def plan(
     **trainer: Any,
 ) -> dict[str, Any]:
     return make_plan(
-        optim or DPOConfig(),
-        NemoAlignerSettings(**trainer),
-        seed=1234,
-        spec=spec,
-        train=train or rows(1000),
+        optim or DPOConfig(), NemoAlignerSettings(**trainer), seed=1234, spec=spec, train=train or rows(1000)
     )
 
 

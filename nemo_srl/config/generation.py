@@ -64,12 +64,7 @@ class PromptsConfig(SamplingConfig):
             check(getattr(self, key) >= 1, f"prompts.{key}", getattr(self, key), "must be at least 1")
         check(self.language in ("en", "any"), "prompts.language", self.language, "must be 'en' or 'any'")
         check(0 < self.max_rouge_l <= 1, "prompts.max_rouge_l", self.max_rouge_l, "must be in (0, 1]")
-        check(
-            self.max_words >= self.min_words,
-            "prompts.max_words",
-            self.max_words,
-            "must not be below min_words",
-        )
+        check(self.max_words >= self.min_words, "prompts.max_words", self.max_words, "must not be below min_words")
 
 
 @dataclass
@@ -79,12 +74,7 @@ class CandidatesConfig(SamplingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(
-            self.num_samples >= 2,
-            "candidates.num_samples",
-            self.num_samples,
-            "a pair needs at least 2 responses",
-        )
+        check(self.num_samples >= 2, "candidates.num_samples", self.num_samples, "a pair needs at least 2 responses")
 
 
 @dataclass

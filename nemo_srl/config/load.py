@@ -40,7 +40,10 @@ def load(data: DictConfig | Mapping[str, Any], schema: type[C]) -> C:
         OmegaConf.create(dict(data)) if isinstance(data, Mapping) else data, resolve=True
     )
     typed = {key: settings for key in BACKENDS if (settings := _backend_settings(key, _take(plain, key))) is not None}
-    cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+    try:
+        cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+    except OmegaConfBaseException as e:
+        raise ConfigError(f"{e.full_key}: {(e.msg or str(e)).splitlines()[0]}") from e
     assert isinstance(cfg, schema)
     for key, settings in typed.items():
         section, _, name = key.rpartition(".")

@@ -59,12 +59,7 @@ class OptimConfig:
         for key in ("global_batch_size", "max_epochs", "max_seq_length", "save_interval"):
             value = getattr(self, key)
             check(value >= 1, f"{name}.{key}", value, "must be at least 1")
-        check(
-            0 <= self.warmup_fraction < 1,
-            f"{name}.warmup_fraction",
-            self.warmup_fraction,
-            "must be in [0, 1)",
-        )
+        check(0 <= self.warmup_fraction < 1, f"{name}.warmup_fraction", self.warmup_fraction, "must be in [0, 1)")
         for key in ("hidden_dropout", "attention_dropout"):
             check(0 <= getattr(self, key) < 1, f"{name}.{key}", getattr(self, key), "must be in [0, 1)")
         if self.learning_rate != MISSING:

@@ -17,11 +17,12 @@ rouge-score. Compare such texts in another way.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from array import array
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import numpy as np
@@ -38,8 +39,6 @@ _SLACK = 1e-9
 # candidates. Three were fastest with 60,000 texts (benchmarks/dedup.py).
 _NUM_EXTRA_LISTS = 3
 
-_NOWHERE = array("i")
-
 _Element = tuple[int, int]
 """A token and the number of its occurrence: the second "the" of a text matches only another second "the"."""
 
@@ -47,10 +46,10 @@ _Element = tuple[int, int]
 class RougeLIndex:
     """A set of texts, and a search for those whose ROUGE-L F1 with a query is at least `threshold`, in (0, 1].
 
-    Memory: about 30 bytes a token, and a few hundred bytes a text.
+    The set begins with `texts`. Memory: about 30 bytes a token, and a few hundred bytes a text.
     """
 
-    def __init__(self, threshold: float) -> None:
+    def __init__(self, threshold: float, texts: Iterable[str] = ()) -> None:
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold={threshold!r}: must be above 0 and at most 1, as ROUGE-L F1 is")
         self._threshold = threshold
@@ -59,6 +58,8 @@ class RougeLIndex:
         self._lengths = array("i")
         self._postings: dict[_Element, array[int]] = {}
         self._first_index: dict[tuple[int, ...], int] = {}
+        for text in texts:
+            self.add(text)
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -83,8 +84,7 @@ class RougeLIndex:
             return None
         if (same := self._first_index.get(tokens)) is not None:
             return 1.0, same
-        candidates = self._candidates(tokens)
-        if not len(candidates):
+        if not len(candidates := self._candidates(tokens)):
             return None
         others = [self._texts[i] for i in candidates]
         common = process.cdist([tokens], others, scorer=LCSseq.similarity, dtype=np.int32)[0]
@@ -104,7 +104,7 @@ class RougeLIndex:
         longest = math.floor((2 - t) * length / t + _SLACK)
         fewest = length - math.ceil(t * (shortest + length) / 2 - _SLACK) + 1
         num_rarest = min(length, fewest + _NUM_EXTRA_LISTS)
-        postings = sorted((self._postings.get(e, _NOWHERE) for e in _elements(tokens)), key=len)
+        postings = sorted((self._postings.get(e, array("i")) for e in _elements(tokens)), key=len)
         found = [np.frombuffer(p, dtype=np.intc) for p in postings[:num_rarest] if p]
         if not found:
             return np.empty(0, dtype=np.intp)
@@ -123,9 +123,5 @@ def tokenize(text: str) -> list[str]:
 
 def _elements(tokens: Sequence[int]) -> list[_Element]:
     """The tokens as a set: each token with the number of its occurrence."""
-    seen: Counter[int] = Counter()
-    elements = []
-    for token in tokens:
-        elements.append((token, seen[token]))
-        seen[token] += 1
-    return elements
+    counters: dict[int, Iterator[int]] = defaultdict(itertools.count)
+    return [(token, next(counters[token])) for token in tokens]

@@ -19,22 +19,19 @@ _MAX_TEXTS = 500
 
 def distinct_n(texts: Sequence[str], n: int) -> float | None:
     """Distinct n-grams divided by all n-grams of all texts (Li et al. 2016, section 5.2); None without an n-gram."""
-    grams = [gram for t in texts for gram in _ngrams(tokenize(t), n)]
+    tokenized = map(tokenize, texts)
+    grams = [tuple(tokens[i : i + n]) for tokens in tokenized for i in range(len(tokens) - n + 1)]
     return len(set(grams)) / len(grams) if grams else None
-
-
-def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
 
 
 def novelty(texts: Sequence[str], known: Sequence[str], *, seed: int = 0) -> float | None:
     """Mean over texts of 1 - (the highest ROUGE-L F1 with a known text); None without texts on one of the sides."""
     sample = random.Random(seed).sample(list(texts), min(_MAX_TEXTS, len(texts)))
     ids: dict[str, int] = {}
-    new, old = ([[ids.setdefault(t, len(ids)) for t in tokenize(x)] for x in group] for group in (sample, known))
-    new, old = [x for x in new if x], [x for x in old if x]
+    tokenized = ([[ids.setdefault(t, len(ids)) for t in tokenize(x)] for x in group] for group in (sample, known))
+    new, old = ([x for x in group if x] for group in tokenized)
     if not new or not old:
         return None
     common = process.cdist(new, old, scorer=LCSseq.similarity, dtype=np.int32)
-    lengths = np.array([len(x) for x in new])[:, None] + np.array([len(x) for x in old])[None, :]
+    lengths = np.add.outer([len(x) for x in new], [len(x) for x in old])
     return float((1 - (2 * common / lengths).max(axis=1)).mean())

@@ -14,47 +14,31 @@ All pairs are written, and their texts are not shortened. Only the last two need
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from nemo_srl.artifacts import write_atomic
-from nemo_srl.errors import ConfigError
+from nemo_srl.chat import ChatTemplate
+from nemo_srl.config.check import check
 from nemo_srl.records import PreferencePair, to_row
 
 Row = dict[str, Any]
 
 
-class Renderer(Protocol):
-    """The part of `chat.ChatTemplate` that is needed here."""
-
-    def render(self, instruction: str) -> str: ...
-
-    def response_text(self, response: str) -> str: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportedPair:
-    """A pair, and the self-rewarding iteration that it comes from."""
-
-    iteration: int
-    pair: PreferencePair
-
-
-def nemo_aligner_row(pair: PreferencePair, chat: Renderer, *, end_of_turn: str) -> Row:
+def nemo_aligner_row(pair: PreferencePair, chat: ChatTemplate) -> Row:
     """The DPO format of NeMo-Aligner 0.7, with rendered text. Its other format, lists of messages, cannot be used:
     NeMo-Aligner renders it with its own turn markers instead of the model's chat template."""
     return {
         "prompt": chat.render(pair.prompt),
-        "chosen_response": chat.response_text(pair.chosen) + end_of_turn,
-        "rejected_response": chat.response_text(pair.rejected) + end_of_turn,
+        "chosen_response": chat.response_text(pair.chosen) + chat.end_of_turn,
+        "rejected_response": chat.response_text(pair.rejected) + chat.end_of_turn,
         "chosen_reward": pair.chosen_score,
         "rejected_reward": pair.rejected_score,
     }
 
 
-def nemo_rl_row(pair: PreferencePair) -> Row:
+def nemo_rl_row(pair: PreferencePair, chat: ChatTemplate) -> Row:
     """The preference format of NeMo-RL. Rank 0 is the chosen response."""
     ranked = enumerate((pair.chosen, pair.rejected))
     return {
@@ -63,71 +47,62 @@ def nemo_rl_row(pair: PreferencePair) -> Row:
     }
 
 
-def trl_row(pair: PreferencePair) -> Row:
+def trl_row(pair: PreferencePair, chat: ChatTemplate) -> Row:
     """TRL's standard preference format. The scores have the names that TRL's own data sets use."""
-    return {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, **_scores(pair)}
+    scores = {"score_chosen": pair.chosen_score, "score_rejected": pair.rejected_score}
+    return {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, **scores}
 
 
-def trl_conversational_row(pair: PreferencePair) -> Row:
+def trl_conversational_row(pair: PreferencePair, chat: ChatTemplate) -> Row:
     """TRL's conversational preference format."""
-    return {
-        "prompt": [_message("user", pair.prompt)],
-        "chosen": [_message("assistant", pair.chosen)],
-        "rejected": [_message("assistant", pair.rejected)],
-        **_scores(pair),
-    }
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    row = trl_row(pair, chat)
+    return row | {field: [_message(role, row[field])] for field, role in roles.items()}
 
 
 def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def _scores(pair: PreferencePair) -> dict[str, float]:
-    return {"score_chosen": pair.chosen_score, "score_rejected": pair.rejected_score}
-
-
-FORMATS = ("nemo_aligner", "nemo_rl", "trl", "trl_conversational", "parquet", "datasets")
+_ROWS: Mapping[str, Callable[[PreferencePair, ChatTemplate], Row]] = {
+    "nemo_aligner": nemo_aligner_row,
+    "nemo_rl": nemo_rl_row,
+    "trl": trl_row,
+    "trl_conversational": trl_conversational_row,
+}
+FORMATS = (*_ROWS, "parquet", "datasets")
 
 
 def write_pairs(
-    pairs: Sequence[ExportedPair], directory: Path, *, formats: Sequence[str], chat: Renderer, end_of_turn: str
+    pairs: Sequence[tuple[int, PreferencePair]], directory: Path, *, formats: Sequence[str], chat: ChatTemplate
 ) -> list[Path]:
-    """Write the pairs to `directory` in each of `formats` (see `FORMATS`); returns the paths. Raises `ConfigError`."""
-    rows: Mapping[str, Callable[[PreferencePair], Row]] = {
-        "nemo_aligner": lambda p: nemo_aligner_row(p, chat, end_of_turn=end_of_turn),
-        "nemo_rl": nemo_rl_row,
-        "trl": trl_row,
-        "trl_conversational": trl_conversational_row,
-    }
-    if unknown := sorted(set(formats) - set(FORMATS)):
-        raise ConfigError(f"formats={unknown}: no such format; choose among {', '.join(FORMATS)}")
+    """Write the pairs to `directory` in each of `formats` (see `FORMATS`); returns the paths. Raises `ConfigError`.
+
+    Each pair comes with its iteration, and `chat` is the chat template of the model.
+    """
+    unknown = sorted(set(formats) - set(FORMATS))
+    check(not unknown, "formats", unknown, f"no such format; choose among {', '.join(FORMATS)}")
     written = []
     for name in formats:
-        if name in rows:
+        if row := _ROWS.get(name):
             path = directory / f"{name}.jsonl"
-            write_atomic(path, _jsonl(rows[name](x.pair) for x in pairs))
+            write_atomic(path, "".join(json.dumps(row(p, chat), ensure_ascii=False) + "\n" for _, p in pairs))
         else:
-            path = _write_dataset(pairs, directory, parquet=name == "parquet")
+            path = directory / ("pairs.parquet" if name == "parquet" else "dataset")
+            _write_dataset(pairs, path)
         written.append(path)
     return written
 
 
-def _jsonl(rows: Iterable[Row]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _write_dataset(pairs: Sequence[ExportedPair], directory: Path, *, parquet: bool) -> Path:
+def _write_dataset(pairs: Sequence[tuple[int, PreferencePair]], path: Path) -> None:
     from datasets import Dataset, Features, Value
 
     kinds = dict.fromkeys(PreferencePair.__dataclass_fields__, Value("string"))
     kinds |= {"chosen_score": Value("float64"), "rejected_score": Value("float64")}
-    rows = [{"iteration": x.iteration, **to_row(x.pair)} for x in pairs]
+    rows = [{"iteration": iteration, **to_row(p)} for iteration, p in pairs]
     data = Dataset.from_list(rows, features=Features({"iteration": Value("int32"), **kinds}))
-    directory.mkdir(parents=True, exist_ok=True)
-    if parquet:
-        path = directory / "pairs.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
         data.to_parquet(path)
     else:
-        path = directory / "dataset"
         data.save_to_disk(path)
-    return path

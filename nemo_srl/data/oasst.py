@@ -77,56 +77,46 @@ def read_trees(path: Path, counts: Counter[str], *, language: str = "en", max_ch
                 f"{where}: not a conversation tree (no message_tree_id). Give a file of trees, whose name ends in "
                 ".trees.jsonl.gz; a file of messages does not say which answers belong together."
             )
+        answers: list[Answer] = []
         try:
             reason = _prompt_fault(row, language=language, max_characters=max_characters)
-            answers = [] if reason else _answers(row, counts, language=language, max_characters=max_characters)
+            for reply in [] if reason else row["prompt"].get("replies") or []:
+                if fault := _message_fault(reply, "assistant", language=language, max_characters=max_characters):
+                    counts[f"answers left out: {fault}"] += 1
+                else:
+                    answers.append(_answer(reply))
         except (KeyError, TypeError, AttributeError, ValueError):
             reason = "malformed"
-        if reason is None and not answers:
-            reason = "no usable answer"
-        if reason is None:
-            yield Tree(tree_id=row["message_tree_id"], prompt=row["prompt"]["text"].strip(), answers=answers)
+        if reason or not answers:
+            counts[f"trees left out: {reason or 'no usable answer'}"] += 1
         else:
-            counts[f"trees left out: {reason}"] += 1
+            yield Tree(tree_id=row["message_tree_id"], prompt=row["prompt"]["text"].strip(), answers=answers)
 
 
 def _prompt_fault(row: dict[str, Any], *, language: str, max_characters: int) -> str | None:
     """The reason to leave out a whole tree; None when its prompt is usable."""
-    prompt = row["prompt"]
-    if prompt["role"] != "prompter" or prompt["message_id"] != row["message_tree_id"]:
+    if row["prompt"]["role"] != "prompter" or row["prompt"]["message_id"] != row["message_tree_id"]:
         return "malformed"
     if row.get("tree_state", "ready_for_export") != "ready_for_export":
         return "not ready for export"
-    return _message_fault(prompt, language=language, max_characters=max_characters)
+    return _message_fault(row["prompt"], "prompter", language=language, max_characters=max_characters)
 
 
-def _message_fault(message: dict[str, Any], *, language: str, max_characters: int) -> str | None:
-    if not isinstance(message["text"], str) or not isinstance(message["role"], str):
+def _message_fault(message: dict[str, Any], role: str, *, language: str, max_characters: int) -> str | None:
+    """The first reason to leave out a message; None when it is usable."""
+    text = message["text"]
+    if not isinstance(text, str) or not isinstance(message["role"], str):
         return "malformed"
-    if message.get("deleted"):
-        return "deleted"
-    if message.get("review_result") is False:  # reviewers mark spam so; null: nobody reviewed it
-        return "rejected in review"
-    if message.get("synthetic"):
-        return "written by a model"
-    if message.get("lang") != language:
-        return "another language"
-    if not message["text"].strip():
-        return "empty"
-    return "too long" if len(message["text"]) > max_characters else None
-
-
-def _answers(row: dict[str, Any], counts: Counter[str], *, language: str, max_characters: int) -> list[Answer]:
-    answers = []
-    for reply in row["prompt"].get("replies") or []:
-        fault = _message_fault(reply, language=language, max_characters=max_characters)
-        if fault is None and reply["role"] != "assistant":
-            fault = "malformed"
-        if fault is None:
-            answers.append(_answer(reply))
-        else:
-            counts[f"answers left out: {fault}"] += 1
-    return answers
+    reasons = {
+        "deleted": message.get("deleted"),
+        "rejected in review": message.get("review_result") is False,  # as spam is; null: nobody reviewed it
+        "written by a model": message.get("synthetic"),
+        "another language": message.get("lang") != language,
+        "empty": not text.strip(),
+        "too long": len(text) > max_characters,
+        "malformed": message["role"] != role,
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)
 
 
 def _answer(reply: dict[str, Any]) -> Answer:
@@ -155,7 +145,10 @@ def build(
     favourites = [(t, t.ranked[0]) for t in distinct if t.tree_id not in taken and t.ranked and t.ranked[0].rank == 0]
     counts["prompts with a favourite answer, not taken for EFT"] = len(favourites)
     favourites.sort(key=lambda x: (-x[1].quality, x[0].tree_id))
-    ift = [_ift_example(t, best) for t, best in favourites[:num_ift]]
+    ift = [
+        IFTExample(example_id=t.tree_id, instruction=t.prompt, response=best.text, category="oasst")
+        for t, best in favourites[:num_ift]
+    ]
     held_out, train = drawn[:num_held_out], drawn[num_held_out:]
     eft_eval = [x for t in held_out for x in _ranked_examples(t)]
     rankings = [_rankings(t) for t in train]
@@ -180,17 +173,9 @@ def _distinct(trees: Iterable[Tree], counts: Counter[str]) -> Iterator[Tree]:
         yield Tree(tree_id=t.tree_id, prompt=t.prompt, answers=list(answers.values()))
 
 
-def _ift_example(t: Tree, best: Answer) -> IFTExample:
-    return IFTExample(example_id=t.tree_id, instruction=t.prompt, response=best.text, category="oasst")
-
-
 def _rankings(t: Tree) -> RankedAnswers:
-    return RankedAnswers(
-        example_id=t.tree_id,
-        instruction=t.prompt,
-        responses=[a.text for a in t.ranked],
-        ranks=[a.rank or 0 for a in t.ranked],
-    )
+    texts, ranks = [a.text for a in t.ranked], [a.rank or 0 for a in t.ranked]
+    return RankedAnswers(example_id=t.tree_id, instruction=t.prompt, responses=texts, ranks=ranks)
 
 
 def _ranked_examples(t: Tree) -> list[EFTExample]:

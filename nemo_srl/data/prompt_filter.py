@@ -57,11 +57,7 @@ class PromptFilter:
     def __init__(self, cfg: PromptsConfig, *, seed: Iterable[str], held_out: Iterable[str]) -> None:
         self._cfg = cfg
         self._blocked = set(cfg.blocked_words)
-        self._known, self._held_out = RougeLIndex(cfg.max_rouge_l), RougeLIndex(cfg.max_rouge_l)
-        for text in seed:
-            self._known.add(text)
-        for text in held_out:
-            self._held_out.add(text)
+        self._known, self._held_out = RougeLIndex(cfg.max_rouge_l, seed), RougeLIndex(cfg.max_rouge_l, held_out)
 
     def reason_to_drop(self, text: str) -> Reason | None:
         """The reason to reject the instruction. None: it is kept, and remembered."""

@@ -12,6 +12,7 @@ Not covered: the benchmarks' questions and judges themselves. This module reads 
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ def read_questions(path: Path) -> list[Question]:
     """The questions of a file, in its order; of those with one id, the first. Raises `DataError`."""
     questions: dict[str, Question] = {}
     for where, row in read_rows(path, what="questions"):
-        q = _question(row, where=where)
-        questions.setdefault(q.key, q)
+        question = _question(row, where=where)
+        questions.setdefault(question.key, question)
     return list(questions.values())
 
 
@@ -36,15 +37,11 @@ def read_answers(path: Path, questions: Sequence[Question]) -> list[Candidate]:
     outputs = {str(row.get("instruction")): row.get("output") for _, row in rows}
     answers = []
     for q in questions:
-        text = outputs.get(q.turns[0])
+        prompt, text = q.turns[0], outputs.get(q.turns[0])
         if not isinstance(text, str):
-            raise DataError(
-                f"{path}: no `output` for the instruction {q.turns[0][:80]!r}; it must answer every question"
-            )
+            raise DataError(f"{path}: no `output` for the instruction {prompt[:80]!r}; it must answer every question")
         answers.append(
-            Candidate(
-                prompt_id=q.key, sample_index=0, prompt=q.turns[0], response=text, num_tokens=0, finish_reason="stop"
-            )
+            Candidate(prompt_id=q.key, sample_index=0, prompt=prompt, response=text, num_tokens=0, finish_reason="stop")
         )
     return answers
 
@@ -72,15 +69,15 @@ def alpaca_eval_rows(questions: Sequence[Question], answers: Sequence[Candidate]
 
 def mt_bench_rows(questions: Sequence[Question], answers: Sequence[Candidate], model: str) -> list[dict[str, Any]]:
     """The rows that FastChat's `gen_judgment.py` reads from `model_answer/<model>.jsonl`; `tstamp` is always 0."""
-    turns: dict[str, list[Candidate]] = {}
+    turns: dict[str, list[str]] = defaultdict(list)
     for a in sorted(answers, key=lambda a: a.sample_index):
-        turns.setdefault(a.prompt_id, []).append(a)
+        turns[a.prompt_id].append(a.response)
     return [
         {
             "question_id": int(q.key) if q.key.isdecimal() else q.key,
             "answer_id": f"{model}-{q.key}",
             "model_id": model,
-            "choices": [{"index": 0, "turns": [a.response for a in turns[q.key]]}],
+            "choices": [{"index": 0, "turns": turns[q.key]}],
             "tstamp": 0.0,
         }
         for q in questions

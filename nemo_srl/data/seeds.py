@@ -14,7 +14,7 @@ Not covered: later turns; and system messages, because an answer depends on them
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,6 @@ _ROLES = {
     "system": "system",
 }  # fmt: skip
 _FORMATS = "messages (messages), ShareGPT (conversations) or Alpaca (instruction, output)"
-
-Turn = tuple[str, str]
-"""Role (user, assistant, system or unknown) and text."""
 
 
 def read_seed(path: Path, counts: Counter[str], *, prefix: str = "") -> list[IFTExample]:
@@ -59,24 +56,23 @@ def read_seed(path: Path, counts: Counter[str], *, prefix: str = "") -> list[IFT
 
 def _first_turn(row: Mapping[str, Any], *, where: str) -> tuple[str, str] | str:
     """Instruction and answer, or the reason to leave the row out."""
-    if isinstance(row.get("messages"), list):
-        return _of_turns(_turn(m, "role", "content") for m in row["messages"])
-    if isinstance(row.get("conversations"), list):
-        return _of_turns(_turn(m, "from", "value") for m in row["conversations"])
+    for field, role, text in (("messages", "role", "content"), ("conversations", "from", "value")):
+        if isinstance(row.get(field), list):
+            return _of_turns([_turn(message, role, text) for message in row[field]])
     if "instruction" in row and "output" in row:
-        texts = [str(row.get(key) or "").strip() for key in ("instruction", "input", "output")]
-        instruction = "\n\n".join(filter(None, texts[:2])) if texts[0] else ""
-        return (instruction, texts[2]) if instruction and texts[2] else "empty"
+        instruction, more, response = (str(row.get(key) or "").strip() for key in ("instruction", "input", "output"))
+        return ("\n\n".join(filter(None, (instruction, more))), response) if instruction and response else "empty"
     raise DataError(f"{where}: has the fields {sorted(row)}; expected {_FORMATS}")
 
 
-def _turn(message: object, role: str, text: str) -> Turn:
+def _turn(message: object, role: str, text: str) -> tuple[str, str]:
+    """The role (user, assistant, system or unknown) and the text."""
     if not isinstance(message, Mapping) or not isinstance(message.get(text), str):
         return "unknown", ""
     return _ROLES.get(str(message.get(role)), "unknown"), message[text].strip()
 
 
-def _of_turns(turns: Iterable[Turn]) -> tuple[str, str] | str:
+def _of_turns(turns: Sequence[tuple[str, str]]) -> tuple[str, str] | str:
     found = [t for t in turns if t != ("system", "")]
     if found and found[0][0] == "system":
         return "system message"

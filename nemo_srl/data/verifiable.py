@@ -44,7 +44,27 @@ class Verifier:
     """The checks of the harness. It takes a second to load them."""
 
     def __init__(self) -> None:
-        self._instructions, self._process_results = _load()
+        try:
+            import langdetect
+            import nltk
+
+            # Checked before the harness is imported, which would try to download it.
+            nltk.data.find("tokenizers/punkt_tab")
+            from lm_eval.tasks.ifeval import instructions_registry, utils
+        except ImportError as e:
+            raise ConfigError(
+                f"IFEval needs lm-evaluation-harness for its checks, and {e.name or e} is not installed; "
+                'pip install "nemo-srl[ifeval]"'
+            ) from e
+        except LookupError as e:
+            raise ConfigError(
+                "IFEval needs NLTK's sentence splitter `punkt_tab`, which is not there; run `python -m nltk.downloader "
+                "punkt_tab`, or set NLTK_DATA to a directory with tokenizers/punkt_tab"
+            ) from e
+        # Without a seed, the language that is detected for a doubtful text differs from call to call.
+        langdetect.DetectorFactory.seed = 0
+        self._instructions: Mapping[str, Any] = instructions_registry.INSTRUCTION_DICT
+        self._process_results = utils.process_results
 
     def check_row(self, prompt: VerifiablePrompt, *, where: str) -> None:
         """Refuse an unknown instruction, and one whose arguments are not those that its check takes."""
@@ -70,46 +90,20 @@ class Verifier:
 
     def followed(self, prompt: VerifiablePrompt, response: str) -> Followed:
         """Which instructions of `prompt` the response follows."""
-        strict, loose, num_errors = [], [], 0
+        found, num_errors = [], 0
         for name, given in zip(prompt.instruction_ids, prompt.arguments, strict=True):
             try:
-                found = self._check(prompt, name, given, response)
+                found.append(self._check(prompt, name, given, response))
             except Exception:  # the harness's code may raise anything on a model's text, e.g. on deeply nested JSON
-                found, num_errors = (False, False), num_errors + 1
-            strict.append(found[0])
-            loose.append(found[1])
-        return Followed(strict=strict, loose=loose, num_errors=num_errors)
+                found.append((False, False))
+                num_errors += 1
+        return Followed(strict=[x for x, _ in found], loose=[x for _, x in found], num_errors=num_errors)
 
-    def _check(
-        self, prompt: VerifiablePrompt, name: str, arguments: Mapping[str, Any], response: str
-    ) -> tuple[bool, bool]:
-        row = {"key": prompt.key, "prompt": prompt.text, "instruction_id_list": [name], "kwargs": [dict(arguments)]}
+    def _check(self, prompt: VerifiablePrompt, name: str, given: Mapping[str, Any], response: str) -> tuple[bool, bool]:
+        """Whether the response follows one instruction, strictly and loosely."""
+        row = {"key": prompt.key, "prompt": prompt.text, "instruction_id_list": [name], "kwargs": [dict(given)]}
         found = self._process_results(row, [response])
         return bool(found["prompt_level_strict_acc"]), bool(found["prompt_level_loose_acc"])
-
-
-def _load() -> tuple[Mapping[str, Any], Any]:
-    """The instructions of the harness by name, and its function that checks a row."""
-    try:
-        import langdetect
-        import nltk
-
-        # Checked before the harness is imported, which would try to download it.
-        nltk.data.find("tokenizers/punkt_tab")
-        from lm_eval.tasks.ifeval import instructions_registry, utils
-    except ImportError as e:
-        raise ConfigError(
-            f"IFEval needs lm-evaluation-harness for its checks, and {e.name or e} is not installed; "
-            'pip install "nemo-srl[ifeval]"'
-        ) from e
-    except LookupError as e:
-        raise ConfigError(
-            "IFEval needs NLTK's sentence splitter `punkt_tab`, which is not there; run `python -m nltk.downloader "
-            "punkt_tab`, or set NLTK_DATA to a directory with tokenizers/punkt_tab"
-        ) from e
-    # Without a seed, the language that is detected for a doubtful text differs from call to call.
-    langdetect.DetectorFactory.seed = 0
-    return instructions_registry.INSTRUCTION_DICT, utils.process_results
 
 
 def read_prompts(path: Path, verifier: Verifier) -> list[VerifiablePrompt]:

@@ -12,6 +12,7 @@ score equally are in no order.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,71 +47,51 @@ class ScoreGroup:
 class Estimate:
     """A figure over `n` cases, with its 95% interval. None: no case, or for a bootstrap interval, only one group."""
 
-    value: float | None
-    n: int
-    low: float | None
-    high: float | None
+    value: float | None = None
+    n: int = 0
+    low: float | None = None
+    high: float | None = None
 
     def named(self, name: str) -> Metric:
         return Metric(name=name, value=self.value, n=self.n, low=self.low, high=self.high)
 
 
-_NOTHING = Estimate(value=None, n=0, low=None, high=None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardModelMetrics:
-    """Agreement of the judge with people. `dataclasses.asdict` converts it to JSON objects.
-
-    A pair is two scored responses of one group to which people give different scores. The paper does not say how it
-    counts pairs that the model ties, so all three ways are here.
-    """
-
-    pairwise_accuracy: Estimate
-    """Share of the pairs that the model orders as people do; n: pairs that the model does not tie."""
-    pairwise_accuracy_ties_half: Estimate
-    """The same, a tie of the model counting one half; n: all pairs."""
-    pairwise_accuracy_ties_wrong: Estimate
-    """The same, a tie of the model counting as wrong; n: all pairs."""
-    tie_rate: Estimate
-    """Share of the pairs that the model ties; n: all pairs."""
-    exact_match: Estimate
-    """Share of the groups whose whole order is the same: the model ties the responses that people tie, and no others.
-    n: groups that people order and whose responses all have a model score. The interval is Wilson's."""
-    five_best: Estimate
-    """Share of the responses with the model's highest possible score that people rank first, or tied for first; n: the
-    responses with that score, in groups that people order."""
-    spearman: Estimate
-    """Mean over groups of the rank correlation, where ties have their mean rank; n: groups whose scored responses have
-    at least two different human scores and two different model scores."""
-    kendall: Estimate
-    """Mean over groups of Kendall's tau-b; n: the same groups."""
-    parse_failure_rate: Estimate
-    """Share of the responses without a model score; n: all responses."""
-
-
 def reward_model_metrics(
     groups: Sequence[ScoreGroup], *, max_score: float, num_bootstrap: int = 1000, seed: int = 0
-) -> RewardModelMetrics:
-    """Every metric over the same `groups`; `max_score` is the judge's highest possible score.
+) -> dict[str, Estimate]:
+    """Agreement of the judge with people over `groups`; `max_score` is the judge's highest possible score.
+
+    A pair is two scored responses of one group to which people give different scores. The paper does not say how it
+    counts pairs that the model ties, so all three ways are here. Ties have their mean rank in rank correlations.
+
+    pairwise_accuracy             share of the pairs that the model orders as people do; n: pairs that it does not tie
+    pairwise_accuracy_ties_half   the same, a tie of the model counting one half; n: all pairs
+    pairwise_accuracy_ties_wrong  the same, a tie of the model counting as wrong; n: all pairs
+    tie_rate                      share of the pairs that the model ties; n: all pairs
+    exact_match                   share of the groups whose whole order is the same, with its ties; n: groups that
+                                  people order and whose responses all have a model score. The interval is Wilson's.
+    five_best                     share of the responses with the highest possible score that people rank first, or tied
+                                  for first; n: the responses with that score, in groups that people order
+    spearman                      mean over groups of the rank correlation; n: groups whose scored responses have at
+                                  least two different human scores and two different model scores
+    kendall                       mean over groups of Kendall's tau-b; n: the same groups
+    parse_failure_rate            share of the responses without a model score; n: all responses
 
     The bootstrap's intervals are percentiles (2.5, 97.5) over `num_bootstrap` resamples of the groups. All metrics
     share the resamples, which `seed` decides.
     """
-    names = list(RewardModelMetrics.__dataclass_fields__)
-    # Each metric is a ratio of two sums over groups; the lower sum counts cases. Shape (group, metric, 2).
-    addends = np.array([_addends(group, max_score) for group in groups]).reshape(-1, len(names), 2)
-    resampled = _resampled_sums(addends, num_bootstrap=num_bootstrap, seed=seed)
-    found = {name: _estimate(addends[:, i], resampled[:, i]) for i, name in enumerate(names)}
+    names = list(_addends(ScoreGroup(human=(), model=()), max_score))
+    addends = np.array([list(_addends(group, max_score).values()) for group in groups]).reshape(-1, len(names), 2)
+    found = dict(zip(names, _estimates(addends, num_bootstrap=num_bootstrap, seed=seed), strict=True))
     # Here a group is one case, so the cases are independent. A bootstrap of 0 hits in 8 would say [0, 0].
     hits, n = addends[:, names.index("exact_match")].sum(axis=0)
-    return RewardModelMetrics(**found | {"exact_match": proportion(round(hits), round(n))})
+    return found | {"exact_match": proportion(round(hits), round(n))}
 
 
 def proportion(hits: int, n: int) -> Estimate:
     """Share of `hits` in `n` independent cases, with the interval of Wilson's score."""
     if n == 0:
-        return _NOTHING
+        return Estimate()
     low, high = scipy.stats.binomtest(hits, n).proportion_ci(method="wilson")
     return Estimate(value=hits / n, n=n, low=float(low), high=float(high))
 
@@ -123,20 +104,16 @@ def sign_test(wins: int, losses: int) -> float | None:
 def mean_estimate(groups: Sequence[Sequence[float]], *, num_bootstrap: int = 1000, seed: int = 0) -> Estimate:
     """Mean of all values, with a bootstrap interval that resamples groups of values that depend on each other."""
     addends = np.array([(sum(group), len(group)) for group in groups], dtype=np.float64).reshape(-1, 1, 2)
-    resampled = _resampled_sums(addends, num_bootstrap=num_bootstrap, seed=seed)
-    return _estimate(addends[:, 0], resampled[:, 0])
+    return _estimates(addends, num_bootstrap=num_bootstrap, seed=seed)[0]
 
 
 def histogram(scores: Sequence[float | None], *, max_score: int) -> tuple[int, ...]:
     """How many scores round to 0, 1, .. `max_score`; a half is rounded up. None is not counted."""
-    counts = [0] * (max_score + 1)
-    for score in scores:
-        if score is None:
-            continue
-        if not 0 <= score <= max_score:
-            raise DataError(f"score {score}: the scale goes from 0 to {max_score} (judge.max_score)")
-        counts[math.floor(score + 0.5)] += 1
-    return tuple(counts)
+    there = [score for score in scores if score is not None]
+    if outside := [score for score in there if not 0 <= score <= max_score]:
+        raise DataError(f"score {outside[0]}: the scale goes from 0 to {max_score} (judge.max_score)")
+    counts = Counter(math.floor(score + 0.5) for score in there)
+    return tuple(counts[k] for k in range(max_score + 1))
 
 
 def score_entropy(scores: Sequence[float | None], *, max_score: int) -> float | None:
@@ -146,14 +123,11 @@ def score_entropy(scores: Sequence[float | None], *, max_score: int) -> float | 
     """
     counts = [count for count in histogram(scores, max_score=max_score) if count]
     total = sum(counts)
-    if not total:
-        return None
-    entropy = sum(count / total * math.log(total / count) for count in counts)
-    return entropy / math.log(max_score + 1)
+    return sum(count / total * math.log(total / count) for count in counts) / math.log(max_score + 1) if total else None
 
 
-def _addends(group: ScoreGroup, max_score: float) -> list[tuple[float, float]]:
-    """(numerator, number of cases) of one group, in the order of `RewardModelMetrics`."""
+def _addends(group: ScoreGroup, max_score: float) -> dict[str, tuple[float, float]]:
+    """(numerator, number of cases) of one group for each metric."""
     human_all = np.array(group.human, dtype=np.float64)
     scored = np.array([score is not None for score in group.model], dtype=bool)
     human = human_all[scored]
@@ -164,44 +138,49 @@ def _addends(group: ScoreGroup, max_score: float) -> list[tuple[float, float]]:
     by_model = np.sign(model[first] - model[second])
 
     ordered = by_human != 0
-    num_pairs = int(ordered.sum())
-    num_right = int((ordered & (by_model == by_human)).sum())
-    num_ties = int((ordered & (by_model == 0)).sum())
+    num_pairs, num_right = ordered.sum(), (ordered & (by_model == by_human)).sum()
+    num_ties = (ordered & (by_model == 0)).sum()
     people_order = len(set(group.human)) > 1
     whole = people_order and bool(scored.all())
     best = model >= max_score if people_order else np.zeros(len(model), dtype=bool)
     correlated = bool(ordered.any() and by_model.any())
-    return [
-        (num_right, num_pairs - num_ties),
-        (num_right + num_ties / 2, num_pairs),
-        (num_right, num_pairs),
-        (num_ties, num_pairs),
-        (bool(np.array_equal(by_human, by_model)) if whole else 0, whole),
-        (int((best & (human == human_all.max(initial=-np.inf))).sum()), int(best.sum())),
-        (float(scipy.stats.spearmanr(human, model).statistic) if correlated else 0, correlated),
-        (float(scipy.stats.kendalltau(human, model, variant="b").statistic) if correlated else 0, correlated),
-        (int((~scored).sum()), len(scored)),
-    ]
+    five_best = int((best & (human == human_all.max(initial=-np.inf))).sum())
+    spearman = float(scipy.stats.spearmanr(human, model).statistic) if correlated else 0
+    kendall = float(scipy.stats.kendalltau(human, model, variant="b").statistic) if correlated else 0
+    return {
+        "pairwise_accuracy": (num_right, num_pairs - num_ties),
+        "pairwise_accuracy_ties_half": (num_right + num_ties / 2, num_pairs),
+        "pairwise_accuracy_ties_wrong": (num_right, num_pairs),
+        "tie_rate": (num_ties, num_pairs),
+        "exact_match": (whole and np.array_equal(by_human, by_model), whole),
+        "five_best": (five_best, int(best.sum())),
+        "spearman": (spearman, correlated),
+        "kendall": (kendall, correlated),
+        "parse_failure_rate": (int((~scored).sum()), len(scored)),
+    }
 
 
-def _resampled_sums(addends: _Floats, *, num_bootstrap: int, seed: int) -> _Floats:
-    """Sums over groups that are drawn with replacement: shape (num_bootstrap, metric, 2)."""
+def _estimates(addends: _Floats, *, num_bootstrap: int, seed: int) -> list[Estimate]:
+    """The ratio of two sums over groups for each metric; `addends` has shape (group, metric, 2).
+
+    The lower sum counts cases. The intervals come from sums over groups that are drawn with replacement.
+    """
     num_groups, rng = len(addends), np.random.default_rng(seed)
-    sums = np.zeros((num_bootstrap, *addends.shape[1:]))
+    resampled = np.zeros((num_bootstrap, *addends.shape[1:]))
     for i in range(num_bootstrap if num_groups else 0):
         times_drawn = np.bincount(rng.integers(num_groups, size=num_groups), minlength=num_groups)
-        sums[i] = np.tensordot(times_drawn, addends, axes=1)
-    return sums
+        resampled[i] = np.tensordot(times_drawn, addends, axes=1)
+    return [_estimate(addends[:, i], resampled[:, i]) for i in range(addends.shape[1])]
 
 
 def _estimate(addends: _Floats, resampled: _Floats) -> Estimate:
     """Ratio of sums; `addends` has shape (group, 2), `resampled` (num_bootstrap, 2)."""
     total, num_cases = addends.sum(axis=0)
     if not num_cases:
-        return _NOTHING
+        return Estimate()
     value, n = float(total / num_cases), round(num_cases)
     usable = resampled[resampled[:, 1] > 0]
     if np.count_nonzero(addends[:, 1]) < 2 or not len(usable):
-        return Estimate(value=value, n=n, low=None, high=None)
+        return Estimate(value=value, n=n)
     low, high = np.percentile(usable[:, 0] / usable[:, 1], [2.5, 97.5])
     return Estimate(value=value, n=n, low=float(low), high=float(high))

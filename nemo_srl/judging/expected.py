@@ -34,14 +34,11 @@ def expected_score(verdict: str, number_logprobs: NumberLogprobs, *, max_score: 
     Not covered: points above 9 and fractions. Both take several tokens, and only the first one is seen.
     """
     for offset, logprobs in reversed(number_logprobs):
-        if _states_the_score(verdict[:offset], max_score=max_score):
+        before = verdict[:offset]
+        # The score stands here when any number right after this text would be read as the score. Two are tried.
+        if all(parse_score(f"{before}{k}", max_score=max_score) == k for k in (0, max_score)):
             return _expectation(logprobs, max_score=max_score)
     return Score(None)
-
-
-def _states_the_score(before: str, *, max_score: int) -> bool:
-    """Whether a number right after `before` would be read as the score; two numbers are tried."""
-    return all(parse_score(f"{before}{k}", max_score=max_score) == k for k in (0, max_score))
 
 
 def _expectation(logprobs: Mapping[str, float], *, max_score: int) -> Score:

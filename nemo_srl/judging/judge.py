@@ -8,7 +8,7 @@ from typing import Protocol
 
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import JudgeConfig
-from nemo_srl.judging import pairwise
+from nemo_srl.judging.pairwise import WINNER_LINES, check_rubric, comparison, first_share
 from nemo_srl.judging.points import Material
 from nemo_srl.judging.readers import reader
 from nemo_srl.protocols import GenerationRequest
@@ -59,11 +59,8 @@ class Judge:
         `prefix` keeps the requests apart from others in the same journal; judgements do not show it. `n` and `seed`
         replace `judge.num_judgements` and the judge's own seed.
         """
-        questions = self._reader.questions(material, self._cfg)
-        requests = [
-            self._request(prefix + key, prompt, self._reader.stop(self._cfg), n=n, seed=seed)
-            for key, prompt in questions.items()
-        ]
+        questions, stop = self._reader.questions(material, self._cfg), self._reader.stop(self._cfg)
+        requests = [self._request(prefix + key, prompt, stop, n=n, seed=seed) for key, prompt in questions.items()]
         found = self._complete(requests, num_logprobs=self._reader.num_logprobs, title=title)
         return self._reader.judgements(material, {key: found[prefix + key] for key in questions}, self._cfg)
 
@@ -73,22 +70,16 @@ class Judge:
         `material` is by the question's id: its instruction, and the responses of model a and model b. Any `judge.mode`
         will do. Raises `ConfigError` without a `judge.pairwise_rubric`.
         """
-        pairwise.check_rubric(self._cfg)
+        check_rubric(self._cfg)
         prompts: dict[tuple[str, Order], str] = {}
         for key, (instruction, a, b) in material.items():
-            prompts[key, "ab"] = pairwise.comparison(self._cfg, instruction=instruction, a=a, b=b)
-            prompts[key, "ba"] = pairwise.comparison(self._cfg, instruction=instruction, a=b, b=a)
-        requests = [
-            self._request(f"{key}/{order}", prompt, pairwise.WINNER_LINES) for (key, order), prompt in prompts.items()
-        ]
+            prompts[key, "ab"] = comparison(self._cfg, instruction=instruction, a=a, b=b)
+            prompts[key, "ba"] = comparison(self._cfg, instruction=instruction, a=b, b=a)
+        requests = [self._request(f"{key}/{order}", prompt, WINNER_LINES) for (key, order), prompt in prompts.items()]
         found = self._complete(requests, num_logprobs=0, title=title)
         return [
             Comparison(
-                question_id=key,
-                order=order,
-                verdict_index=c.index,
-                verdict=c.text.strip(),
-                first_share=pairwise.first_share(c),
+                question_id=key, order=order, verdict_index=c.index, verdict=c.text.strip(), first_share=first_share(c)
             )
             for key, order in prompts
             for c in found[f"{key}/{order}"]

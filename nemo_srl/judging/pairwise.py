@@ -60,16 +60,10 @@ class PairwiseReader:
         count: dict[str, int] = defaultdict(int)
         for a, b in pairings(material):
             for completion in completions[_request_key(a, b)]:
-                share = first_share(completion)
+                share, verdict = first_share(completion), f"[A is {a}, B is {b}] {completion.text.strip()}"
                 for key, mine in ((a, share), (b, None if share is None else 1 - share)):
-                    found.append(
-                        Judgement(
-                            candidate_key=key,
-                            judgement_index=count[key],
-                            verdict=f"[A is {a}, B is {b}] {completion.text.strip()}",
-                            score=None if mine is None else mine * cfg.max_score,
-                        )
-                    )
+                    score = None if mine is None else mine * cfg.max_score
+                    found.append(Judgement(candidate_key=key, judgement_index=count[key], verdict=verdict, score=score))
                     count[key] += 1
         return found
 

@@ -118,14 +118,10 @@ class PointsReader:
     ) -> list[Judgement]:
         return [
             Judgement(
-                candidate_key=key,
-                judgement_index=c.index,
-                verdict=c.text.strip(),
-                score=score.value,
-                coverage=score.coverage,
+                candidate_key=key, judgement_index=c.index, verdict=c.text.strip(), score=s.value, coverage=s.coverage
             )
             for key in material
-            for c, score in ((c, self.score(c, cfg.max_score)) for c in completions[key])
+            for c, s in ((c, self.score(c, cfg.max_score)) for c in completions[key])
         ]
 
     def lesson(self, example: EFTExample, cfg: JudgeConfig) -> tuple[str, str]:

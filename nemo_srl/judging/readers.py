@@ -25,16 +25,13 @@ class VerdictReader(Protocol):
     @property
     def num_logprobs(self) -> int:
         """How many alternatives the engine reports at each number (`Completion.number_logprobs`); 0 asks for none."""
-        ...
 
     @property
     def absolute(self) -> str:
         """Name of the reader for scores that can be compared between models. Empty: this reader's scores can be."""
-        ...
 
     def check(self, cfg: JudgeConfig) -> None:
         """Raises `ConfigError` for settings that this reader cannot work with."""
-        ...
 
     def questions(self, material: Material, cfg: JudgeConfig) -> dict[str, str]:
         """The judge's prompts before the chat template, by a key of the request. Their order is that of the calls.
@@ -42,11 +39,9 @@ class VerdictReader(Protocol):
         The order of `material` keeps the answers to one prompt together; engines compute their common beginning once.
         Journals hold the keys, so a reader that changes them asks everything again.
         """
-        ...
 
     def stop(self, cfg: JudgeConfig) -> tuple[str, ...]:
         """The strings that end a verdict (`GenerationRequest.stop`); they only save tokens."""
-        ...
 
     def judgements(
         self, material: Material, completions: Mapping[str, Sequence[Completion]], cfg: JudgeConfig
@@ -55,11 +50,9 @@ class VerdictReader(Protocol):
 
         A `Judgement.candidate_key` is a key of `material`. A verdict that cannot be read is `score=None`.
         """
-        ...
 
     def lesson(self, example: EFTExample, cfg: JudgeConfig) -> tuple[str, str]:
         """What EFT teaches the judge: the prompt before the chat template, and the verdict on it."""
-        ...
 
     def justification(self, verdict: str) -> str:
         """What the judge wrote before it gave the score: the `EFTExample.justification` of such a verdict."""

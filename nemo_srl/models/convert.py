@@ -16,11 +16,12 @@ parameters are exported, which its forward pass used.
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,12 +29,11 @@ from nemo_srl.errors import ModelError
 from nemo_srl.models import families, nemo_layout
 from nemo_srl.models.directories import fresh_partial, publish, refuse_existing
 from nemo_srl.models.distributed_checkpoint import CheckpointReader, Chunk, write_checkpoint
-from nemo_srl.models.hf import COMPANION_FILES, read_spec
+from nemo_srl.models.hf import companions, read_spec
 from nemo_srl.models.nemo_layout import Parameter
 from nemo_srl.models.spec import ModelSpec
-from nemo_srl.models.tensor_io import ShardedWriter, TensorReader
+from nemo_srl.models.tensor_io import TensorReader, write_shards
 
-_PREFIX = "model."
 _BLOCK_BYTES = 256 * 1024 * 1024
 """Embeddings are moved in blocks of rows of about this size, since Llama 3's is larger than one of its layers."""
 
@@ -60,7 +60,8 @@ def hf_to_nemo(
         divisible_by=make_vocab_size_divisible_by,
     )
     refuse_existing(weights_dir)
-    with TensorReader(hf_dir) as reader:
+    with ExitStack() as files:
+        reader = TensorReader(hf_dir, files)
         chunks = _plan_chunks(reader, spec, padded_vocab, _check_weights(reader, hf_dir, spec, dtype))
         partial = fresh_partial(weights_dir)
         write_checkpoint(partial, chunks)
@@ -73,55 +74,37 @@ def nemo_to_hf(
     *,
     template_hf_dir: Path,
     dtype: torch.dtype | None = None,
-    prefix: str = _PREFIX,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Write the Hugging Face directory `hf_dir` from a NeMo checkpoint.
 
     `weights_dir` is a `model_weights` directory or a training checkpoint (`...-last`), of which only the
-    tensors under `prefix` are read. `template_hf_dir` is the model that the training started from. Config and
+    model's tensors are read. `template_hf_dir` is the model that the training started from. Config and
     tokenizer are copied from there, and `torch_dtype` is set to the dtype that was written. `dtype` None keeps each
     tensor's. Padded rows of the vocabulary are dropped.
     """
     spec = read_spec(template_hf_dir)
     refuse_existing(hf_dir)
     reader = CheckpointReader(weights_dir)
-    parameters = _checked_parameters(reader, weights_dir, spec, prefix)
-    plan = [
-        (name, shape, dtype or reader.dtype(prefix + parameter.key))
-        for layer, parameter in parameters
-        for name, shape in zip(_hf_names(parameter, layer), parameter.hf_shapes, strict=True)
-    ]
+    parameters = _checked_parameters(reader, weights_dir, spec)
+    plan = [(name, shape, dtype or reader.dtype(p.key)) for p in parameters for name, shape in p.hf_shapes.items()]
     partial = fresh_partial(hf_dir)
-    writer = ShardedWriter(partial, plan, max_shard_bytes=max_shard_bytes)
-    writer.write(_hf_tensors(reader, parameters, spec, prefix, dtype))
-    _copy_companions(template_hf_dir, partial, {dtype for _, _, dtype in plan})
+    write_shards(partial, plan, _hf_tensors(reader, parameters, spec, dtype), max_shard_bytes=max_shard_bytes)
+    for path in companions(template_hf_dir):
+        shutil.copyfile(path, partial / path.name)
+    config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
+    widest = max((written for _, _, written in plan), key=lambda written: written.itemsize)
+    config["torch_dtype"] = str(widest).removeprefix("torch.")
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (partial / "config.json").write_text(text, encoding="utf-8")
     publish(partial, hf_dir)
-
-
-_Located = tuple[int | None, Parameter]
-"""A parameter and its layer; the layer is None outside the layers."""
-
-
-def _all_parameters(spec: ModelSpec, padded_vocab: int) -> list[_Located]:
-    """In Hugging Face's order: embedding, layers, norm, output layer."""
-    first, *last = nemo_layout.whole_parameters(spec, padded_vocab)
-    layer_parameters = nemo_layout.layer_parameters(spec)
-    layers = [(layer, p) for layer in range(spec.num_layers) for p in layer_parameters]
-    return [(None, first), *layers, *((None, p) for p in last)]
-
-
-def _hf_names(parameter: Parameter, layer: int | None) -> list[str]:
-    return [name.format(layer=layer) for name in parameter.hf_names]
 
 
 def _check_weights(reader: TensorReader, hf_dir: Path, spec: ModelSpec, dtype: torch.dtype | None) -> torch.dtype:
     """Compare all names, shapes and types with those that `spec` needs; return the type to write."""
-    shapes = {
-        name: shape
-        for layer, parameter in _all_parameters(spec, spec.vocab_size)
-        for name, shape in zip(_hf_names(parameter, layer), parameter.hf_shapes, strict=True)
-    }
+    shapes: dict[str, tuple[int, ...]] = {}
+    for parameter in nemo_layout.parameters(spec, spec.vocab_size):
+        shapes.update(parameter.hf_shapes)
     for name, shape in shapes.items():
         reader.check(name, shape)
     # Old checkpoints also hold the rotary frequencies, and some tied ones hold a copy of the embedding.
@@ -140,84 +123,57 @@ def _check_weights(reader: TensorReader, hf_dir: Path, spec: ModelSpec, dtype: t
 
 def _plan_chunks(reader: TensorReader, spec: ModelSpec, padded_vocab: int, dtype: torch.dtype) -> list[Chunk]:
     chunks: list[Chunk] = []
-    for layer, parameter in _all_parameters(spec, padded_vocab):
-        if parameter.stacked:
-            chunks.append(_layer_chunk(reader, spec, parameter, layer, dtype))
-        elif parameter.padded:
+    for parameter in nemo_layout.parameters(spec, padded_vocab):
+        if parameter.padded:
             chunks.extend(_row_chunks(reader, parameter, dtype))
         else:
-            chunks.append(_whole_chunk(reader, parameter, dtype))
+            produce = functools.partial(_fused, reader, spec, parameter, dtype)
+            chunks.append(Chunk(parameter.key, parameter.tensor_shape(spec), *parameter.block, dtype, produce))
     return chunks
 
 
-def _layer_chunk(
-    reader: TensorReader, spec: ModelSpec, parameter: Parameter, layer: int | None, dtype: torch.dtype
-) -> Chunk:
-    assert layer is not None
-
-    def produce() -> torch.Tensor:
-        fused = torch.empty(parameter.shape, dtype=dtype)
-        for name, view in zip(_hf_names(parameter, layer), nemo_layout.parts(parameter, fused, spec), strict=True):
-            reader.read_into(name, view)
-        return fused.unsqueeze(0)
-
-    return Chunk(
-        key=_PREFIX + parameter.key,
-        tensor_shape=(spec.num_layers, *parameter.shape),
-        offsets=(layer, *(0 for _ in parameter.shape)),
-        shape=(1, *parameter.shape),
-        dtype=dtype,
-        produce=produce,
-    )
-
-
-def _whole_chunk(reader: TensorReader, parameter: Parameter, dtype: torch.dtype) -> Chunk:
-    def produce() -> torch.Tensor:
-        tensor = torch.empty(parameter.shape, dtype=dtype)
-        reader.read_into(parameter.hf_names[0], tensor)
-        return tensor
-
-    origin = tuple(0 for _ in parameter.shape)
-    return Chunk(_PREFIX + parameter.key, parameter.shape, origin, parameter.shape, dtype, produce)
+def _fused(reader: TensorReader, spec: ModelSpec, parameter: Parameter, dtype: torch.dtype) -> torch.Tensor:
+    fused = torch.empty(parameter.shape, dtype=dtype)
+    for name, view in nemo_layout.parts(parameter, fused, spec):
+        reader.read_into(name, view)
+    return fused.view(parameter.block[1])
 
 
 def _row_chunks(reader: TensorReader, parameter: Parameter, dtype: torch.dtype) -> Iterator[Chunk]:
-    (num_rows, *rest), num_filled = parameter.shape, parameter.hf_shapes[0][0]
-    step = max(1, _BLOCK_BYTES // (rest[0] * dtype.itemsize))
+    ((name, (num_filled, columns)),) = parameter.hf_shapes.items()
+    num_rows = parameter.shape[0]
+    step = max(1, _BLOCK_BYTES // (columns * dtype.itemsize))
     for first in range(0, num_rows, step):
-        last = min(first + step, num_rows)
+        shape = (min(step, num_rows - first), columns)
 
-        def produce(first: int = first, last: int = last) -> torch.Tensor:
-            block = torch.empty((last - first, *rest), dtype=dtype)
-            num_read = max(0, min(last, num_filled) - first)
-            if num_read:
-                reader.read_into(parameter.hf_names[0], block[:num_read], first_row=first)
-            block[num_read:] = 0
+        def produce(first: int = first, shape: tuple[int, int] = shape) -> torch.Tensor:
+            block = torch.zeros(shape, dtype=dtype)
+            filled = block[: max(0, num_filled - first)]
+            if len(filled):
+                reader.read_into(name, filled, first_row=first)
             return block
 
-        shape = (last - first, *rest)
-        yield Chunk(_PREFIX + parameter.key, parameter.shape, (first, 0), shape, dtype, produce)
+        yield Chunk(parameter.key, parameter.shape, (first, 0), shape, dtype, produce)
 
 
-def _checked_parameters(reader: CheckpointReader, weights_dir: Path, spec: ModelSpec, prefix: str) -> list[_Located]:
+def _checked_parameters(reader: CheckpointReader, weights_dir: Path, spec: ModelSpec) -> list[Parameter]:
     """All parameters, after every shape in the checkpoint was compared with the one that `spec` needs."""
-    padded_vocab = reader.shape(prefix + nemo_layout.whole_parameters(spec, 0)[0].key)[0]
+    padded_vocab = reader.shape(nemo_layout.EMBEDDING)[0]
     if padded_vocab < spec.vocab_size:
         raise ModelError(
             f"{weights_dir}: its embedding has {padded_vocab} rows, but the template's vocab_size is "
             f"{spec.vocab_size}. The template must be the model that training started from."
         )
-    parameters = _all_parameters(spec, padded_vocab)
-    for _, parameter in parameters:
-        expected = (spec.num_layers, *parameter.shape) if parameter.stacked else parameter.shape
-        found = reader.shape(prefix + parameter.key)
+    parameters = nemo_layout.parameters(spec, padded_vocab)
+    for parameter in parameters:
+        found, expected = reader.shape(parameter.key), parameter.tensor_shape(spec)
         if found != expected:
             raise ModelError(
-                f"{weights_dir}: {prefix + parameter.key} has shape {list(found)}, but the template's config asks for "
+                f"{weights_dir}: {parameter.key} has shape {list(found)}, but the template's config asks for "
                 f"{list(expected)}. The template must be the model that training started from."
             )
-    known = {prefix + parameter.key for _, parameter in parameters}
-    model_keys = tuple(prefix + start for start in ("decoder.", "embedding.", "output_layer."))
+    known = {parameter.key for parameter in parameters}
+    model_keys = ("model.decoder.", "model.embedding.", "model.output_layer.")
     if unknown := sorted(key for key in reader.tensor_keys() if key.startswith(model_keys) and key not in known):
         raise ModelError(
             f"{weights_dir}: holds {unknown[0]}, which a model of the template's config has no place for "
@@ -228,36 +184,15 @@ def _checked_parameters(reader: CheckpointReader, weights_dir: Path, spec: Model
 
 
 def _hf_tensors(
-    reader: CheckpointReader,
-    parameters: list[_Located],
-    spec: ModelSpec,
-    prefix: str,
-    dtype: torch.dtype | None,
+    reader: CheckpointReader, parameters: list[Parameter], spec: ModelSpec, dtype: torch.dtype | None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    for layer, parameter in parameters:
-        key = prefix + parameter.key
-        target = dtype or reader.dtype(key)
+    for parameter in parameters:
+        target = dtype or reader.dtype(parameter.key)
         if parameter.padded:
-            (shape,) = parameter.hf_shapes
-            for first, last in reader.row_blocks(key, shape[0], max_bytes=_BLOCK_BYTES):
-                yield parameter.hf_names[0], reader.read(key, (first, 0), (last - first, shape[1])).to(target)
-            continue
-        origin = tuple(0 for _ in parameter.shape)
-        if parameter.stacked:
-            assert layer is not None
-            fused = reader.read(key, (layer, *origin), (1, *parameter.shape)).squeeze(0)
+            ((name, (num_rows, columns)),) = parameter.hf_shapes.items()
+            for first, last in reader.row_blocks(parameter.key, num_rows, max_bytes=_BLOCK_BYTES):
+                yield name, reader.read(parameter.key, (first, 0), (last - first, columns)).to(target)
         else:
-            fused = reader.read(key, origin, parameter.shape)
-        for name, view in zip(_hf_names(parameter, layer), nemo_layout.parts(parameter, fused, spec), strict=True):
-            yield name, view.to(target)
-
-
-def _copy_companions(template_hf_dir: Path, directory: Path, dtypes: set[torch.dtype]) -> None:
-    for name in COMPANION_FILES:
-        if (template_hf_dir / name).is_file():
-            shutil.copyfile(template_hf_dir / name, directory / name)
-    path = directory / "config.json"
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    widest = max(dtypes, key=lambda dtype: dtype.itemsize)
-    config["torch_dtype"] = str(widest).removeprefix("torch.")
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            fused = reader.read(parameter.key, *parameter.block).view(parameter.shape)
+            for name, view in nemo_layout.parts(parameter, fused, spec):
+                yield name, view.to(target)

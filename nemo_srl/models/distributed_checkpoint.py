@@ -31,13 +31,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import (
-    ReadItem,
-    SavePlan,
-    TensorWriteData,
-    WriteItem,
-    WriteItemType,
-)
+from torch.distributed.checkpoint.planner import ReadItem, SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.utils import _create_file_view
 
@@ -75,14 +69,17 @@ def write_checkpoint(directory: Path, chunks: list[Chunk]) -> None:
     # With per_thread_copy_ahead=0 and one thread the writer asks for chunks in the plan's order, also with CUDA.
     writer = FileSystemWriter(directory, thread_count=1, sync_files=False, per_thread_copy_ahead=0)
     writer.set_up_storage_writer(True)
-    plan = writer.prepare_local_plan(SavePlan([_write_item(chunk) for chunk in chunks]))
-    (plan,) = writer.prepare_global_plan([plan])
-    with _without_checksums():
-        results = writer.write_data(plan, _ChunkPlanner(chunks)).wait()
+    items: list[WriteItem] = []
     tensors: dict[str, TensorStorageMetadata] = {}
     for chunk in chunks:
-        new = TensorStorageMetadata(TensorProperties(dtype=chunk.dtype), torch.Size(chunk.tensor_shape), [])
-        tensors.setdefault(chunk.key, new).chunks.append(_storage(chunk))
+        place = ChunkStorageMetadata(offsets=torch.Size(chunk.offsets), sizes=torch.Size(chunk.shape))
+        properties, size = TensorProperties(dtype=chunk.dtype), torch.Size(chunk.tensor_shape)
+        index = MetadataIndex(chunk.key, torch.Size(chunk.offsets))
+        items.append(WriteItem(index, WriteItemType.SHARD, tensor_data=TensorWriteData(place, properties, size)))
+        tensors.setdefault(chunk.key, TensorStorageMetadata(properties, size, [])).chunks.append(place)
+    (plan,) = writer.prepare_global_plan([writer.prepare_local_plan(SavePlan(items))])
+    with _without_checksums():
+        results = writer.write_data(plan, _ChunkPlanner(chunks)).wait()
     torch.save({}, directory / "common.pt")
     (directory / "metadata.json").write_text(json.dumps(_MCORE_FORMAT), encoding="utf-8")
     writer.finish(Metadata(dict(tensors)), [results])  # writes .metadata, which makes it a checkpoint
@@ -115,16 +112,6 @@ class _ChunkPlanner(DefaultSavePlanner):
         assert (write_item.index.fqn, write_item.index.offset) == (chunk.key, chunk.offsets)
         assert (tuple(tensor.shape), tensor.dtype) == (chunk.shape, chunk.dtype), chunk.key
         return tensor
-
-
-def _storage(chunk: Chunk) -> ChunkStorageMetadata:
-    return ChunkStorageMetadata(offsets=torch.Size(chunk.offsets), sizes=torch.Size(chunk.shape))
-
-
-def _write_item(chunk: Chunk) -> WriteItem:
-    data = TensorWriteData(_storage(chunk), TensorProperties(dtype=chunk.dtype), torch.Size(chunk.tensor_shape))
-    index = MetadataIndex(chunk.key, torch.Size(chunk.offsets))
-    return WriteItem(index=index, type=WriteItemType.SHARD, tensor_data=data)
 
 
 class CheckpointReader:

@@ -64,7 +64,12 @@ def read_spec(model_dir: Path) -> ModelSpec:
             f"config.json, *.safetensors and a tokenizer. {families.supported()}"
         )
     spec = read_shape(model_dir)
-    _check_tokenizer(model_dir)
+    for names in (("tokenizer.json", "tokenizer.model"), ("tokenizer_config.json",)):
+        if not any((model_dir / name).is_file() for name in names):
+            raise ModelError(
+                f"{model_dir}: {' or '.join(names)} is missing, so there is no tokenizer. Copy it from where "
+                "the model came from, or write it with tokenizer.save_pretrained(this directory)."
+            )
     shard_paths(model_dir)
     return spec
 
@@ -75,7 +80,7 @@ def read_shape(model_dir: Path) -> ModelSpec:
     `quantization_config` is refused here: it is about the weights, whatever the family.
     """
     path = model_dir / "config.json"
-    config = _read_json(path, "a Hugging Face model directory has one")
+    config = _read_json(path)
     try:
         spec = families.read_spec(config)
     except ModelError as error:
@@ -85,11 +90,16 @@ def read_shape(model_dir: Path) -> ModelSpec:
     return replace(spec, eos_token_ids=_eos_token_ids(model_dir, config))
 
 
+def companions(model_dir: Path) -> list[Path]:
+    """Those of `COMPANION_FILES` that this model has."""
+    return [path for name in COMPANION_FILES if (path := model_dir / name).is_file()]
+
+
 def shard_paths(model_dir: Path) -> list[Path]:
     """The safetensors files of the model, sorted. Raises `ModelError` if one is missing."""
     index = model_dir / INDEX_FILE
     if index.is_file():
-        weight_map = _read_json(index, "it was found a moment ago").get("weight_map")
+        weight_map = _read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelError(f"{index}: has no weight_map. The download is damaged: fetch this file again.")
         names = sorted({str(name) for name in weight_map.values()})
@@ -133,17 +143,12 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     with path.open("rb") as file:
         start, header = _raw_header(path, file)
     try:
-        table = {k: v for k, v in json.loads(header).items() if k != "__metadata__"}
-        entries = [
-            TensorEntry(
-                name=name,
-                dtype=str(info["dtype"]),
-                shape=tuple(int(n) for n in info["shape"]),
-                begin=start + int(info["data_offsets"][0]),
-                end=start + int(info["data_offsets"][1]),
-            )
-            for name, info in table.items()
-        ]
+        entries = []
+        for name, info in json.loads(header).items():
+            if name != "__metadata__":
+                begin, end = (start + int(offset) for offset in info["data_offsets"][:2])
+                shape = tuple(int(n) for n in info["shape"])
+                entries.append(TensorEntry(name, str(info["dtype"]), shape, begin, end))
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise ModelError(f"{path}: is not a safetensors file (its header is unreadable: {error})") from error
     entries.sort(key=lambda entry: entry.begin)
@@ -165,11 +170,9 @@ def digest(model_dir: Path) -> str:
     protect against tampering.
     """
     total = hashlib.sha256()
-    for name in COMPANION_FILES:
-        path = model_dir / name
-        if path.is_file():
-            total.update(f"{name}\0".encode())
-            total.update(hashlib.sha256(path.read_bytes()).digest())
+    for path in companions(model_dir):
+        total.update(f"{path.name}\0".encode())
+        total.update(hashlib.sha256(path.read_bytes()).digest())
     for path in shard_paths(model_dir):
         entries = read_header(path)
         total.update(f"{path.name}\0{path.stat().st_size}\0".encode())
@@ -181,14 +184,11 @@ def digest(model_dir: Path) -> str:
 
 
 def _hash_samples(file: BinaryIO, entry: TensorEntry, total: hashlib._Hash) -> None:
-    size = entry.end - entry.begin
-    if size <= _SAMPLE_BYTES * _SAMPLES_PER_TENSOR:
-        starts, length = [0], size
-    else:
-        step = (size - _SAMPLE_BYTES) // (_SAMPLES_PER_TENSOR - 1)
-        starts, length = [i * step for i in range(_SAMPLES_PER_TENSOR)], _SAMPLE_BYTES
-    for start in starts:
-        file.seek(entry.begin + start)
+    size, count, length = entry.end - entry.begin, _SAMPLES_PER_TENSOR, _SAMPLE_BYTES
+    if size <= count * length:
+        count, length = 1, size
+    for sample in range(count):
+        file.seek(entry.begin + sample * ((size - length) // max(1, count - 1)))
         total.update(file.read(length))
 
 
@@ -205,11 +205,13 @@ def _raw_header(path: Path, file: BinaryIO) -> tuple[int, bytes]:
     return 8 + length, header
 
 
-def _read_json(path: Path, why: str) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{path}: is missing; {why}. {families.supported()}") from None
+        raise ModelError(
+            f"{path}: is missing. A Hugging Face model directory has one. {families.supported()}"
+        ) from None
     except ValueError as error:
         raise ModelError(f"{path}: is not valid JSON ({error}). Copy or download it again.") from error
     if not isinstance(value, dict):
@@ -217,20 +219,10 @@ def _read_json(path: Path, why: str) -> dict[str, Any]:
     return cast(dict[str, Any], value)
 
 
-def _check_tokenizer(model_dir: Path) -> None:
-    for names in (("tokenizer.json", "tokenizer.model"), ("tokenizer_config.json",)):
-        if not any((model_dir / name).is_file() for name in names):
-            raise ModelError(
-                f"{model_dir}: {' or '.join(names)} is missing, so there is no tokenizer. Copy it from where "
-                "the model came from, or write it with tokenizer.save_pretrained(this directory)."
-            )
-
-
 def _eos_token_ids(model_dir: Path, config: dict[str, Any]) -> tuple[int, ...]:
     """`generation_config.json` comes first: Llama 3 Instruct lists several ids there and one in config.json."""
     generation = model_dir / "generation_config.json"
-    sources = [_read_json(generation, "it was found a moment ago")] if generation.is_file() else []
-    for source in [*sources, config]:
+    for source in (_read_json(generation) if generation.is_file() else {}, config):
         value = source.get("eos_token_id")
         ids = value if isinstance(value, list) else [value]
         if ids and all(isinstance(i, int) and not isinstance(i, bool) for i in ids):

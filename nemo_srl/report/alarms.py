@@ -12,6 +12,7 @@ pairs at once. It raised no alarm in the three runs that fell, because what fool
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -41,41 +42,36 @@ def alarms(history: Mapping[int, Sequence[Metric]]) -> list[Alarm]:
     return [
         Alarm(iteration=iteration, name=name, text=f"iteration {iteration}: {text}")
         for iteration, metrics in sorted(history.items())
-        for name, text in _of_iteration({m.name: m for m in metrics}).items()
+        for name, text in _of_iteration({m.name: m for m in metrics if m.value is not None}).items()
     ]
 
 
 def _of_iteration(seen: Mapping[str, Metric]) -> dict[str, str]:
-    """The texts of the alarms by name."""
+    """The texts of the alarms by name. What was not measured raises none."""
+    values = {name: m.value or 0.0 for name, m in seen.items()}
     found: dict[str, str] = {}
-    agreement = _value(seen, "anchor_agreement")
-    if agreement is not None and agreement < MIN_AGREEMENT:
+    if (agreement := values.get("anchor_agreement", 1.0)) < MIN_AGREEMENT:
         found["agreement"] = (
             f"the anchor prefers the chosen response in {agreement:.0%} of the new pairs (below {MIN_AGREEMENT:.0%}): "
             "the pairs are noise, or the judge has drifted. Read some of them. Raise judge.num_judgements, or use a "
             "better judge."
         )
-    own, anchor = _value(seen, "own_margin"), _value(seen, "anchor_margin")
-    if own is not None and anchor is not None and anchor < MIN_MARGIN_SHARE * own:
+    own, anchor = values.get("own_margin", -math.inf), values.get("anchor_margin", math.inf)
+    if anchor < MIN_MARGIN_SHARE * own:
         found["margin"] = (
             f"the judge sees a margin of {own:.2f} points in its pairs, and the anchor {anchor:.2f} (below "
             f"{MIN_MARGIN_SHARE:.0%} of it): most of what DPO learns here is the judge's own taste. Use more or better "
             "EFT data, or another judge (judge.engine)."
         )
     inflation = seen.get("self_minus_anchor")
-    if inflation is not None and inflation.value is not None and (inflation.low or 0) > MAX_INFLATION:
+    if inflation and (inflation.low or 0) > MAX_INFLATION:
         found["inflation"] = (
             f"the judge scores its own model's answers {inflation.value:.2f} points higher than the anchor does: its "
             "scores rise, and the answers do not get better. Stop here, or refresh the judge (data.rankings_path)."
         )
-    entropy = _value(seen, "score_entropy")
-    if entropy is not None and entropy < MIN_ENTROPY:
+    if (entropy := values.get("score_entropy", 1.0)) < MIN_ENTROPY:
         found["entropy"] = (
             f"the entropy of the scores is {entropy:.2f} (below {MIN_ENTROPY}): the judge nearly always gives the same "
             "score, so few answers decide the pairs. Use harder prompts, or judge.mode=expected."
         )
     return found
-
-
-def _value(seen: Mapping[str, Metric], name: str) -> float | None:
-    return seen[name].value if name in seen else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -26,6 +26,12 @@ NEITHER, CHOSEN, REJECTED = 0, 1, 2
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
+Verdict = list[float | str | None]
+"""Score and text."""
+Group = tuple[list[Any], list[list[Any]]]
+"""A row of `prompts`, and the rows of its candidates without their first field."""
+
+
 def browser_data(run: Run, *, max_candidates: int = MAX_CANDIDATES) -> dict[str, Any]:
     """The data as a JSON object.
 
@@ -34,53 +40,49 @@ def browser_data(run: Run, *, max_candidates: int = MAX_CANDIDATES) -> dict[str,
                  mean score or null, CHOSEN or REJECTED or NEITHER, [[score or null, verdict], ...]] for each candidate
     num_omitted  how many candidates were left out
     """
+    return packed([_groups(run, t) for t in run.iterations], max_candidates)
+
+
+def packed(parts: Sequence[Collection[Group]], max_candidates: int) -> dict[str, Any]:
+    """The JSON object of the groups that fit. Each part has room for the same number of candidates."""
     prompts: list[list[Any]] = []
     candidates: list[list[Any]] = []
     num_omitted = 0
-    for t in run.iterations:
-        by_prompt = _by_prompt(run.table(t, "candidates", Candidate))
-        judgements = run.table(t, "judgements", Judgement)
-        scores = mean_scores(judgements)
-        verdicts: dict[str, list[Judgement]] = defaultdict(list)
-        for j in judgements:
-            verdicts[j.candidate_key].append(j)
-        pairs = {p.prompt_id: p for p in run.table(t, "pairs", PreferencePair)}
-        room = max_candidates // len(run.iterations)
-        for prompt_id, group in by_prompt.items():
-            if len(group) > room:
-                num_omitted += len(group)
+    for groups in parts:
+        room = max_candidates // len(parts)
+        for prompt, rows in groups:
+            if len(rows) > room:
+                num_omitted += len(rows)
                 continue
-            room -= len(group)
-            prompts.append([t, prompt_id, group[0].prompt])
-            candidates += _rows(len(prompts) - 1, group, scores, verdicts, pairs.get(prompt_id))
+            room -= len(rows)
+            candidates += [[len(prompts), *row] for row in rows]
+            prompts.append(prompt)
     return {"prompts": prompts, "candidates": candidates, "num_omitted": num_omitted}
 
 
-def _by_prompt(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
-    groups: dict[str, list[Candidate]] = defaultdict(list)
-    for c in candidates:
-        groups[c.prompt_id].append(c)
-    return groups
+def candidate_row(c: Candidate, sample: int, score: float | None, role: int, verdicts: Sequence[Verdict]) -> list[Any]:
+    """A row of `candidates` without its first field."""
+    return [sample, c.response, c.num_tokens, int(c.finish_reason == "length"), score, role, verdicts]
 
 
-def _rows(
-    prompt: int,
-    group: Sequence[Candidate],
-    scores: Mapping[str, float],
-    verdicts: Mapping[str, Sequence[Judgement]],
-    pair: PreferencePair | None,
-) -> list[list[Any]]:
-    rows = []
-    wanted = {CHOSEN: (pair.chosen, pair.chosen_score), REJECTED: (pair.rejected, pair.rejected_score)} if pair else {}
-    for c in group:
+def _groups(run: Run, t: int) -> Collection[Group]:
+    judgements = run.table(t, "judgements", Judgement)
+    scores = mean_scores(judgements)
+    verdicts: dict[str, list[Verdict]] = defaultdict(list)
+    for j in judgements:
+        verdicts[j.candidate_key].append([j.score, j.verdict])
+    roles: dict[tuple[str, str, float | None], int] = {}
+    for p in run.table(t, "pairs", PreferencePair):
+        roles[p.prompt_id, p.chosen, p.chosen_score] = CHOSEN
+        roles[p.prompt_id, p.rejected, p.rejected_score] = REJECTED
+    groups: dict[str, Group] = {}
+    for c in run.table(t, "candidates", Candidate):
         score = scores.get(c.key)
         # Two candidates may have the same text and score. The first one is marked as the pair's.
-        role = next((r for r, x in wanted.items() if x == (c.response, score)), NEITHER)
-        wanted.pop(role, None)
-        cut = int(c.finish_reason == "length")
-        judged = [[j.score, j.verdict] for j in verdicts.get(c.key, ())]
-        rows.append([prompt, c.sample_index, c.response, c.num_tokens, cut, score, role, judged])
-    return rows
+        role = roles.pop((c.prompt_id, c.response, score), NEITHER)
+        _, rows = groups.setdefault(c.prompt_id, ([t, c.prompt_id, c.prompt], []))
+        rows.append(candidate_row(c, c.sample_index, score, role, verdicts[c.key]))
+    return groups.values()
 
 
 def island(data: object) -> Markup:

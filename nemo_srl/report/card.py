@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from nemo_srl.report.text import table
-from nemo_srl.runs import Run
+from nemo_srl.runs import Run, read_spec
 
 _RECIPE = (
     "seed", "num_iterations",
@@ -42,18 +43,19 @@ def model_card(run: Run, model: str, *, license: str | None) -> str:
         "## Data\n\n" + "\n".join(_data(run)),
         "## Recipe\n\n" + "\n".join(_recipe(config)),
         f"## Measured\n\n{_MEASURED}\n\n{table(run.evaluations())}",
-        "The judge's prompt, which the model was taught to follow:\n\n" + _indented(config["judge"]["rubric"]),
+        "The judge's prompt, which the model was taught to follow:\n\n"
+        + indent(config["judge"]["rubric"].rstrip(), "    "),
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def _metadata(*, base: str, license: str | None, name: str) -> str:
     # JSON strings are YAML strings. The Hub accepts `unknown` as a license.
-    lines = [f"license: {json.dumps(license or 'unknown')}", "library_name: transformers"]
-    lines += [f"base_model: {json.dumps(Path(base).name if '/' in base else base)}"]
-    lines += ["pipeline_tag: text-generation", "tags:", "- self-rewarding", "- dpo", "- nemo-aligner"]
-    lines += [f"model_name: {json.dumps(name)}"]
-    return "---\n" + "\n".join(lines) + "\n---"
+    license, base, name = map(json.dumps, (license or "unknown", Path(base).name if "/" in base else base, name))
+    return (
+        f"---\nlicense: {license}\nlibrary_name: transformers\nbase_model: {base}\npipeline_tag: text-generation\n"
+        f"tags:\n- self-rewarding\n- dpo\n- nemo-aligner\nmodel_name: {name}\n---"
+    )
 
 
 def _introduction(model: str, *, base: str, license: str | None) -> str:
@@ -72,9 +74,8 @@ def _introduction(model: str, *, base: str, license: str | None) -> str:
 def _data(run: Run) -> list[str]:
     """One line for each source. A published card must not show paths of the machine, so only file names are given."""
     lines = []
-    sft = run.find(0, "sft")
-    if sft:
-        for name, row in run.spec(sft)["inputs"].items():
+    if sft := run.find(0, "sft"):
+        for name, row in read_spec(sft.path)["inputs"].items():
             if row["kind"] == "file":
                 digest = sft.manifest.identity.get(f"input {name}", "?")
                 lines.append(f"- {name.upper()} seed: `{Path(row['path']).name}` (digest {digest})")
@@ -88,15 +89,8 @@ def _data(run: Run) -> list[str]:
 
 
 def _recipe(config: Mapping[str, Any]) -> Sequence[str]:
-    lines = []
+    found: dict[str, Any] = {}
     for key in _RECIPE:
-        value: Any = config
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if value is not None:
-            lines.append(f"- `{key}={value}`")
-    return lines
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}".rstrip() for line in text.splitlines())
+        section, _, name = key.rpartition(".")
+        found[key] = (config.get(section, {}) if section else config).get(name)
+    return [f"- `{key}={value}`" for key, value in found.items() if value is not None]

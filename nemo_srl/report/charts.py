@@ -1,14 +1,16 @@
 """Charts as inline SVG: lines with intervals, curves, histograms, stacked bars. They need no library and no script.
 
 Colors are CSS classes (`l0`, `f0`, ...), so that one page suits dark and light screens. Labels are escaped, so they may
-be any text. Each function returns a whole `<svg>` with a description for screen readers.
+be any text. Each `<svg>` has a description for screen readers.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from markupsafe import Markup
 
@@ -16,10 +18,23 @@ WIDTH, HEIGHT = 340, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 12, 28
 _MAX_POINTS = 400
 _MIN_SHARE_OF_SCALE = 0.25
+_NUM_COLORS = 6
+
+Format = Callable[[float], str]
+Limits = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class Chart:
+    """A whole `<svg>`. `legend` has the CSS class and the name of each series."""
+
+    title: str
+    svg: Markup
+    legend: Sequence[tuple[str, str]] = ()
+    note: str = ""
+
+
+class Point(NamedTuple):
     """A value at the x label with number `x`. `low` and `high` are its 95% interval, if there is one."""
 
     x: int
@@ -28,8 +43,7 @@ class Point:
     high: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Series:
+class Series(NamedTuple):
     """One line of a chart. A dashed line is a reference, such as the paper's figures."""
 
     name: str
@@ -38,29 +52,27 @@ class Series:
     dashed: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """A part of a stacked bar."""
-
-    name: str
-    value: float
-    color: int
-
-
 @dataclass(frozen=True)
 class _Frame:
-    """Maps data to pixels."""
+    """Maps data to pixels. The y axis goes from the first of `marks` to the last."""
 
     x_max: float
-    y_min: float
-    y_max: float
+    marks: Sequence[float]
 
     def x(self, value: float) -> float:
         return _LEFT + (WIDTH - _LEFT - _RIGHT) * value / (self.x_max or 1)
 
     def y(self, value: float) -> float:
-        span = (self.y_max - self.y_min) or 1
-        return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * (value - self.y_min) / span
+        low, high = self.marks[0], self.marks[-1]
+        return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * (value - low) / ((high - low) or 1)
+
+    def axes(self, form: Format, x_labels: Iterable[tuple[float, str]]) -> list[Markup]:
+        """A line with its number for each mark, and the labels below their x."""
+        line = Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>')
+        parts = [_text(self.x(x), HEIGHT - 9, label, "middle") for x, label in x_labels]
+        for y, number in ((self.y(mark), form(mark)) for mark in self.marks):
+            parts += [line.format(_LEFT, WIDTH - _RIGHT, y, y), _text(_LEFT - 6, y + 4, number, "end")]
+        return parts
 
 
 def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
@@ -77,13 +89,8 @@ def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
 
 
 def line_chart(
-    series: Sequence[Series],
-    x_labels: Sequence[str],
-    *,
-    title: str,
-    form: Callable[[float], str],
-    limits: tuple[float, float] = (-math.inf, math.inf),
-) -> Markup:
+    series: Sequence[Series], x_labels: Sequence[str], *, title: str, form: Format, limits: Limits, note: str
+) -> Chart:
     """Values by label, joined by lines, with bars for the intervals.
 
     `form` turns a value into text, also on the axis. No value can be outside of `limits`, so the axis ends there.
@@ -94,87 +101,74 @@ def line_chart(
     spare = (_MIN_SHARE_OF_SCALE * (limits[1] - limits[0]) - (high - low)) / 2
     if math.isfinite(spare) and spare > 0:
         low, high = max(limits[0], low - spare), min(limits[1], high + spare)
-    marks = [m for m in ticks(low, high) if limits[0] <= m <= limits[1]]
-    frame = _Frame(len(x_labels), marks[0], marks[-1])
-    parts = [_y_axis(frame, marks, form)]
-    parts += [_text(frame.x(i + 0.5), HEIGHT - 9, label, "middle") for i, label in enumerate(x_labels)]
+    frame = _Frame(len(x_labels), [m for m in ticks(low, high) if limits[0] <= m <= limits[1]])
+    parts = frame.axes(form, ((i + 0.5, label) for i, label in enumerate(x_labels)))
     for s in series:
-        parts.append(_line([(frame.x(p.x + 0.5), frame.y(p.value)) for p in s.points], s))
+        parts.append(_line([(frame.x(p.x + 0.5), frame.y(p.value)) for p in s.points], s.color, dashed=s.dashed))
         for p in s.points:
             parts += _point(frame, p, s, f"{s.name}, {x_labels[p.x]}: {_with_interval(p, form)}")
     described = "; ".join(f"{s.name}: " + ", ".join(_with_interval(p, form) for p in s.points) for s in series)
-    return _svg(title, described, parts)
+    legend = [(f"{'h' if s.dashed else 'b'}{s.color}", s.name) for s in series] if len(series) > 1 else []
+    return Chart(title=title, svg=_svg(title, described, parts), legend=legend, note=note)
 
 
-def curve_chart(curves: Sequence[tuple[str, Sequence[tuple[float, float]]]], *, title: str) -> Markup:
-    """Named curves over steps. Long curves lose points that nobody could see."""
-    finite = [(name, [p for p in points if math.isfinite(p[1])]) for name, points in curves]
-    values = [y for _, points in finite for _, y in points]
-    marks = ticks(min(values), max(values)) if values else [0.0, 1.0]
-    x_max = max((x for _, points in finite for x, _ in points), default=1.0)
-    frame = _Frame(x_max, marks[0], marks[-1])
-    parts = [_y_axis(frame, marks, lambda v: f"{v:g}")]
-    x_marks = [x for x in ticks(0, x_max, count=4) if x <= x_max]
-    parts += [_text(frame.x(x), HEIGHT - 9, f"{x:g}", "middle") for x in x_marks]
-    for i, (name, points) in enumerate(finite):
+def curve_chart(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str) -> Chart:
+    """Curves over steps, by name. Long curves lose points that nobody could see."""
+    finite = {name: [p for p in points if math.isfinite(p[1])] for name, points in curves.items()}
+    values = [y for points in finite.values() for _, y in points]
+    x_max = max((x for points in finite.values() for x, _ in points), default=1.0)
+    frame = _Frame(x_max, ticks(min(values), max(values)) if values else [0.0, 1.0])
+    parts = frame.axes("{:g}".format, ((x, f"{x:g}") for x in ticks(0, x_max, count=4) if x <= x_max))
+    for i, points in enumerate(finite.values()):
         thinned = points[:: max(1, len(points) // _MAX_POINTS)]
-        series = Series(name=name, points=(), color=i)
-        parts.append(_line([(frame.x(x), frame.y(y)) for x, y in thinned], series))
-    described = "; ".join(f"{name}: {points[0][1]:.4g} to {points[-1][1]:.4g}" for name, points in finite if points)
-    return _svg(title, described, parts)
+        parts.append(_line([(frame.x(x), frame.y(y)) for x, y in thinned], i))
+    described = "; ".join(
+        f"{name}: {points[0][1]:.4g} to {points[-1][1]:.4g}" for name, points in finite.items() if points
+    )
+    return Chart(title=title, svg=_svg(title, described, parts), legend=_legend(finite))
 
 
-def bar_chart(groups: Sequence[tuple[str, Sequence[float]]], x_labels: Sequence[str], *, title: str) -> Markup:
+def bar_chart(groups: Mapping[str, Sequence[float]], x_labels: Sequence[str], *, title: str) -> Chart:
     """Histograms to compare: shares (0 to 1) by label, with one bar for each group."""
-    marks = ticks(0, max((v for _, values in groups for v in values), default=1.0) or 1.0)
-    frame = _Frame(len(x_labels), 0, marks[-1])
-    parts = [_y_axis(frame, marks, lambda v: f"{100 * v:.3g}%")]
-    parts += [_text(frame.x(i + 0.5), HEIGHT - 9, label, "middle") for i, label in enumerate(x_labels)]
+    frame = _Frame(len(x_labels), ticks(0, max((v for values in groups.values() for v in values), default=1.0) or 1.0))
+    parts = frame.axes(lambda v: f"{100 * v:.3g}%", ((i + 0.5, label) for i, label in enumerate(x_labels)))
+    bar = Markup('<rect class="f{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>')
     width = 0.84 / max(1, len(groups))
-    for g, (name, values) in enumerate(groups):
+    for g, (name, values) in enumerate(groups.items()):
         for i, value in enumerate(values):
             left, right = frame.x(i + 0.08 + g * width), frame.x(i + 0.08 + (g + 1) * width)
-            bar = Markup(
-                '<rect class="f{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>'
-            )
-            tip = f"{name}, {x_labels[i]}: {value:.1%}"
-            parts.append(
-                bar.format(g % 6, left, frame.y(value), max(1, right - left - 1), frame.y(0) - frame.y(value), tip)
-            )
-    described = "; ".join(f"{name}: " + ", ".join(f"{v:.0%}" for v in values) for name, values in groups)
-    return _svg(title, described, parts)
+            top, tip = frame.y(value), f"{name}, {x_labels[i]}: {value:.1%}"
+            parts.append(bar.format(g % _NUM_COLORS, left, top, max(1, right - left - 1), frame.y(0) - top, tip))
+    described = "; ".join(f"{name}: " + ", ".join(f"{v:.0%}" for v in values) for name, values in groups.items())
+    return Chart(title=title, svg=_svg(title, described, parts), legend=_legend(groups))
 
 
-def stacked_bar(segments: Sequence[Segment], *, title: str) -> Markup:
-    """One horizontal bar of the full width. Each part is as wide as its share."""
-    total = sum(s.value for s in segments) or 1.0
+def stacked_bar(shares: Mapping[str, float], *, title: str, form: Format, colors: Sequence[int]) -> Chart:
+    """One horizontal bar of the full width. Each part is as wide as its share, and its name has its value."""
+    total = sum(shares.values()) or 1.0
     width, height = 640, 26
+    rect = Markup('<rect class="f{}" x="{:.1f}" y="0" width="{:.1f}" height="{}"><title>{}</title></rect>')
+    labels = [f"{name} {form(value)}" for name, value in shares.items()]
     parts, x = [], 0.0
-    for s in segments:
-        w = width * s.value / total
-        rect = Markup('<rect class="f{}" x="{:.1f}" y="0" width="{:.1f}" height="{}"><title>{}</title></rect>')
-        parts.append(rect.format(s.color, x, w, height, f"{s.name}: {s.value:.0f}"))
-        x += w
-    described = ", ".join(f"{s.name} {s.value:.0f}" for s in segments)
-    return _svg(title, described, parts, width=width, height=height, css="bar")
+    for value, label, color in zip(shares.values(), labels, itertools.cycle(colors)):
+        parts.append(rect.format(color, x, width * value / total, height, label))
+        x += width * value / total
+    svg = _svg(title, ", ".join(labels), parts, width=width, height=height, css="bar")
+    return Chart(title=title, svg=svg, legend=_legend(labels, colors))
 
 
-def _y_axis(frame: _Frame, marks: Sequence[float], form: Callable[[float], str]) -> Markup:
-    parts = []
-    for mark in marks:
-        y = frame.y(mark)
-        line = Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>')
-        parts += [line.format(_LEFT, WIDTH - _RIGHT, y, y), _text(_LEFT - 6, y + 4, form(mark), "end")]
-    return Markup("").join(parts)
+def _legend(names: Iterable[str], colors: Sequence[int] = range(_NUM_COLORS)) -> list[tuple[str, str]]:
+    return [(f"b{color}", name) for name, color in zip(names, itertools.cycle(colors))]
 
 
-def _line(points: Sequence[tuple[float, float]], s: Series) -> Markup:
+def _line(points: Sequence[tuple[float, float]], color: int, *, dashed: bool = False) -> Markup:
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return Markup('<polyline class="l{}{}" points="{}"/>').format(s.color % 6, " dashed" if s.dashed else "", path)
+    css = " dashed" if dashed else ""
+    return Markup('<polyline class="l{}{}" points="{}"/>').format(color % _NUM_COLORS, css, path)
 
 
 def _point(frame: _Frame, p: Point, s: Series, tip: str) -> list[Markup]:
-    x, y, color = frame.x(p.x + 0.5), frame.y(p.value), s.color % 6
+    x, y, color = frame.x(p.x + 0.5), frame.y(p.value), s.color
     parts = []
     if p.low is not None and p.high is not None:
         whisker = Markup('<path class="l{} whisker" d="M{:.1f} {:.1f}V{:.1f}M{:.1f} {:.1f}h8M{:.1f} {:.1f}h8"/>')
@@ -185,7 +179,7 @@ def _point(frame: _Frame, p: Point, s: Series, tip: str) -> list[Markup]:
     return parts
 
 
-def _with_interval(p: Point, form: Callable[[float], str]) -> str:
+def _with_interval(p: Point, form: Format) -> str:
     if p.low is None or p.high is None:
         return form(p.value)
     return f"{form(p.value)} [{form(p.low)}, {form(p.high)}]"

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from nemo_srl.artifacts import read_jsonl
+from nemo_srl.judging import mean_score
 from nemo_srl.records import Candidate, Comparison, Metric
 from nemo_srl.report import paper
-from nemo_srl.report.browser import CHOSEN, NEITHER, REJECTED
-from nemo_srl.report.charts import Segment, stacked_bar
-from nemo_srl.runs import Run, StageRun
-from nemo_srl.stages import answers, evaluation, head_to_head, ifeval
+from nemo_srl.report.browser import CHOSEN, NEITHER, REJECTED, Group, Verdict, candidate_row, packed
+from nemo_srl.report.charts import Chart, stacked_bar
+from nemo_srl.report.text import with_interval
+from nemo_srl.runs import Run, StageRun, read_spec
+from nemo_srl.stages import Stage, answers, head_to_head, ifeval
 from nemo_srl.stages.head_to_head import matches_of
 
 Matches = Mapping[tuple[str, str], Sequence[Metric]]
@@ -42,17 +41,16 @@ def is_comparison(run: Run) -> bool:
 
 def models(run: Run) -> list[str]:
     """The names of all models that were compared or measured."""
-    answered = [s.name.removeprefix("answers_") for s in run.stages if s.name.startswith("answers_")]
-    return list(dict.fromkeys([*(m for x in _played(run) for m in x.models), *answered, *following(run)]))
+    played = (name for pair in _played(run) for name in pair)
+    return list(dict.fromkeys([*played, *_answered(run), *measured(run, ifeval.STAGE)]))
 
 
 def judges(run: Run) -> list[str]:
     """The names of the judges of all matches: that of a server's model, of a compared model, or of a directory."""
-    answered = [stage for stage in run.stages if stage.name.startswith("answers_")]
-    names = {_input(run, stage, "policy"): stage.name.removeprefix("answers_") for stage in answered}
+    names = {_input(stage, "policy"): name for name, stage in _answered(run).items()}
     found = []
-    for x in _played(run):
-        config, path = run.spec(x.stage)["config"], _input(run, x.stage, "judge", "policy")
+    for stage in _played(run).values():
+        config, path = read_spec(stage.path)["config"], _input(stage, "judge", "policy")
         engine = config["judge"]["engine"] or config["engine"]
         # The directory of every trained model is called `hf`, so the directories above it are needed to tell it apart.
         place = "/".join(path.parts[-3:]) if path.name == "hf" else path.name
@@ -60,71 +58,47 @@ def judges(run: Run) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _input(run: Run, stage: StageRun, *names: str) -> Path:
+def _answered(run: Run) -> dict[str, StageRun]:
+    """The stages that made the answers, by model."""
+    return {s.name.removeprefix("answers_"): s for s in run.stages if s.name.startswith("answers_")}
+
+
+def _input(stage: StageRun, *names: str) -> Path:
     """The path of the first of the named inputs that the stage has. Older runs call the judge `policy`."""
-    inputs = run.spec(stage)["inputs"]
+    inputs = read_spec(stage.path)["inputs"]
     return Path(next(inputs[name]["path"] for name in names if name in inputs))
 
 
-def judging(run: Run) -> dict[str, list[Metric]]:
-    """The metrics of each model's evaluation."""
-    return _by_model(run, evaluation.STAGE.name)
+def measured(run: Run, stage: Stage[Any]) -> dict[str, list[Metric]]:
+    """The metrics of `evaluation` or `ifeval` by model."""
+    found = [s for s in run.stages if s.manifest.stage == stage.name]
+    return {s.name.removeprefix(f"{stage.name}_"): run.table(s.iteration, s.name, Metric) for s in found}
 
 
-def following(run: Run) -> dict[str, list[Metric]]:
-    """The IFEval metrics of each model."""
-    return _by_model(run, ifeval.STAGE.name)
-
-
-def _by_model(run: Run, stage: str) -> dict[str, list[Metric]]:
-    found = [s for s in run.stages if s.manifest.stage == stage]
-    return {s.name.removeprefix(f"{stage}_"): run.table(s.iteration, s.name, Metric) for s in found}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Played:
-    """A match in the run directory."""
-
-    models: tuple[str, str]
-    stage: StageRun
-
-
-def _played(run: Run) -> list[_Played]:
-    found = []
+def _played(run: Run) -> dict[tuple[str, str], StageRun]:
+    """The stage of each match by its two models. A model's name may contain dots and underscores."""
+    found = {}
     for stage in run.stages:
         if stage.manifest.stage == head_to_head.STAGE.name:
-            inputs = run.spec(stage)["inputs"]
-            a, b = (_model_of(inputs[name]["path"]) for name in ("a", "b"))
-            found.append(_Played(models=(a, b), stage=stage))
+            names = [_input(stage, x).name.removesuffix(".jsonl").removeprefix("answers_") for x in ("a", "b")]
+            found[names[0], names[1]] = stage
     return found
-
-
-def _model_of(path: str) -> str:
-    """The model whose answers are in a file or an artifact. Its name may contain dots and underscores."""
-    return Path(path).name.removesuffix(".jsonl").removeprefix("answers_")
 
 
 def matches(run: Run) -> dict[tuple[str, str], list[Metric]]:
     """The metrics of each match."""
-    return {x.models: run.table(x.stage.iteration, x.stage.name, Metric) for x in _played(run)}
+    return {pair: run.table(stage.iteration, stage.name, Metric) for pair, stage in _played(run).items()}
 
 
 def match_cells(found: Matches) -> list[list[str]]:
     """The cells of a table with a line for each match."""
-    head = ["a v b", "a wins", "tied", "b wins", "a wins at equal length", "p", "first preferred", "no verdict", "n"]
-    lines = [head]
+    lines = [["a v b", "a wins", "tied", "b wins", "a wins at equal length", "p", "first preferred", "no verdict", "n"]]
     for (a, b), metrics in found.items():
         m = {x.name: x for x in metrics}
-        p = m["sign_test_p"].value
-        lines.append(
-            [
-                f"{a} v {b}",
-                *(share(m[name]) for name in (*OUTCOMES, "length_controlled_win_rate")),
-                "-" if p is None else f"{p:.3g}",
-                *(share(m[name]) for name in ("first_position_rate", "unjudged_rate")),
-                str(m["win_rate"].n),
-            ]
-        )
+        p = with_interval(m["sign_test_p"], "{:.3g}", "")
+        outcomes = [_share(m[name]) for name in (*OUTCOMES, "length_controlled_win_rate")]
+        rates = [_share(m[name]) for name in ("first_position_rate", "unjudged_rate")]
+        lines.append([f"{a} v {b}", *outcomes, p, *rates, str(m["win_rate"].n)])
     return lines
 
 
@@ -145,7 +119,7 @@ def ifeval_cells(found: Mapping[str, Sequence[Metric]]) -> list[list[str]]:
     for model, metrics in found.items():
         m = {x.name: x for x in metrics}
         counts = [str(m[name].n) for name in ("ifeval_prompt_strict", "ifeval_instruction_strict")]
-        lines.append([model, *(share(m[name]) for name in IFEVAL), *counts])
+        lines.append([model, *(_share(m[name]) for name in IFEVAL), *counts])
     return lines
 
 
@@ -155,43 +129,20 @@ def paper_cells() -> list[list[str]]:
     return [["a v b", "a wins", "tied", "b wins"], *rows]
 
 
-def share(m: Metric) -> str:
-    """A share with its interval."""
-    if m.value is None:
-        return "-"
-    interval = "" if m.low is None or m.high is None else f" [{m.low:.0%}, {m.high:.0%}]"
-    return f"{m.value:.1%}{interval}"
+def _share(m: Metric) -> str:
+    return with_interval(m, "{:.1%}", "{:.0%}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bar:
-    """One match, ours or the paper's."""
-
-    title: str
-    svg: Markup
-    shares: Sequence[float]
-    """Won, tied, lost."""
+def match_shares(found: Matches) -> dict[str, list[float]]:
+    """The shares of won, tied and lost questions of each match with a readable verdict."""
+    named = {f"{a} v {b}": {m.name: m.value for m in metrics} for (a, b), metrics in found.items()}
+    return {title: [x[name] or 0.0 for name in OUTCOMES] for title, x in named.items() if x["win_rate"] is not None}
 
 
-def bars(found: Matches) -> list[Bar]:
-    """A bar of the won, tied and lost questions for each match with a readable verdict."""
-    made = []
-    for (a, b), metrics in found.items():
-        values = {m.name: m.value for m in metrics}
-        shares = [x for name in OUTCOMES if (x := values[name]) is not None]
-        if len(shares) == len(OUTCOMES):
-            made.append(_bar(f"{a} v {b}", shares))
-    return made
-
-
-def paper_bars() -> list[Bar]:
-    return [_bar(name, shares) for name, shares in paper.HEAD_TO_HEAD.items()]
-
-
-def _bar(title: str, shares: Sequence[float]) -> Bar:
-    names, colors = ("won, %", "tied, %", "lost, %"), (2, 5, 1)
-    segments = [Segment(name=n, value=100 * x, color=c) for n, x, c in zip(names, shares, colors, strict=True)]
-    return Bar(title=title, svg=stacked_bar(segments, title=title), shares=shares)
+def bars(shares: Mapping[str, Sequence[float]]) -> list[Chart]:
+    """A bar for each match, by its title."""
+    named = {title: dict(zip(("won", "tied", "lost"), x, strict=True)) for title, x in shares.items()}
+    return [stacked_bar(x, title=title, form="{:.1%}".format, colors=(2, 5, 1)) for title, x in named.items()]
 
 
 def browser_data(run: Run, *, max_candidates: int) -> dict[str, Any]:
@@ -203,29 +154,27 @@ def browser_data(run: Run, *, max_candidates: int) -> dict[str, Any]:
     prefers this answer, 0.5 for a tie and 0 when it prefers the other answer.
     """
     by_model = {model: found for model in models(run) if (found := _answers(run, model))}
-    names = list(by_model)
     outcomes: dict[tuple[str, str], list[float]] = defaultdict(list)
-    verdicts: dict[tuple[str, str], list[list[float | str | None]]] = defaultdict(list)
-    for x in _played(run):
-        comparisons = run.table(x.stage.iteration, x.stage.name, Comparison, "verdicts")
-        _add_verdicts(x.models, comparisons, by_model, outcomes, verdicts)
-    prompts: list[list[Any]] = []
-    candidates: list[list[Any]] = []
-    num_omitted = 0
-    for key in dict.fromkeys(key for found in by_model.values() for key in found):
-        there = [(i, by_model[model][key]) for i, model in enumerate(names) if key in by_model[model]]
-        if len(candidates) + len(there) > max_candidates:
-            num_omitted += len(there)
-            continue
-        prompts.append([0, key, there[0][1].prompt])
-        for i, c in there:
-            won = outcomes[names[i], key]
-            score = sum(won) / len(won) if won else None
-            role = {1.0: CHOSEN, 0.0: REJECTED}.get(-1.0 if score is None else score, NEITHER)
-            cut = int(c.finish_reason == "length")
-            judged = verdicts[names[i], key]
-            candidates.append([len(prompts) - 1, i, c.response, c.num_tokens, cut, score, role, judged])
-    return {"prompts": prompts, "candidates": candidates, "num_omitted": num_omitted, "names": names}
+    verdicts: dict[tuple[str, str], list[Verdict]] = defaultdict(list)
+    for (a, b), stage in _played(run).items():
+        comparisons = run.table(stage.iteration, stage.name, Comparison, "verdicts")
+        for key, match in zip(by_model[a], matches_of(by_model[a], by_model[b], comparisons), strict=True):
+            if match.outcome is not None:
+                outcomes[a, key].append(match.outcome)
+                outcomes[b, key].append(1 - match.outcome)
+        for c in comparisons:
+            first, second = (a, b) if c.order == "ab" else (b, a)
+            text = f"A is {first}, B is {second}\n{c.verdict}"
+            verdicts[first, c.question_id].append([c.first_share, text])
+            verdicts[second, c.question_id].append([None if c.first_share is None else 1 - c.first_share, text])
+    groups: dict[str, Group] = {}
+    for i, (model, found) in enumerate(by_model.items()):
+        for key, answer in found.items():
+            score = mean_score(outcomes[model, key])
+            role = NEITHER if score is None else {1.0: CHOSEN, 0.0: REJECTED}.get(score, NEITHER)
+            _, rows = groups.setdefault(key, ([0, key, answer.prompt], []))
+            rows.append(candidate_row(answer, i, score, role, verdicts[model, key]))
+    return {**packed([groups.values()], max_candidates), "names": list(by_model)}
 
 
 def _answers(run: Run, model: str) -> dict[str, Candidate]:
@@ -233,23 +182,3 @@ def _answers(run: Run, model: str) -> dict[str, Candidate]:
     given = run.run_dir / "given" / f"answers_{model}.jsonl"
     found = run.table(0, f"answers_{model}", Candidate) or (read_jsonl(given, Candidate) if given.exists() else [])
     return {c.prompt_id: c for c in found if c.sample_index == 0}
-
-
-def _add_verdicts(
-    models: tuple[str, str],
-    comparisons: Sequence[Comparison],
-    by_model: Mapping[str, Mapping[str, Candidate]],
-    outcomes: dict[tuple[str, str], list[float]],
-    verdicts: dict[tuple[str, str], list[list[float | str | None]]],
-) -> None:
-    """Add the results and the verdicts of one match to both of its models."""
-    a, b = models
-    for key, match in zip(by_model[a], matches_of(by_model[a], by_model[b], comparisons), strict=True):
-        if match.outcome is not None:
-            outcomes[a, key].append(match.outcome)
-            outcomes[b, key].append(1 - match.outcome)
-    for c in comparisons:
-        first, second = (a, b) if c.order == "ab" else (b, a)
-        text = f"A is {first}, B is {second}\n{c.verdict}"
-        verdicts[first, c.question_id].append([c.first_share, text])
-        verdicts[second, c.question_id].append([None if c.first_share is None else 1 - c.first_share, text])

@@ -7,16 +7,15 @@ itself has changed when the rank correlation falls or the mean score climbs.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from statistics import fmean
+from typing import NamedTuple
 
 from nemo_srl.judging import agreement, mean_scores
 from nemo_srl.records import Judgement
 from nemo_srl.runs import Run
 
 
-@dataclass(frozen=True, kw_only=True)
-class Drift:
+class Drift(NamedTuple):
     """Over the `n` answers that both models gave a score. `spearman` is None when one model's scores are all equal."""
 
     model: str
@@ -32,21 +31,10 @@ def drift(run: Run) -> list[Drift]:
     by_model = {m: mean_scores(run.table(*place, Judgement, "judgements")) for m, place in run.evaluated().items()}
     rows = []
     for before, model in itertools.pairwise(name for name, scores in by_model.items() if scores):
-        common = sorted(by_model[before].keys() & by_model[model].keys())
-        if not common:
+        if not (common := sorted(by_model[before].keys() & by_model[model].keys())):
             continue
         old, new = ([by_model[name][key] for key in common] for name in (before, model))
-        found = agreement.reward_model_metrics(
-            [agreement.ScoreGroup(human=old, model=new)], max_score=1.0, num_bootstrap=0
-        )
-        rows.append(
-            Drift(
-                model=model,
-                before=before,
-                n=len(common),
-                spearman=found.spearman.value,
-                mean_score=fmean(new),
-                mean_score_before=fmean(old),
-            )
-        )
+        groups = [agreement.ScoreGroup(human=old, model=new)]
+        spearman = agreement.reward_model_metrics(groups, max_score=1.0, num_bootstrap=0)["spearman"].value
+        rows.append(Drift(model, before, len(common), spearman, fmean(new), fmean(old)))
     return rows

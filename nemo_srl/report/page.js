@@ -4,67 +4,58 @@
   const island = document.getElementById("data");
   const viewport = document.getElementById("viewport");
   if (!viewport) return;
-  // `names` is there when the page compares models. SAMPLE is then an index into it.
-  const { prompts, candidates, names } = JSON.parse(island.textContent);
-  const [PROMPT, SAMPLE, RESPONSE, TOKENS, CUT, SCORE, ROLE, VERDICTS] = [0, 1, 2, 3, 4, 5, 6, 7];
+  // `names` is there when the page compares models. `sample` is then an index into it.
+  const { prompts, candidates: packed, names } = JSON.parse(island.textContent);
+  const candidates = packed.map(([prompt, sample, response, tokens, cut, score, role, verdicts]) => {
+    const scores = verdicts.map((v) => v[0]).filter((s) => s !== null);
+    const spread = scores.length < 2 ? null : Math.max(...scores) - Math.min(...scores);
+    const [iteration, id, text] = prompts[prompt];
+    return { prompt, iteration, id, text, sample, response, tokens, cut, score, role, verdicts, spread };
+  });
   const ROLES = ["", "chosen", "rejected"]; // also the names of their CSS classes
   const RESULTS = names ? ["", "won", "lost"] : ROLES;
   const WINNERS = new Map([[null, "no winner in this verdict"], [0, "prefers the other answer"], [0.5, "a tie"], [1, "prefers this answer"]]);
   const ROW_HEIGHT = 34; // pixels, as in page.css
   const MARGIN = 8; // rows that are drawn above and below the visible ones
 
-  const element = (name, className, text) => {
+  const element = (name, className, ...content) => {
     const made = document.createElement(name);
-    if (className) made.className = className;
-    if (text !== undefined) made.textContent = text;
+    made.className = className;
+    made.append(...content); // texts become text nodes
     return made;
   };
   const by = (id) => document.getElementById(id);
-
-  // The highest score of a candidate minus its lowest; null when it has fewer than two scores.
-  const spread = (c) => {
-    const scores = c[VERDICTS].map((v) => v[0]).filter((s) => s !== null);
-    return scores.length < 2 ? null : Math.max(...scores) - Math.min(...scores);
-  };
-  const spreads = candidates.map(spread);
   const number = (value, digits) => (value === null ? "–" : value.toFixed(digits));
 
+  // Label, the value to sort by, and the text to show where that is another one.
   const COLUMNS = [
-    names
-      ? { label: "model", value: (i) => candidates[i][SAMPLE], show: (i) => names[candidates[i][SAMPLE]] }
-      : { label: "iteration", value: (i) => prompts[candidates[i][PROMPT]][0], show: (i) => String(prompts[candidates[i][PROMPT]][0]) },
-    { label: "prompt", value: (i) => prompts[candidates[i][PROMPT]][2], show: (i) => prompts[candidates[i][PROMPT]][2] },
-    { label: "score", value: (i) => candidates[i][SCORE], show: (i) => number(candidates[i][SCORE], 2) },
-    { label: "spread", value: (i) => spreads[i], show: (i) => number(spreads[i], 1) },
-    { label: "tokens", value: (i) => candidates[i][TOKENS], show: (i) => String(candidates[i][TOKENS]) },
-    { label: names ? "result" : "pair", value: (i) => RESULTS[candidates[i][ROLE]], show: (i) => RESULTS[candidates[i][ROLE]] },
-  ];
+    names ? ["model", (c) => c.sample, (c) => names[c.sample]] : ["iteration", (c) => c.iteration],
+    ["prompt", (c) => c.text],
+    ["score", (c) => c.score, (c) => number(c.score, 2)],
+    ["spread", (c) => c.spread, (c) => number(c.spread, 1)],
+    ["tokens", (c) => c.tokens],
+    [names ? "result" : "pair", (c) => RESULTS[c.role]],
+  ].map(([label, value, show = value]) => ({ label, value, show }));
   const KINDS = {
     all: () => true,
-    paired: (c) => c[ROLE] !== 0,
-    chosen: (c) => c[ROLE] === 1,
-    rejected: (c) => c[ROLE] === 2,
-    unpaired: (c) => c[ROLE] === 0,
-    tied: (c) => c[SCORE] !== null && c[ROLE] === 0,
-    disagreed: (c) => spread(c) > 0,
-    unscored: (c) => c[SCORE] === null,
-    invalid: (c) => c[VERDICTS].some((v) => v[0] === null),
-    cut: (c) => c[CUT] === 1,
+    paired: (c) => c.role !== 0,
+    chosen: (c) => c.role === 1,
+    rejected: (c) => c.role === 2,
+    unpaired: (c) => c.role === 0,
+    tied: (c) => c.score !== null && c.role === 0,
+    disagreed: (c) => c.spread > 0,
+    unscored: (c) => c.score === null,
+    invalid: (c) => c.verdicts.some((v) => v[0] === null),
+    cut: (c) => c.cut === 1,
   };
 
-  let shown = candidates.map((_, i) => i);
+  let shown = [...candidates.keys()];
   let sort = null; // {column, descending}
   let current = -1; // index of a candidate
   let query = "";
-  let haystacks = null;
 
-  const haystack = (i) => {
-    if (!haystacks) {
-      haystacks = candidates.map((c) =>
-        [prompts[c[PROMPT]][2], c[RESPONSE], ...c[VERDICTS].map((v) => v[1])].join("\n").toLowerCase());
-    }
-    return haystacks[i];
-  };
+  // What the search looks in. It is made when it is first needed.
+  const haystack = (c) => (c.haystack ??= [c.text, c.response, ...c.verdicts.map((v) => v[1])].join("\n").toLowerCase());
 
   const compare = (a, b) => {
     if (a === b) return 0;
@@ -77,16 +68,13 @@
   function update() {
     const keep = KINDS[by("kind").value];
     const iteration = by("iteration").value;
-    shown = [];
-    candidates.forEach((c, i) => {
-      if (!keep(c)) return;
-      if (iteration !== "all" && prompts[c[PROMPT]][0] !== Number(iteration)) return;
-      if (query && !haystack(i).includes(query)) return;
-      shown.push(i);
+    shown = [...candidates.keys()].filter((i) => {
+      const c = candidates[i];
+      return keep(c) && (iteration === "all" || c.iteration === Number(iteration)) && (!query || haystack(c).includes(query));
     });
     if (sort) {
       const value = COLUMNS[sort.column].value;
-      shown.sort((a, b) => compare(value(a), value(b)) || a - b);
+      shown.sort((a, b) => compare(value(candidates[a]), value(candidates[b])) || a - b);
     }
     by("count").textContent = `${shown.length} of ${candidates.length}`;
     by("spacer").style.height = `${shown.length * ROW_HEIGHT}px`;
@@ -115,13 +103,12 @@
     const rows = by("rows");
     rows.style.transform = `translateY(${first * ROW_HEIGHT}px)`;
     rows.replaceChildren(...shown.slice(first, last).map((i) => {
-      const row = element("div", "row");
+      const c = candidates[i];
+      const row = element("div", "row", ...COLUMNS.map((column) =>
+        element("span", column === COLUMNS.at(-1) ? ROLES[c.role] : "", String(column.show(c)).slice(0, 200))));
       row.setAttribute("role", "option");
       row.setAttribute("aria-selected", String(i === current));
       row.dataset.candidate = String(i);
-      for (const column of COLUMNS) {
-        row.append(element("span", column === COLUMNS.at(-1) ? ROLES[candidates[i][ROLE]] : "", column.show(i).slice(0, 200)));
-      }
       return row;
     }));
   }
@@ -144,35 +131,25 @@
 
   function candidateCard(i) {
     const c = candidates[i];
-    const card = element("div", i === current ? "candidate current" : "candidate");
-    const tags = element("div", "tags");
-    tags.append(element("span", "", names ? names[c[SAMPLE]] : `answer ${c[SAMPLE]}`));
-    const score = element("span", "", "score ");
-    score.append(element("b", "", number(c[SCORE], 2)));
-    tags.append(score, element("span", "", `${c[TOKENS]} tokens${c[CUT] ? ", cut off" : ""}`));
-    if (c[ROLE]) tags.append(element("span", ROLES[c[ROLE]], RESULTS[c[ROLE]]));
-    card.append(tags, marked("text", c[RESPONSE]));
-    for (const [points, verdict] of c[VERDICTS]) {
-      const block = element("div", "verdict");
+    const tags = element("div", "tags",
+      element("span", "", names ? names[c.sample] : `answer ${c.sample}`),
+      element("span", "", "score ", element("b", "", number(c.score, 2))),
+      element("span", "", `${c.tokens} tokens${c.cut ? ", cut off" : ""}`),
+      ...(c.role ? [element("span", ROLES[c.role], RESULTS[c.role])] : []));
+    const verdicts = c.verdicts.map(([points, verdict]) => {
       const read = points === null ? "no score in this verdict" : `read as ${points}`;
-      block.append(element("span", "soft", names ? WINNERS.get(points) : read));
-      block.append(marked("text", verdict));
-      card.append(block);
-    }
-    return card;
+      return element("div", "verdict", element("span", "soft", names ? WINNERS.get(points) : read), marked("text", verdict));
+    });
+    return element("div", i === current ? "candidate current" : "candidate", tags, marked("text", c.response), ...verdicts);
   }
 
   function select(i) {
     current = i;
-    const index = candidates[i][PROMPT];
-    const [iteration, id, text] = prompts[index];
-    const siblings = [];
-    let k = i;
-    while (k > 0 && candidates[k - 1][PROMPT] === index) k -= 1;
-    for (; k < candidates.length && candidates[k][PROMPT] === index; k += 1) siblings.push(k);
-    by("detail").replaceChildren(
-      element("div", "soft", names ? `question ${id}` : `iteration ${iteration}, prompt ${id}`), marked("text prompt", text), ...siblings.map(candidateCard));
+    const { prompt, iteration, id, text } = candidates[i];
+    const siblings = [...candidates.keys()].filter((k) => candidates[k].prompt === prompt);
     const detail = by("detail");
+    detail.replaceChildren(
+      element("div", "soft", names ? `question ${id}` : `iteration ${iteration}, prompt ${id}`), marked("text prompt", text), ...siblings.map(candidateCard));
     const top = detail.querySelector(".current").offsetTop - detail.offsetTop;
     detail.scrollTop = top > detail.clientHeight / 2 ? top - 40 : 0; // keeps the prompt visible, if there is room
     drawRows();
@@ -182,9 +159,9 @@
     if (!shown.length) return;
     const at = shown.indexOf(current);
     const next = Math.min(shown.length - 1, Math.max(0, at < 0 ? 0 : at + distance));
-    const top = next * ROW_HEIGHT;
-    if (top < viewport.scrollTop) viewport.scrollTop = top;
-    if (top + ROW_HEIGHT > viewport.scrollTop + viewport.clientHeight) viewport.scrollTop = top + ROW_HEIGHT - viewport.clientHeight;
+    const lowest = next * ROW_HEIGHT; // the row is visible from `highest` to `lowest`
+    const highest = lowest + ROW_HEIGHT - viewport.clientHeight;
+    viewport.scrollTop = Math.min(lowest, Math.max(highest, viewport.scrollTop));
     select(shown[next]);
   }
 
@@ -205,10 +182,10 @@
     if (row) select(Number(row.dataset.candidate));
   });
   viewport.addEventListener("keydown", (event) => {
-    const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: 15, PageUp: -15 };
-    if (!(event.key in steps)) return;
+    const distance = { ArrowDown: 1, ArrowUp: -1, PageDown: 15, PageUp: -15 }[event.key];
+    if (!distance) return;
     event.preventDefault();
-    step(steps[event.key]);
+    step(distance);
   });
   update();
   if (shown.length) select(shown[0]);

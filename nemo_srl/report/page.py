@@ -22,8 +22,9 @@ from nemo_srl.report import comparison, paper, sections
 from nemo_srl.report.alarms import alarms
 from nemo_srl.report.browser import MAX_CANDIDATES, browser_data, island
 from nemo_srl.report.drift import drift
-from nemo_srl.report.text import cells
+from nemo_srl.report.text import cells, metric_lines
 from nemo_srl.runs import Run
+from nemo_srl.stages import evaluation, ifeval
 
 _DIRECTORY = Path(__file__).parent
 
@@ -56,23 +57,24 @@ def _page(template: str, run: Run, data: Mapping[str, Any], values: Mapping[str,
 
 def _of_run(run: Run) -> dict[str, Any]:
     evaluations = run.evaluations()
-    length_rows, length_charts = sections.lengths(run)
+    length_table, length_charts = sections.lengths(run)
     config = run.config()
-    anchor = [(t, metrics) for t in run.iterations if (metrics := run.table(t, "anchor", Metric))]
+    anchor = {t: metrics for t in run.iterations if (metrics := run.table(t, "anchor", Metric))}
+    anchor_rows = {m.name: (m.name, m.name.replace("_", " "), "{:.2f}") for metrics in anchor.values() for m in metrics}
     return {
         "base_model": Path(config["model"]["path"]).name,
         "models": list(evaluations),
         "num_iterations": config["num_iterations"],
         "finished": run.find(config["num_iterations"], "evaluation") is not None,
-        "anchor": anchor,
-        "alarms": [alarm.text for alarm in alarms(dict(anchor))] if anchor else None,
+        "anchor": metric_lines({f"iteration {t}": metrics for t, metrics in anchor.items()}, anchor_rows.values()),
+        "alarms": [alarm.text for alarm in alarms(anchor)] if anchor else None,
         "drift": drift(run),
-        "judging": sections.judging_charts(evaluations),
-        "answering": sections.answering_charts(evaluations),
+        "judging": sections.metric_charts(evaluations, sections.JUDGING),
+        "answering": sections.metric_charts(evaluations, sections.ANSWERING),
         "table": cells(evaluations),
         "paper_answering": paper.ANSWERING,
         "scores": sections.score_charts(run, evaluations),
-        "length_rows": length_rows,
+        "length_table": length_table,
         "length_charts": length_charts,
         "training": sections.training_charts(run),
         "funnels": sections.funnels(run),
@@ -81,17 +83,18 @@ def _of_run(run: Run) -> dict[str, Any]:
 
 
 def _of_comparison(run: Run) -> dict[str, Any]:
-    found, following, evaluations = comparison.matches(run), comparison.following(run), comparison.judging(run)
+    found, evaluations = comparison.matches(run), comparison.measured(run, evaluation.STAGE)
+    following = comparison.measured(run, ifeval.STAGE)
     return {
         "models": comparison.models(run),
         "judges": comparison.judges(run),
         "unreadable": comparison.unreadable(found),
-        "bars": comparison.bars(found),
+        "bars": comparison.bars(comparison.match_shares(found)),
         "match_table": comparison.match_cells(found) if found else [],
-        "paper_bars": comparison.paper_bars(),
+        "paper_bars": comparison.bars(paper.HEAD_TO_HEAD),
         "paper_table": comparison.paper_cells(),
         "ifeval": comparison.ifeval_cells(following) if following else [],
-        "judging": sections.judging_charts(evaluations),
+        "judging": sections.metric_charts(evaluations, sections.JUDGING),
         "table": cells(evaluations),
     }
 

@@ -21,9 +21,6 @@ JUDGING: Mapping[str, Mapping[str, float]] = {
 LENGTH: Mapping[str, float] = {"M1": 1092, "M2": 1552, "M3": 2552}
 """Mean characters of an answer on AlpacaEval (table 1)."""
 
-NUM_PAIRS: Mapping[str, int] = {"M2": 3964, "M3": 6942}
-"""Preference pairs that the model was trained on."""
-
 HEAD_TO_HEAD: Mapping[str, tuple[float, float, float]] = {
     "M1 v SFT": (0.305, 0.387, 0.309),
     "M2 v SFT": (0.492, 0.363, 0.145),
@@ -31,10 +28,11 @@ HEAD_TO_HEAD: Mapping[str, tuple[float, float, float]] = {
 }
 """Won, tied and lost on 256 prompts, judged by GPT-4 in both orders (section 3.2.1)."""
 
-ANSWERING: Sequence[tuple[str, Sequence[str]]] = (
-    ("AlpacaEval 2 win rate, %", ("-", "9.94", "15.38", "20.44")),
-    ("MT-Bench, 1 to 10", ("6.85", "6.78", "7.01", "7.25")),
-    ("head to head against SFT: won / tied / lost, %", ("-", "31 / 39 / 31", "49 / 36 / 15", "63 / 28 / 10")),
-    ("length on AlpacaEval, characters", ("-", "1092", "1552", "2552")),
+ANSWERING: Sequence[Sequence[str]] = (
+    ("", "SFT", "M1", "M2", "M3"),
+    ("AlpacaEval 2 win rate, %", "-", "9.94", "15.38", "20.44"),
+    ("MT-Bench, 1 to 10", "6.85", "6.78", "7.01", "7.25"),
+    ("head to head against SFT: won / tied / lost, %", "-", "31 / 39 / 31", "49 / 36 / 15", "63 / 28 / 10"),
+    ("length on AlpacaEval, characters", "-", "1092", "1552", "2552"),
 )
-"""Instruction following of SFT, M1, M2 and M3, in this order."""
+"""Instruction following, as the cells of a table."""

@@ -6,192 +6,125 @@ Nothing is required, because a run may be under way. A section without data is l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
-from markupsafe import Markup
 
 from nemo_srl.judging import agreement, mean_scores
 from nemo_srl.pairing import LABELS
 from nemo_srl.records import Candidate, Judgement, Metric, PreferencePair
 from nemo_srl.report import paper
-from nemo_srl.report.charts import Point, Segment, Series, bar_chart, curve_chart, line_chart, stacked_bar
-from nemo_srl.runs import Run, StageRun
+from nemo_srl.report.charts import Chart, Format, Limits, Point, Series, bar_chart, curve_chart, line_chart, stacked_bar
+from nemo_srl.report.text import score_shares
+from nemo_srl.runs import Run, training_metrics
 from nemo_srl.stages import LOOP, stage_named
 
 Evaluations = Mapping[str, Sequence[Metric]]
 _NUM_BINS = 12
 _PAPER_COLOR = 5
 _SHARE, _CORRELATION = (0.0, 1.0), (-1.0, 1.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """`legend` has (color, dashed, name) for each series."""
-
-    title: str
-    svg: Markup
-    legend: Sequence[tuple[int, bool, str]] = ()
-    note: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Funnel:
-    """What happened to the prompts of one iteration."""
-
-    iteration: int
-    outcome: Markup
-    segments: Sequence[Segment]
-    steps: Sequence[tuple[str, str]]
-    """(what, how many), in the order of the stages."""
+_TWO, _WHOLE = "{:.2f}".format, "{:.0f}".format
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.3g}%"
 
 
-def _two(value: float) -> str:
-    return f"{value:.2f}"
+class Shown(NamedTuple):
+    """How a chart shows a metric. `reference` has the paper's figures by model name."""
+
+    metric: str
+    title: str
+    form: Format
+    limits: Limits
+    reference: Mapping[str, float] = {}
+    note: str = ""
 
 
-def _whole(value: float) -> str:
-    return f"{value:.0f}"
+JUDGING = (
+    Shown(
+        "pairwise_accuracy", "Pairwise accuracy, ties excluded", _percent, _SHARE, paper.JUDGING["pairwise_accuracy"]
+    ),
+    Shown("spearman", "Spearman correlation", _TWO, _CORRELATION, paper.JUDGING["spearman"]),
+    Shown("kendall", "Kendall's tau", _TWO, _CORRELATION, paper.JUDGING["kendall"]),
+    Shown("exact_match", "Exact match of the ordering", _percent, _SHARE, paper.JUDGING["exact_match"]),
+    Shown("five_best", "5-best", _percent, _SHARE, paper.JUDGING["five_best"]),
+    Shown("valid_verdict_rate", "Valid verdicts", _percent, _SHARE),
+)
+"""How well each model judges: agreement with the given scores of held-out answers (paper, table 4)."""
+
+ANSWERING = (
+    Shown("self_score", "Self-score, 0 to 5", _TWO, (0, 5), note="the model's own opinion of its answers"),
+    Shown("response_characters", "Length of answers, characters", _WHOLE, (-math.inf, math.inf), paper.LENGTH,
+          "the paper measured it on AlpacaEval"),
+    Shown("pairs_per_100_prompts", "Pairs per 100 held-out prompts", _WHOLE, (0, 100)),
+)  # fmt: skip
+"""How well each model answers, as far as the run can measure it without another judge."""
 
 
-def metric_chart(
-    evaluations: Evaluations,
-    name: str,
-    title: str,
-    form: Callable[[float], str],
-    *,
-    limits: tuple[float, float] = (-math.inf, math.inf),
-    reference: Mapping[str, float] | None = None,
-    note: str = "",
-) -> Chart | None:
-    """One metric of every model, or None when no model has it. `reference`: the paper's figures by model name."""
-    models = list(evaluations)
-    found = {m: next((x for x in evaluations[m] if x.name == name), None) for m in models}
-    ours = [
-        Point(x=i, value=metric.value, low=metric.low, high=metric.high)
-        for i, metric in enumerate(found.values())
-        if metric is not None and metric.value is not None
-    ]
-    if not ours:
-        return None
-    series = [Series(name="this run", points=ours)]
-    theirs = [Point(x=i, value=reference[m]) for i, m in enumerate(models) if reference and m in reference]
-    if theirs:
-        series.append(Series(name="the paper (70B)", points=theirs, color=_PAPER_COLOR, dashed=True))
-    legend = [(s.color, s.dashed, s.name) for s in series] if theirs else ()
-    return Chart(
-        title=title, svg=line_chart(series, models, title=title, form=form, limits=limits), legend=legend, note=note
-    )
-
-
-def judging_charts(evaluations: Evaluations) -> list[Chart]:
-    """How well each model judges: agreement with the given scores of held-out answers (paper, table 4)."""
-    wanted = (
-        ("pairwise_accuracy", "Pairwise accuracy, ties excluded", _percent, _SHARE),
-        ("spearman", "Spearman correlation", _two, _CORRELATION),
-        ("kendall", "Kendall's tau", _two, _CORRELATION),
-        ("exact_match", "Exact match of the ordering", _percent, _SHARE),
-        ("five_best", "5-best", _percent, _SHARE),
-        ("valid_verdict_rate", "Valid verdicts", _percent, _SHARE),
-    )
-    charts = [
-        metric_chart(evaluations, name, title, form, limits=limits, reference=paper.JUDGING.get(name))
-        for name, title, form, limits in wanted
-    ]
-    return [c for c in charts if c]
-
-
-def answering_charts(evaluations: Evaluations) -> list[Chart]:
-    """How well each model answers, as far as the run can measure it without another judge."""
-    own_opinion = "the model's own opinion of its answers"
-    charts = [
-        metric_chart(evaluations, "self_score", "Self-score, 0 to 5", _two, limits=(0, 5), note=own_opinion),
-        metric_chart(
-            evaluations, "response_characters", "Length of answers, characters", _whole, reference=paper.LENGTH,
-            note="the paper measured it on AlpacaEval",
-        ),
-        metric_chart(evaluations, "pairs_per_100_prompts", "Pairs per 100 held-out prompts", _whole, limits=(0, 100)),
-    ]  # fmt: skip
-    return [c for c in charts if c]
+def metric_charts(evaluations: Evaluations, wanted: Sequence[Shown]) -> list[Chart]:
+    """One chart of all models for each metric that at least one of them has."""
+    charts = []
+    for x in wanted:
+        found = [next((m for m in metrics if m.name == x.metric), None) for metrics in evaluations.values()]
+        ours = [Point(i, m.value, m.low, m.high) for i, m in enumerate(found) if m and m.value is not None]
+        theirs = [Point(i, x.reference[m]) for i, m in enumerate(evaluations) if m in x.reference]
+        series = [Series("this run", ours)]
+        if theirs:
+            series.append(Series("the paper (70B)", theirs, color=_PAPER_COLOR, dashed=True))
+        if ours:
+            chart = line_chart(series, list(evaluations), title=x.title, form=x.form, limits=x.limits, note=x.note)
+            charts.append(chart)
+    return charts
 
 
 def score_charts(run: Run, evaluations: Evaluations) -> list[Chart]:
     """The distribution of the scores: on held-out data by model, and on candidates by iteration."""
-    by_model = {m: shares for m, metrics in evaluations.items() if (shares := _shares(metrics))}
+    by_model = {m: shares for m, metrics in evaluations.items() if (shares := score_shares(metrics))}
     max_score = int(run.config()["judge"]["max_score"])
     by_iteration = {}
     for t in run.iterations:
         counts = agreement.histogram([j.score for j in run.table(t, "judgements", Judgement)], max_score=max_score)
         if sum(counts):
             by_iteration[f"answers of M{t}"] = [count / sum(counts) for count in counts]
-    charts = []
-    for title, groups in (("Verdicts on held-out data", by_model), ("Verdicts on candidates", by_iteration)):
-        if groups:
-            labels = [str(k) for k in range(max(map(len, groups.values())))]
-            svg = bar_chart(list(groups.items()), labels, title=title)
-            charts.append(Chart(title=title, svg=svg, legend=[(i % 6, False, name) for i, name in enumerate(groups)]))
-    note = "0: all scores are the same"
-    title = "Saturation: verdicts with the highest score"
+    charts = [
+        bar_chart(groups, [str(k) for k in range(max(map(len, groups.values())))], title=title)
+        for title, groups in (("Verdicts on held-out data", by_model), ("Verdicts on candidates", by_iteration))
+        if groups
+    ]
     by_model_alone = (
-        metric_chart(evaluations, "score_entropy", "Entropy of scores, 0 to 1", _two, limits=_SHARE, note=note),
-        metric_chart(evaluations, f"score_share_{max_score}", title, _percent, limits=_SHARE),
+        Shown("score_entropy", "Entropy of scores, 0 to 1", _TWO, _SHARE, note="0: all scores are the same"),
+        Shown(f"score_share_{max_score}", "Saturation: verdicts with the highest score", _percent, _SHARE),
     )
-    return charts + [c for c in by_model_alone if c]
+    return charts + metric_charts(evaluations, by_model_alone)
 
 
-def _shares(metrics: Sequence[Metric]) -> list[float]:
-    found = sorted(
-        (int(m.name.rsplit("_", 1)[1]), m.value or 0.0) for m in metrics if m.name.startswith("score_share_")
-    )
-    return [value for _, value in found]
+def lengths(run: Run) -> tuple[list[list[str]], list[Chart]]:
+    """The cells of a table with a line for each iteration, and the histograms of the answers' tokens.
 
-
-@dataclass(frozen=True, kw_only=True)
-class Lengths:
-    """Mean lengths in one iteration: `tokens` of all candidates, characters of the chosen and rejected ones.
-
-    `correlation` is Pearson's r of a candidate's mean score and its characters.
+    The correlation is Pearson's r of a candidate's mean score and its characters: it tells whether the judge prefers
+    long answers.
     """
-
-    iteration: int
-    tokens: float
-    chosen: float | None
-    rejected: float | None
-    correlation: float | None
-
-
-def lengths(run: Run) -> tuple[list[Lengths], list[Chart]]:
-    """The lengths of answers, of chosen and of rejected ones, and whether the judge prefers long answers."""
-    rows, tokens = [], {}
+    characters = ("chosen, characters", "rejected, characters")
+    cells, tokens = [["iteration", "tokens, mean", *characters, "correlation of score and length"]], {}
     for t in run.iterations:
-        candidates = run.table(t, "candidates", Candidate)
-        if not candidates:
-            continue
-        pairs = run.table(t, "pairs", PreferencePair)
-        tokens[t] = [c.num_tokens for c in candidates]
-        row = Lengths(
-            iteration=t,
-            tokens=fmean(tokens[t]),
-            chosen=fmean(len(p.chosen) for p in pairs) if pairs else None,
-            rejected=fmean(len(p.rejected) for p in pairs) if pairs else None,
-            correlation=score_length_correlation(candidates, run.table(t, "judgements", Judgement)),
-        )
-        rows.append(row)
+        if candidates := run.table(t, "candidates", Candidate):
+            tokens[t] = [c.num_tokens for c in candidates]
+            pairs = run.table(t, "pairs", PreferencePair)
+            sides = ([len(p.chosen) for p in pairs], [len(p.rejected) for p in pairs])
+            means = [_WHOLE(fmean(x)) if x else "-" for x in (tokens[t], *sides)]
+            r = score_length_correlation(candidates, run.table(t, "judgements", Judgement))
+            cells.append([str(t), *means, "-" if r is None else _TWO(r)])
     if not tokens:
         return [], []
     top = max(max(x) for x in tokens.values()) + 1
     edges = np.linspace(0, top, _NUM_BINS + 1)
-    groups = [(f"iteration {t}", (np.histogram(x, edges)[0] / len(x)).tolist()) for t, x in tokens.items()]
+    groups = {f"iteration {t}": (np.histogram(x, edges)[0] / len(x)).tolist() for t, x in tokens.items()}
     labels = [f"{edge:.0f}" if i % 3 == 0 else "" for i, edge in enumerate(edges[:-1])]
-    title = "Tokens of candidates"
-    legend = [(i % 6, False, name) for i, (name, _) in enumerate(groups)]
-    return rows, [Chart(title=title, svg=bar_chart(groups, labels, title=title), legend=legend)]
+    return cells, [bar_chart(groups, labels, title="Tokens of candidates")]
 
 
 def score_length_correlation(candidates: Sequence[Candidate], judgements: Sequence[Judgement]) -> float | None:
@@ -206,52 +139,37 @@ def score_length_correlation(candidates: Sequence[Candidate], judgements: Sequen
 
 def training_charts(run: Run) -> list[Chart]:
     """By step: the loss of each training, and the margin and the accuracy of the rewards of each DPO training."""
-    kinds: Sequence[tuple[str, str]] = (
-        ("loss", "loss by step"),
-        ("rewards_margin", "reward margin by step"),
-        ("acc", "share of pairs in the right order, by step"),
-    )
-    trainings = {model: run.training(stage) for model, stage in run.models().items()}
+    loss = {"loss": "loss by step"}
+    rewards = {"rewards_margin": "reward margin by step", "acc": "share of pairs in the right order, by step"}
+    trainings = {model: training_metrics(stage.path) for model, stage in run.models().items()}
     dpo = {model: lines for model, lines in trainings.items() if any("rewards_margin" in x for x in lines)}
     sft = {model: lines for model, lines in trainings.items() if model not in dpo}
     charts = []
-    for name, group, keys in (("SFT", sft, kinds[:1]), ("DPO", dpo, kinds)):
-        for key, label in keys:
-            curves = [(m, [(x["step"], x[key]) for x in lines if key in x]) for m, lines in group.items()]
-            curves = [(m, points) for m, points in curves if points]
-            if curves:
-                title = f"{name}: {label}"
-                legend = [(i % 6, False, m) for i, (m, _) in enumerate(curves)]
-                charts.append(Chart(title=title, svg=curve_chart(curves, title=title), legend=legend))
+    for name, group, labels in (("SFT", sft, loss), ("DPO", dpo, loss | rewards)):
+        for key, label in labels.items():
+            curves = {m: [(x["step"], x[key]) for x in lines if key in x] for m, lines in group.items()}
+            if curves := {m: points for m, points in curves.items() if points}:
+                charts.append(curve_chart(curves, title=f"{name}: {label}"))
     return charts
 
 
-def funnels(run: Run) -> list[Funnel]:
-    """What happened to the prompts of each iteration."""
+def funnels(run: Run) -> list[tuple[Chart, list[tuple[str, str]]]]:
+    """What happened to the prompts of each iteration: a bar, and (what, how many) in the order of the stages."""
     found = []
     for t in run.iterations:
-        pairs = run.find(t, "pairs")
-        if pairs is None:
+        if not (pairs := run.find(t, "pairs")):
             continue
         counts = {k.removeprefix("num_"): n for k, n in pairs.manifest.metrics.items() if k.startswith("num_")}
         # The known reasons always come in the same order, and so have the same colors in every run.
-        reasons = dict.fromkeys([*(name for name in LABELS if name in counts), *sorted(counts.keys() - {"pairs"})])
-        segments = [
-            Segment(name={"pairs": "a pair", **LABELS}.get(name, name), value=counts[name], color=i % 6)
-            for i, name in enumerate(["pairs", *reasons])
-        ]
-        svg = stacked_bar(segments, title=f"Prompts of iteration {t}")
-        found.append(Funnel(iteration=t, outcome=svg, segments=segments, steps=_steps(run, t)))
+        names = dict.fromkeys(["pairs", *(name for name in LABELS if name in counts), *sorted(counts)])
+        shares = {{"pairs": "a pair", **LABELS}.get(name, name): counts[name] for name in names}
+        made = [s.manifest for name in LOOP if (s := run.find(t, name)) and s.manifest.stage == name]
+        steps = [line for manifest in made for line in stage_named(manifest.stage).summary(manifest.metrics)]
+        found.append((stacked_bar(shares, title=f"Prompts of iteration {t}", form=_WHOLE, colors=range(6)), steps))
     return found
 
 
-def _steps(run: Run, t: int) -> list[tuple[str, str]]:
-    made = [s.manifest for name in LOOP if (s := run.find(t, name)) and s.manifest.stage == name]
-    return [line for manifest in made for line in stage_named(manifest.stage).summary(manifest.metrics)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
+class Cost(NamedTuple):
     """The cost of a stage over all iterations. `share` is its seconds divided by those of the most expensive stage."""
 
     name: str
@@ -262,17 +180,11 @@ class Cost:
 
 def costs(run: Run) -> list[Cost]:
     """The cost of each stage, the most expensive one first."""
-    by_name: dict[str, list[StageRun]] = {}
+    seconds: dict[str, float] = defaultdict(float)
+    memory: dict[str, int] = defaultdict(int)
     for s in run.stages:
-        by_name.setdefault(s.name, []).append(s)
-    seconds = {name: sum(s.manifest.seconds for s in stages) for name, stages in by_name.items()}
+        seconds[s.name] += s.manifest.seconds
+        memory[s.name] = max(memory[s.name], s.manifest.peak_memory_bytes)
     top = max(seconds.values()) or math.inf
-    return [
-        Cost(
-            name=name,
-            seconds=seconds[name],
-            share=seconds[name] / top,
-            peak_memory_bytes=max(s.manifest.peak_memory_bytes for s in by_name[name]),
-        )
-        for name in sorted(seconds, key=lambda n: -seconds[n])
-    ]
+    ordered = sorted(seconds.items(), key=lambda item: -item[1])
+    return [Cost(name, total, total / top, memory[name]) for name, total in ordered]

@@ -5,7 +5,7 @@ It is plain text and Markdown, so that a terminal can show it. `page` has the pl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from nemo_srl.records import Metric
 
@@ -45,24 +45,32 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 def cells(evaluations: Mapping[str, Sequence[Metric]]) -> list[list[str]]:
     """The cells of the table: a line with the models' names, then a line for each metric, with its label first."""
-    by_model = {name: {m.name: m for m in metrics} for name, metrics in evaluations.items()}
-    lines = [["", *by_model]]
-    for key, label, form in ROWS:
-        lines.append([label, *(_cell(metrics.get(key), form) for metrics in by_model.values())])
-    lines.append(["share of scores 0 to 5, %", *(_shares(metrics) for metrics in by_model.values())])
-    return lines
+    lines = metric_lines(evaluations, ROWS)
+    shares = (" ".join(f"{100 * x:.0f}" for x in score_shares(metrics)) for metrics in evaluations.values())
+    return [*lines, ["share of scores 0 to 5, %", *(x or "-" for x in shares)]]
+
+
+def metric_lines(columns: Mapping[str, Sequence[Metric]], rows: Iterable[tuple[str, str, str]]) -> list[list[str]]:
+    """A line with the names of the columns, then a line for each of `rows`, as in `ROWS`."""
+    found = [{m.name: m for m in metrics} for metrics in columns.values()]
+    return [["", *columns], *([label, *(_cell(x.get(name), form) for x in found)] for name, label, form in rows)]
 
 
 def _cell(metric: Metric | None, form: str) -> str:
-    if metric is None or metric.value is None:
+    cell = with_interval(metric, form, form) if metric else "-"
+    return f"{cell} (n {metric.n})" if metric and cell != "-" else cell
+
+
+def with_interval(metric: Metric, form: str, bounds: str) -> str:
+    """The value and its interval, in the formats `form` and `bounds`."""
+    if metric.value is None:
         return "-"
-    interval = ""
-    if metric.low is not None and metric.high is not None:
-        interval = f" [{form.format(metric.low)}, {form.format(metric.high)}]"
-    return f"{form.format(metric.value)}{interval} (n {metric.n})"
+    if metric.low is None or metric.high is None:
+        return form.format(metric.value)
+    return f"{form.format(metric.value)} [{bounds.format(metric.low)}, {bounds.format(metric.high)}]"
 
 
-def _shares(metrics: Mapping[str, Metric]) -> str:
-    found = [m for name, m in metrics.items() if name.startswith("score_share_")]
-    ordered = sorted(found, key=lambda m: int(m.name.rsplit("_", 1)[1]))
-    return " ".join(f"{100 * (m.value or 0):.0f}" for m in ordered) or "-"
+def score_shares(metrics: Sequence[Metric]) -> list[float]:
+    """The share of each score, from 0 upwards. Empty when they were not measured."""
+    found = {int(m.name.rsplit("_", 1)[1]): m.value or 0.0 for m in metrics if m.name.startswith("score_share_")}
+    return [found[score] for score in sorted(found)]

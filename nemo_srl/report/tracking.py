@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from nemo_srl.artifacts import digest_of
 from nemo_srl.config import TrackingConfig
 from nemo_srl.errors import ConfigError
-from nemo_srl.runs import Run
+from nemo_srl.runs import Run, training_metrics
 
 
 def track(run: Run, cfg: TrackingConfig) -> None:
@@ -33,8 +33,7 @@ def track(run: Run, cfg: TrackingConfig) -> None:
         send_to_wandb(run, project=cfg.wandb_project)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scalar:
+class Scalar(NamedTuple):
     tag: str
     step: int
     value: float
@@ -43,7 +42,7 @@ class Scalar:
 def scalars(run: Run) -> Iterator[Scalar]:
     """Every metric of the run. The values of one tag come in the order of their steps."""
     for model, stage in run.models().items():
-        for row in run.training(stage):
+        for row in training_metrics(stage.path):
             for name, value in row.items():
                 if name != "step":
                     yield Scalar(tag=f"{model}/{name}", step=int(row["step"]), value=float(value))
@@ -58,18 +57,14 @@ def scalars(run: Run) -> Iterator[Scalar]:
 
 def write_tensorboard(run: Run) -> Path:
     """Write event files and return their directory. `tensorboard --logdir <run_dir>` shows them."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    from torch.utils.tensorboard import SummaryWriter
 
     directory = run.run_dir / "tensorboard"
     if directory.exists():
         shutil.rmtree(directory)
-    writer = EventFileWriter(str(directory))
-    for s in scalars(run):
-        value = Summary.Value(tag=s.tag, simple_value=s.value)
-        writer.add_event(Event(step=s.step, wall_time=0.0, summary=Summary(value=[value])))
-    writer.close()
+    with SummaryWriter(str(directory)) as writer:
+        for s in scalars(run):
+            writer.add_scalar(s.tag, s.value, s.step, walltime=0.0)
     return directory
 
 

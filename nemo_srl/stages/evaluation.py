@@ -10,7 +10,6 @@ The answers and all judgements are published beside the metrics, as parts.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
@@ -40,23 +39,14 @@ def answering_metrics(candidates: list[Candidate], judgements: list[Judgement], 
         Metric(name="self_score", value=fmean(scored) if scored else None, n=len(scored)),
         Metric(name="response_tokens", value=fmean(c.num_tokens for c in candidates), n=len(candidates)),
         Metric(name="response_characters", value=fmean(len(c.response) for c in candidates), n=len(candidates)),
-        Metric(
-            name="truncated_rate",
-            value=fmean(c.finish_reason == "length" for c in candidates),
-            n=len(candidates),
-        ),
+        Metric(name="truncated_rate", value=fmean(c.finish_reason == "length" for c in candidates), n=len(candidates)),
         Metric(name="tied_prompt_rate", value=dropped["tied"] / num_prompts, n=num_prompts),
         Metric(name="pairs_per_100_prompts", value=100 * len(pairs) / num_prompts, n=num_prompts),
     ]
 
 
 def judging_metrics(
-    examples: Sequence[EFTExample],
-    judgements: list[Judgement],
-    *,
-    max_score: int,
-    num_bootstrap: int,
-    seed: int,
+    examples: Sequence[EFTExample], judgements: list[Judgement], *, max_score: int, num_bootstrap: int, seed: int
 ) -> list[Metric]:
     """How well the model's scores agree with the given scores, per instruction."""
     scores = mean_scores(judgements)
@@ -74,8 +64,7 @@ def judging_metrics(
         num_bootstrap=num_bootstrap,
         seed=seed,
     )
-    estimates = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
-    return [estimate.named(name) for name, estimate in estimates.items()]
+    return [estimate.named(name) for name, estimate in found.items()]
 
 
 def verdict_metrics(judgements: list[Judgement], *, max_score: int) -> list[Metric]:

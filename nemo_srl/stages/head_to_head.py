@@ -107,9 +107,7 @@ def matches_of(
     second = {key: 1 - fmean(found) for (key, order), found in shares.items() if order == "ba"}
     return [
         Match(
-            first=first.get(key),
-            second=second.get(key),
-            length_difference=len(a[key].response) - len(b[key].response),
+            first=first.get(key), second=second.get(key), length_difference=len(a[key].response) - len(b[key].response)
         )
         for key in a
     ]

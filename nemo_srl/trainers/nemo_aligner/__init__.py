@@ -6,7 +6,7 @@ training_plan.py, feasibility.py   settings + model + data -> NeMo-Aligner's con
 trainer.py                   prepare, train, export                               torch only when called
 run.py                       one rank: environment, platform                      torch, NeMo
 session.py                   one rank: NeMo-Aligner's model, data and loop
-datasets.py, metrics.py, losses.py, progress.py, stopping.py   what session.py puts into that loop
+batches.py, metrics.py, losses.py, progress.py, stopping.py   what session.py puts into that loop
 cpu.py, cpu_modules.py       the platform where there is no CUDA; no other module depends on it
 """
 

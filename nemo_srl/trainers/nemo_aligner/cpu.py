@@ -24,6 +24,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch._dynamo  # it builds a table of torch functions, some of which are replaced below
 from omegaconf import DictConfig
@@ -195,6 +196,8 @@ def _replace_megatron_functions() -> None:
     # the distributed optimizer cannot put into a checkpoint. One of the ways in which this fails gives no error.
     optimizer.Adam = distributed_optimizer.Adam = FusedAdam
     distributed_optimizer.HAVE_APEX_OR_TE = True
+    # megatron-core counts a tensor's elements by `np.product` when it writes checkpoints. numpy 2 has only `np.prod`.
+    vars(np).setdefault("product", np.prod)
 
 
 def _write_checkpoints_in_process() -> None:

@@ -1,9 +1,9 @@
 """Plain PyTorch modules in the place of Transformer Engine's, and an Adam in the place of Apex's. `cpu.py` uses them.
 
 Every class takes the constructor arguments that megatron-core 0.11.0's layer specs pass to the real class, and has
-the same parameter names and the same sharding in checkpoints. They compute what the layers are defined to be: RMSNorm
-or LayerNorm, a linear map, causal softmax attention. `DistributedLogprob` takes the place of NeMo-Aligner's own, which
-is written for a GPU's memory bandwidth.
+the same parameter names and the same sharding in checkpoints. They compute what the layers are defined to be: RMSNorm,
+a linear map, causal softmax attention. `DistributedLogprob` takes the place of NeMo-Aligner's own, which is written
+for a GPU's memory bandwidth. Not covered: LayerNorm, which no family of models here has.
 
 Attention is causal and takes no mask. Rows are padded on the right, so no real token sees padding.
 """
@@ -18,158 +18,73 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 
 def transformer_engine_extension() -> dict[str, Any]:
     """The names that megatron-core and NeMo import from `megatron.core.extensions.transformer_engine`."""
-    missing = type("NeedsTransformerEngine", (), {})
+    not_here = type("NeedsTransformerEngine", (), {})
+    grouped = ("TEColumnParallelGroupedLinear", "TERowParallelGroupedLinear", "TEGroupedLinear")
+    functions = ("SplitAlongDim", "get_cpu_offload_context", "te_checkpoint", "Fp8Padding", "Fp8Unpadding")
     return {
         "TENorm": Norm,
-        "TEColumnParallelLinear": ColumnLinear,
-        "TELinear": ColumnLinear,
+        "TEColumnParallelLinear": ColumnParallelLinear,
+        "TELinear": ColumnParallelLinear,
         "TELayerNormColumnParallelLinear": NormColumnLinear,
-        "TERowParallelLinear": RowLinear,
+        "TERowParallelLinear": RowParallelLinear,
         "TEDotProductAttention": Attention,
-        "TEColumnParallelGroupedLinear": missing,
-        "TERowParallelGroupedLinear": missing,
-        "TEGroupedLinear": missing,
-        "TEDelayedScaling": missing,
-        "TECudaRNGStatesTracker": missing,
-        "SplitAlongDim": None,
-        "get_cpu_offload_context": None,
-        "te_checkpoint": None,
-        "Fp8Padding": None,
-        "Fp8Unpadding": None,
+        **dict.fromkeys((*grouped, "TEDelayedScaling", "TECudaRNGStatesTracker"), not_here),
+        **dict.fromkeys(functions),
     }
 
 
-def _norm_parameter(config: Any, size: int, value: float) -> torch.nn.Parameter:
-    parameter = torch.nn.Parameter(torch.full((size,), value, dtype=config.params_dtype))
+def _norm_weight(config: Any, size: int) -> torch.nn.Parameter:
+    assert config.normalization == "RMSNorm", config.normalization
+    weight = torch.nn.Parameter(torch.ones(size, dtype=config.params_dtype))
     # With sequence parallelism the gradients of these parameters are partial sums, which megatron-core adds up.
-    parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-    return parameter
-
-
-def _normalize(kind: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
-    if kind == "RMSNorm":
-        return F.rms_norm(x, x.shape[-1:], weight, eps)
-    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+    return weight
 
 
 class Norm(torch.nn.Module):
-    """`TENorm`: the norm that `config.normalization` names."""
+    """`TENorm`."""
 
     def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.eps, self.kind = eps, config.normalization
-        self.weight = _norm_parameter(config, hidden_size, 1.0)
-        self.bias = None if self.kind == "RMSNorm" else _norm_parameter(config, hidden_size, 0.0)
+        self.eps, self.weight = eps, _norm_weight(config, hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _normalize(self.kind, x, self.weight, self.bias, self.eps)
+        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
 
 
-class ColumnLinear(ColumnParallelLinear):  # type: ignore[misc]
-    """`TEColumnParallelLinear`: megatron-core's own layer, without the `_extra_state` of its checkpoints."""
-
-    def __init__(
-        self,
-        input_size: int,
-        output_size: int,
-        *,
-        tp_comm_buffer_name: str | None = None,
-        gather_output: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(input_size, output_size, gather_output=gather_output, **kwargs)
-
-    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> Any:
-        state = self.state_dict(prefix="", keep_vars=True)
-        return make_sharded_tensors_for_checkpoint(state, prefix, {"weight": 0, "bias": 0}, sharded_offsets)
-
-
-class NormColumnLinear(ColumnLinear):
+class NormColumnLinear(ColumnParallelLinear):  # type: ignore[misc]
     """`TELayerNormColumnParallelLinear`: a norm and the linear layer behind it as one module."""
 
     def __init__(self, input_size: int, output_size: int, *, config: Any, **kwargs: Any) -> None:
         super().__init__(input_size, output_size, config=config, **kwargs)
-        self.eps, self.kind = config.layernorm_epsilon, config.normalization
-        self.layer_norm_weight = _norm_parameter(config, input_size, 1.0)
-        self.layer_norm_bias = None if self.kind == "RMSNorm" else _norm_parameter(config, input_size, 0.0)
+        self.eps, self.layer_norm_weight = config.layernorm_epsilon, _norm_weight(config, input_size)
 
     def forward(self, x: torch.Tensor, *args: Any) -> Any:
-        return super().forward(_normalize(self.kind, x, self.layer_norm_weight, self.layer_norm_bias, self.eps), *args)
-
-
-class RowLinear(RowParallelLinear):  # type: ignore[misc]
-    """`TERowParallelLinear`."""
-
-    def __init__(
-        self,
-        input_size: int,
-        output_size: int,
-        *,
-        tp_comm_buffer_name: str | None = None,
-        input_is_parallel: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(input_size, output_size, input_is_parallel=input_is_parallel, **kwargs)
-
-    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> Any:
-        state = self.state_dict(prefix="", keep_vars=True)
-        return make_sharded_tensors_for_checkpoint(state, prefix, {"weight": 1}, sharded_offsets)
+        return super().forward(F.rms_norm(x, x.shape[-1:], self.layer_norm_weight, self.eps), *args)
 
 
 class Attention(DotProductAttention):  # type: ignore[misc]
     """`TEDotProductAttention`, causal. Uses torch's fused kernel, and with dropout megatron-core's own code."""
 
-    def __init__(
-        self,
-        config: Any,
-        layer_number: int,
-        attn_mask_type: AttnMaskType,
-        attention_type: str,
-        attention_dropout: float | None = None,
-        **kwargs: Any,
-    ) -> None:
-        assert attn_mask_type == AttnMaskType.causal, attn_mask_type
-        super().__init__(
-            config=config,
-            layer_number=layer_number,
-            attn_mask_type=attn_mask_type,
-            attention_type=attention_type,
-            attention_dropout=attention_dropout,
-        )
-
     def forward(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **kwargs: Any,
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: object, **kwargs: Any
     ) -> torch.Tensor:
         """`query` [sequence, batch, heads, head_dim], `key` and `value` with groups for heads -> [s, b, h * d]."""
+        assert self.attn_mask_type == AttnMaskType.causal, self.attn_mask_type
         if self.training and self.attention_dropout.p > 0:
             # The fused kernel uses torch's generator. This uses the one that differs between tensor-parallel ranks.
-            return super().forward(query, key, value, _causal_mask(query), **kwargs)  # type: ignore[no-any-return]
+            length = query.shape[0]
+            mask = torch.ones(length, length, dtype=torch.bool).triu(1)[None, None]  # True where it must not look
+            return super().forward(query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         out = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            is_causal=True,
-            scale=self.softmax_scale,
-            enable_gqa=True,
+            query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=True
         )
         return out.permute(2, 0, 1, 3).flatten(2)
-
-
-def _causal_mask(query: torch.Tensor) -> torch.Tensor:
-    """[1, 1, sequence, sequence]; True where attention must not look."""
-    length = query.shape[0]
-    return torch.ones(length, length, dtype=torch.bool).triu(1)[None, None]
 
 
 class DistributedLogprob(torch.autograd.Function):
@@ -182,18 +97,14 @@ class DistributedLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        vocab_parallel_logits: torch.Tensor,
-        target: torch.Tensor,
-        inference_only: bool = False,
-        higher_stability: bool = False,
+        ctx: Any, all_logits: torch.Tensor, target: torch.Tensor, inference_only: bool = False, *_: Any
     ) -> torch.Tensor:
-        """`vocab_parallel_logits` [batch, sequence, vocabulary / ranks], `target` [batch, sequence] -> as `target`."""
+        """`all_logits` [batch, sequence, vocabulary / ranks], `target` [batch, sequence] -> as `target`."""
         group = parallel_state.get_tensor_model_parallel_group()
-        num_columns = vocab_parallel_logits.shape[-1]
+        num_columns = all_logits.shape[-1]
         first = num_columns * parallel_state.get_tensor_model_parallel_rank()
         rows = (target.flatten() >= 0).nonzero().squeeze(1)
-        logits = vocab_parallel_logits.reshape(-1, num_columns)[rows].float()
+        logits = all_logits.reshape(-1, num_columns)[rows].float()
         largest = logits.amax(-1, keepdim=True)
         torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX, group=group)
         logits.sub_(largest)
@@ -206,7 +117,7 @@ class DistributedLogprob(torch.autograd.Function):
         torch.distributed.all_reduce(sums, group=group)
         if not inference_only:
             ctx.save_for_backward(exponentials.div_(sums[:, 1:]), rows, column, is_mine)
-            ctx.shape, ctx.dtype = vocab_parallel_logits.shape, vocab_parallel_logits.dtype
+            ctx.shape, ctx.dtype = all_logits.shape, all_logits.dtype
         found = torch.zeros(target.numel(), dtype=torch.float32)
         found[rows] = sums[:, 0] - sums[:, 1].log()
         return found.view_as(target)
@@ -227,17 +138,7 @@ class FusedAdam(torch.optim.Optimizer):
     The weight decay is decoupled (Loshchilov & Hutter 2019), the moments are bias-corrected (Kingma & Ba 2015).
     """
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        bias_correction: bool = True,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        **kwargs: Any,
-    ) -> None:
-        assert bias_correction
+    def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
         defaults = {"lr": lr, "bias_correction": True, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults)
 

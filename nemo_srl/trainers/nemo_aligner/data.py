@@ -36,75 +36,56 @@ class DataStatistics:
 
     num_rows: int
     """Rows that can be trained on."""
-    num_rows_too_long: int
+    num_rows_too_long: int = 0
     """Rows that were dropped because they are longer than `max_seq_length`."""
-    num_boundary_merges: int
+    num_boundary_merges: int = 0
     """Rows that were kept, with prompt and response tokenised apart."""
-    num_tokens: int
-    max_length: int
-
-
-@dataclass(frozen=True)
-class _Encoder:
-    encode: Encode
-    eos_token_id: int
-
-    def __call__(self, prompt: str, response: str) -> tuple[list[int], list[int], bool]:
-        """Ids of the prompt, ids of the response with end-of-sequence, and whether they would have merged."""
-        prompt_ids = self.encode(prompt)
-        both = self.encode(prompt + response)
-        merged = both[: len(prompt_ids)] != prompt_ids
-        response_ids = self.encode(response) if merged else both[len(prompt_ids) :]
-        return prompt_ids, [*response_ids, self.eos_token_id], merged
+    num_tokens: int = 0
+    max_length: int = 0
 
 
 def tokenize_rows(
     rows: Sequence[SFTRow | DPORow], *, encode: Encode, eos_token_id: int, max_seq_length: int
 ) -> tuple[list[dict[str, Any]], DataStatistics]:
     """Token ids per row, in order and without the rows that are too long, and the counts."""
-    encoder = _Encoder(encode, eos_token_id)
     kept: list[dict[str, Any]] = []
-    num_too_long = num_merges = num_tokens = max_length = 0
+    all_lengths: list[int] = []
+    num_merges = 0
     for index, row in enumerate(rows):
-        ids, merged = _row_ids(row, encoder)
+        ids, lengths, merged = _row_ids(row, encode, eos_token_id)
         if not ids["prompt_ids"]:
             raise DataError(
                 f"row {index}: the prompt is empty. The first token of a response can only be trained after another "
                 "token. Give the row a prompt; a chat template always writes one."
             )
-        prompt_length = len(ids["prompt_ids"])
-        lengths = [prompt_length + len(v) for k, v in ids.items() if k.endswith("_ids") and k != "prompt_ids"]
-        if max(lengths) > max_seq_length:
-            num_too_long += 1
-            continue
-        kept.append(ids)
-        num_merges += merged
-        num_tokens += sum(lengths)
-        max_length = max(max_length, *lengths)
-    statistics = DataStatistics(
+        if max(lengths) <= max_seq_length:
+            kept.append(ids)
+            all_lengths += lengths
+            num_merges += merged
+    return kept, DataStatistics(
         num_rows=len(kept),
-        num_rows_too_long=num_too_long,
+        num_rows_too_long=len(rows) - len(kept),
         num_boundary_merges=num_merges,
-        num_tokens=num_tokens,
-        max_length=max_length,
+        num_tokens=sum(all_lengths),
+        max_length=max(all_lengths, default=0),
     )
-    return kept, statistics
 
 
-def _row_ids(row: SFTRow | DPORow, encoder: _Encoder) -> tuple[dict[str, Any], bool]:
-    if isinstance(row, SFTRow):
-        prompt_ids, response_ids, merged = encoder(row.prompt, row.response)
-        return {"prompt_ids": prompt_ids, "response_ids": response_ids}, merged
-    prompt_ids, chosen_ids, chosen_merged = encoder(row.prompt, row.chosen)
-    _, rejected_ids, rejected_merged = encoder(row.prompt, row.rejected)
-    ids = {
-        "prompt_ids": prompt_ids,
-        "chosen_ids": chosen_ids,
-        "rejected_ids": rejected_ids,
-        "chosen_reward": row.chosen_reward,
-        "rejected_reward": row.rejected_reward,
-    }
-    return ids, chosen_merged or rejected_merged
+def _row_ids(row: SFTRow | DPORow, encode: Encode, eos_token_id: int) -> tuple[dict[str, Any], list[int], bool]:
+    """The row's ids and rewards, the length with each response, and whether a response would have merged."""
+    prompt_ids = encode(row.prompt)
+    found: dict[str, Any] = {"prompt_ids": prompt_ids}
+    lengths, any_merged = [], False
+    for name in ("response",) if isinstance(row, SFTRow) else ("chosen", "rejected"):
+        response = getattr(row, name)
+        both = encode(row.prompt + response)
+        merged = both[: len(prompt_ids)] != prompt_ids
+        found[f"{name}_ids"] = [*(encode(response) if merged else both[len(prompt_ids) :]), eos_token_id]
+        lengths.append(len(prompt_ids) + len(found[f"{name}_ids"]))
+        any_merged |= merged
+    if isinstance(row, DPORow):
+        found |= {"chosen_reward": row.chosen_reward, "rejected_reward": row.rejected_reward}
+    return found, lengths, any_merged
 
 
 def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -20,7 +20,9 @@ def check(optim: OptimConfig, trainer: NemoAlignerSettings, *, spec: ModelSpec, 
     """Raise `ConfigError` for the first setting that does not fit the others, the model or the data."""
     _check_parallelism(trainer, spec)
     _check_batches(optim, trainer, train)
-    _check_lengths(optim, spec)
+    context = spec.max_position_embeddings
+    reason = f"is above the model's context of {context} tokens. Set it to at most {context}."
+    require(optim.max_seq_length <= context, f"{optim.section}.max_seq_length", optim.max_seq_length, reason)
     if isinstance(optim, DPOConfig):
         losses.find(optim.preference_loss)
 
@@ -42,41 +44,24 @@ def _check_parallelism(trainer: NemoAlignerSettings, spec: ModelSpec) -> None:
     usable = _divisors(spec.num_layers, 128)
     reason = f"does not divide the model's {spec.num_layers} layers. Usable with this model: {usable}."
     require(spec.num_layers % pp == 0, "trainer.pipeline_model_parallel_size", pp, reason)
-    require(
-        not trainer.sequence_parallel or tp > 1,
-        "trainer.sequence_parallel",
-        True,
+    reason = (
         "splits the sequence over the ranks of tensor parallelism, and there is only one. Set "
-        "trainer.sequence_parallel=false, or trainer.tensor_model_parallel_size above 1.",
+        "trainer.sequence_parallel=false, or trainer.tensor_model_parallel_size above 1."
     )
+    require(not trainer.sequence_parallel or tp > 1, "trainer.sequence_parallel", True, reason)
 
 
 def _check_batches(optim: OptimConfig, trainer: NemoAlignerSettings, train: DataStatistics) -> None:
     key, size = f"{optim.section}.global_batch_size", optim.global_batch_size
-    multiple = trainer.micro_batch_size * trainer.data_parallel_size
-    require(
-        size % multiple == 0,
-        key,
-        size,
-        f"is not a multiple of micro_batch_size x data-parallel ranks = {trainer.micro_batch_size} x "
-        f"{trainer.data_parallel_size}. Use a multiple of {multiple}, a smaller trainer.micro_batch_size or fewer "
-        "trainer.devices.",
+    micro, ranks = trainer.micro_batch_size, trainer.data_parallel_size
+    reason = (
+        f"is not a multiple of micro_batch_size x data-parallel ranks = {micro} x {ranks}. Use a multiple of "
+        f"{micro * ranks}, a smaller trainer.micro_batch_size or fewer trainer.devices."
     )
+    require(size % (micro * ranks) == 0, key, size, reason)
     dropped = f" ({train.num_rows_too_long} more were longer than {optim.section}.max_seq_length)"
-    require(
-        train.num_rows >= size,
-        key,
-        size,
+    reason = (
         f"there are only {train.num_rows} training rows{dropped if train.num_rows_too_long else ''}, not enough for "
-        f"one step. Provide more data, or set {key} to at most {train.num_rows}.",
+        f"one step. Provide more data, or set {key} to at most {train.num_rows}."
     )
-
-
-def _check_lengths(optim: OptimConfig, spec: ModelSpec) -> None:
-    context = spec.max_position_embeddings
-    require(
-        optim.max_seq_length <= context,
-        f"{optim.section}.max_seq_length",
-        optim.max_seq_length,
-        f"is above the model's context of {context} tokens. Set it to at most {context}.",
-    )
+    require(train.num_rows >= size, key, size, reason)

@@ -29,27 +29,21 @@ def training_memory(optim: OptimConfig, trainer: NemoAlignerSettings, spec: Mode
     num_tokens = trainer.micro_batch_size * optim.max_seq_length * (2 if isinstance(optim, DPOConfig) else 1)
     layers = spec.num_layers / pp * min(pp, trainer.num_micro_batches(optim))
     per_layer = activation_bytes_per_layer(spec, trainer, num_tokens=num_tokens, dropout=optim.hidden_dropout > 0)
-    parameters = parameters_per_rank(spec, trainer)
+    # The fullest rank has the embedding or the output layer, and the only stage both. With tied embeddings, the last of
+    # several stages keeps a copy.
+    embedding = spec.vocab_size * spec.hidden_size * (1 if spec.tie_word_embeddings or pp > 1 else 2)
+    parameters = (spec.num_layers / pp * parameters_per_layer(spec) + embedding) / tp
     weights, optimizer = bytes_per_parameter(trainer)
-    # The last stage holds the logits as computed, the logits in float32, and their gradient. It keeps one micro-batch
-    # only, so in a pipeline the logits and most activations are on different ranks; both are counted all the same.
-    logits = num_tokens * spec.vocab_size / tp * 10
     return TrainingMemory(
         weights_and_gradients=parameters * weights,
         optimizer=parameters * optimizer,
         activations=layers * per_layer,
-        logits=logits,
+        # The last stage holds the logits as computed, the logits in float32, and their gradient. It keeps one
+        # micro-batch only, so in a pipeline the logits and most activations are on different ranks; both are counted
+        # all the same.
+        logits=num_tokens * spec.vocab_size / tp * 10,
         overhead=OVERHEAD_BYTES,
     )
-
-
-def parameters_per_rank(spec: ModelSpec, trainer: NemoAlignerSettings) -> float:
-    """Of the fullest rank: a pipeline's first or last stage, which has the embedding or the output layer."""
-    tp, pp = trainer.tensor_model_parallel_size, trainer.pipeline_model_parallel_size
-    embedding = spec.vocab_size * spec.hidden_size
-    # With tied embeddings, the last of several stages keeps a copy. A single stage has both.
-    num_embeddings = 1 if spec.tie_word_embeddings or pp > 1 else 2
-    return (spec.num_layers / pp * parameters_per_layer(spec) + num_embeddings * embedding) / tp
 
 
 def bytes_per_parameter(trainer: NemoAlignerSettings) -> tuple[float, float]:
@@ -69,9 +63,8 @@ def activation_bytes_per_layer(
     """
     tp = trainer.tensor_model_parallel_size
     size = 4.0 if trainer.precision == "32" else 2.0
-    q = spec.num_attention_heads * spec.head_dim
-    kv = spec.num_query_groups * spec.head_dim
-    divided = size * (2 * q + 2 * kv + 3 * spec.ffn_hidden_size)
+    heads = spec.num_attention_heads + spec.num_query_groups
+    divided = size * (2 * heads * spec.head_dim + 3 * spec.ffn_hidden_size)
     whole = size * 4 * spec.hidden_size + (2 * spec.hidden_size if dropout else 0)
     return num_tokens * (divided / tp + whole / (tp if trainer.sequence_parallel else 1))
 

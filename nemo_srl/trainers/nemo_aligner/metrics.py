@@ -17,7 +17,6 @@ from typing import Any
 
 METRICS_FILE = "metrics.jsonl"
 
-_REWARDS = {"rewards_chosen_mean": "rewards_chosen", "rewards_rejected_mean": "rewards_rejected"}
 _SAME_NAME = ("loss", "lr", "grad_norm", "preference_loss", "sft_loss", "acc", "step_time", "epoch")
 
 
@@ -28,17 +27,15 @@ def step_record(metrics: Mapping[str, float], *, step: int, beta: float | None) 
     the response and averaged over the batch (Rafailov et al. 2023, section 4); `acc` is the share of pairs
     with a positive margin; `step_time` is in seconds; `loss` is before the step's update.
     """
-    record: dict[str, Any] = {"step": step}
-    record |= {key: metrics[key] for key in _SAME_NAME if key in metrics}
-    if beta is not None:
-        record |= {ours: beta * metrics[theirs] for theirs, ours in _REWARDS.items() if theirs in metrics}
-        if "rewards_chosen" in record:
-            record["rewards_margin"] = record["rewards_chosen"] - record["rewards_rejected"]
+    record = {"step": step, **{key: metrics[key] for key in _SAME_NAME if key in metrics}}
+    if beta is not None and "rewards_chosen_mean" in metrics:
+        chosen, rejected = beta * metrics["rewards_chosen_mean"], beta * metrics["rewards_rejected_mean"]
+        record |= {"rewards_chosen": chosen, "rewards_rejected": rejected, "rewards_margin": chosen - rejected}
     return record
 
 
 class MetricsFile:
-    """NeMo-Aligner's logger protocol (`log_metrics`, `log_hyperparams`, `finalize`) over a JSONL file."""
+    """What NeMo-Aligner's loops use of a logger, `log_metrics`, over a JSONL file."""
 
     def __init__(self, path: Path, *, beta: float | None, first_step: int) -> None:
         """Keeps the lines of the first `first_step` steps, which are completed. Only rank 0 makes such a file."""
@@ -55,21 +52,8 @@ class MetricsFile:
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
 
-    def log_hyperparams(self, params: object) -> None:
-        """Does nothing: `plan.yaml` holds the configuration."""
-
-    def finalize(self, status: str) -> None:
-        """Does nothing: every line is already written."""
-
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file; empty if there is none. A last line that a killed process cut off is left out."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    records = []
-    for index, line in enumerate(lines):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            if index + 1 < len(lines):
-                raise
-    return records
+    lines = path.read_text().split("\n") if path.exists() else [""]
+    return [json.loads(line) for line in lines[:-1]]

@@ -59,12 +59,7 @@ def adopt_rank_environment(environ: dict[str, str] | os._Environ[str]) -> None:
             environ.setdefault("MASTER_PORT", "29500")
         else:
             environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-            environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+            with socket.create_server(("127.0.0.1", 0)) as probe:
+                environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
     environ.setdefault("TORCHELASTIC_RUN_ID", "nemo_srl")  # makes Lightning read the variables above
     environ.setdefault("GROUP_RANK", str(int(environ["RANK"]) // int(environ.get("LOCAL_WORLD_SIZE", "1"))))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -21,7 +21,7 @@ from nemo_aligner.algorithms import dpo as dpo_algorithm
 from nemo_aligner.algorithms import supervised as supervised_algorithm
 from nemo_aligner.algorithms.dpo import DPOTrainer, dpo_custom_collate
 from nemo_aligner.algorithms.supervised import SupervisedTrainer
-from nemo_aligner.data.nlp.builders import build_dataloader, identity_collate
+from nemo_aligner.data.nlp.builders import build_dataloader
 from nemo_aligner.models.nlp.gpt.gpt_sft_model import GPTSFTModel
 from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
 from nemo_aligner.utils.train_script_utils import (
@@ -39,8 +39,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_srl.errors import ConfigError, StoppedError
 from nemo_srl.trainers.nemo_aligner import losses
-from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE
-from nemo_srl.trainers.nemo_aligner.datasets import DPODataset, SFTDataset, collate_sft
+from nemo_srl.trainers.nemo_aligner.batches import collate_dpo, collate_sft
+from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, read_rows
 from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, MetricsFile
 from nemo_srl.trainers.nemo_aligner.progress import StepBar
 from nemo_srl.trainers.nemo_aligner.stopping import StopRequest
@@ -50,7 +50,6 @@ from nemo_srl.trainers.nemo_aligner.training_plan import NEMO_DIR, PLAN_FILE, ST
 def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None] | None) -> None:
     """Build everything from the plan in `work_dir` and train to its end."""
     cfg = _load_plan(work_dir)
-    _check_world_size(cfg)
     if adapt_plan is not None:
         adapt_plan(cfg)
     # NeMo warns of every key that a configuration could have, and Lightning lists the accelerators it does not use.
@@ -64,10 +63,10 @@ def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None] | No
     trainer = resolve_and_create_trainer(cfg, algorithm)
     exp_manager(trainer, cfg.exp_manager)
     model = _load_model(cfg, trainer, algorithm, work_dir / START_DIR)
-    progress = retrieve_custom_trainer_state_dict(trainer)
+    progress = retrieve_custom_trainer_state_dict(trainer) or {}  # empty at the first start
     init_distributed(trainer, model, cfg.model.transformer_engine)
     loop = _build_loop(cfg, trainer, model, algorithm, work_dir, progress)
-    if progress is not None:
+    if progress:
         loop.load_state_dict(progress)
     loop.fit()
     if loop.step < cfg.num_steps:
@@ -75,7 +74,9 @@ def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None] | No
         raise StoppedError(f"training was asked to stop and saved step {loop.step} of {cfg.num_steps}")
 
 
-def _check_world_size(cfg: DictConfig) -> None:
+def _load_plan(work_dir: Path) -> DictConfig:
+    cfg = OmegaConf.load(work_dir / PLAN_FILE)
+    assert isinstance(cfg, DictConfig)
     planned, started = cfg.trainer.num_nodes * cfg.trainer.devices, int(os.environ["WORLD_SIZE"])
     if started != planned:
         # Otherwise the ranks would wait for the missing ones until a timeout.
@@ -83,11 +84,6 @@ def _check_world_size(cfg: DictConfig) -> None:
             f"trainer.devices={cfg.trainer.devices}: num_nodes x devices = {planned} ranks were planned, and "
             f"{started} were started. Start one process per rank."
         )
-
-
-def _load_plan(work_dir: Path) -> DictConfig:
-    cfg = OmegaConf.load(work_dir / PLAN_FILE)
-    assert isinstance(cfg, DictConfig)
     cfg.exp_manager.explicit_log_dir = str(work_dir / NEMO_DIR)
     cfg.model.tokenizer.type = str(work_dir / TOKENIZER_DIR)
     return cfg
@@ -113,41 +109,33 @@ def _keep_logits_in_float32(model: Any) -> None:
     hundreds of them are summed for one response.
     """
 
-    def to_float32(module: Any, inputs: Any, output: Any) -> Any:
-        logits, bias = output
-        return logits.float(), bias
-
     for module in model.get_model_module_list():
         if module.post_process:
-            module.output_layer.register_forward_hook(to_float32)
+            module.output_layer.register_forward_hook(lambda layer, inputs, output: (output[0].float(), output[1]))
 
 
 def _build_loop(
-    cfg: DictConfig, trainer: Any, model: Any, algorithm: str, work_dir: Path, progress: dict[str, int] | None
+    cfg: DictConfig, trainer: Any, model: Any, algorithm: str, work_dir: Path, progress: dict[str, int]
 ) -> Any:
     pad_id = model.tokenizer.eos_id
-    multiple = cfg.model.data.pad_length_to_multiple_of
-    path = work_dir / TRAIN_FILE
-    data = DPODataset(path, pad_id=pad_id) if algorithm == "dpo" else SFTDataset(path)
+    sft = partial(collate_sft, pad_id=pad_id, multiple=cfg.model.data.pad_length_to_multiple_of)
+    rows = list(read_rows(work_dir / TRAIN_FILE))
     loader = build_dataloader(
         cfg=cfg,
-        dataset=data,
-        consumed_samples=progress["consumed_samples"] if progress else 0,
+        dataset=rows,
+        consumed_samples=progress.get("consumed_samples", 0),
         mbs=cfg.model.micro_batch_size,
         gbs=cfg.model.global_batch_size,
-        load_gbs=True,
-        pad_samples_to_global_batch_size=False,
-        collate_fn=(identity_collate if algorithm == "dpo" else partial(collate_sft, pad_id=pad_id, multiple=multiple)),
-        use_random_sampler=True,
+        collate_fn=partial(collate_dpo, pad_id=pad_id) if algorithm == "dpo" else sft,
     )
-    init_using_ptl(trainer, model, loader, data)
+    init_using_ptl(trainer, model, loader, rows)
     optimizer, scheduler = extract_optimizer_scheduler_from_ptl_model(model)
     loggers = []
     if trainer.is_global_zero:
         beta = cfg.model.dpo.ref_policy_kl_penalty if algorithm == "dpo" else None
-        first_step = progress["step"] if progress else 0
-        loggers.append(MetricsFile(work_dir / METRICS_FILE, beta=beta, first_step=first_step))
-        _record_grad_norm(optimizer, loggers[0])
+        metrics = MetricsFile(work_dir / METRICS_FILE, beta=beta, first_step=progress.get("step", 0))
+        _record_grad_norm(optimizer, metrics)
+        loggers.append(metrics)
     arguments = {
         "cfg": cfg.trainer[algorithm],
         "model": model,
@@ -161,8 +149,7 @@ def _build_loop(
         "run_timer": StopRequest(),
     }
     if algorithm == "dpo":
-        collate = partial(dpo_custom_collate, eos_id=pad_id)
-        return DPOTrainer(collate_fn=collate, **arguments)
+        return DPOTrainer(collate_fn=partial(dpo_custom_collate, eos_id=pad_id), **arguments)
     return SupervisedTrainer(**arguments)
 
 

@@ -20,7 +20,7 @@ from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.models import hf
 from nemo_srl.protocols import DPORow, SFTRow, TrainingTask
 from nemo_srl.trainers.nemo_aligner import training_plan as planning
-from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, DataStatistics, Encode, tokenize_rows, write_rows
+from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, Encode, tokenize_rows, write_rows
 from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, read_metrics
 from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 
@@ -41,14 +41,37 @@ class NemoAlignerTrainer:
         When the same task was prepared before, this does nothing, and a started training goes on. When settings or
         data differ, it discards the earlier training in `work_dir`.
         """
+        expected = SFTRow if task.algorithm == "sft" else DPORow
+        if wrong := [type(row).__name__ for row in task.rows if not isinstance(row, expected)]:
+            raise DataError(f"algorithm={task.algorithm}: needs rows of {expected.__name__}, found {wrong[0]}")
         spec = hf.read_spec(task.model_dir)
         encode, eos_token_id = _load_tokenizer(task.model_dir, spec)
-        _check_rows(task)
         rows, statistics = tokenize_rows(
             task.rows, encode=encode, eos_token_id=eos_token_id, max_seq_length=task.optim.max_seq_length
         )
         plan = planning.make_plan(task.optim, self._settings, seed=task.seed, spec=spec, train=statistics)
-        self._write(task, work_dir, plan, rows, statistics)
+        identity = {
+            "algorithm": task.algorithm,
+            "model_dir": str(task.model_dir.resolve()),
+            "model_digest": hf.digest(task.model_dir),
+            "plan": plan,
+            "rows": rows,
+        }
+        text = json.dumps(identity)
+        task_file = work_dir / _TASK_FILE
+        if task_file.exists() and task_file.read_text() == text:
+            _keep_newest_checkpoint(work_dir)
+            return
+        task_file.unlink(missing_ok=True)
+        for name in (planning.START_DIR, planning.NEMO_DIR):
+            shutil.rmtree(work_dir / name, ignore_errors=True)
+        (work_dir / METRICS_FILE).unlink(missing_ok=True)
+        work_dir.mkdir(parents=True, exist_ok=True)
+        write_rows(rows, work_dir / TRAIN_FILE)
+        (work_dir / DATA_FILE).write_text(json.dumps(asdict(statistics), indent=2) + "\n")
+        OmegaConf.save(OmegaConf.create(plan), work_dir / planning.PLAN_FILE)
+        self._write_start(task.model_dir, work_dir, plan["model"])
+        task_file.write_text(text)
 
     def train(self, work_dir: Path) -> None:
         """Train to the end, from the last checkpoint if there is one. Every rank calls it."""
@@ -65,8 +88,7 @@ class NemoAlignerTrainer:
 
         task = json.loads((work_dir / _TASK_FILE).read_text())
         if not model_dir.exists():
-            checkpoint = last_checkpoint(work_dir)
-            nemo_to_hf(checkpoint, model_dir, template_hf_dir=Path(task["model_dir"]))
+            nemo_to_hf(last_checkpoint(work_dir), model_dir, template_hf_dir=Path(task["model_dir"]))
         for directory in (work_dir / planning.START_DIR, work_dir / planning.NEMO_DIR / "checkpoints"):
             shutil.rmtree(directory, ignore_errors=True)
         return _summary(work_dir)
@@ -75,51 +97,24 @@ class NemoAlignerTrainer:
         """One mapping per step that was made so far; `metrics.step_record` says what its values are."""
         return read_metrics(work_dir / METRICS_FILE)
 
-    def _write(
-        self,
-        task: TrainingTask,
-        work_dir: Path,
-        plan: dict[str, Any],
-        rows: list[dict[str, Any]],
-        statistics: DataStatistics,
-    ) -> None:
+    def _write_start(self, model_dir: Path, work_dir: Path, model_plan: dict[str, Any]) -> None:
         import torch
 
         from nemo_srl.models.convert import hf_to_nemo
 
-        identity = {
-            "algorithm": task.algorithm,
-            "model_dir": str(task.model_dir.resolve()),
-            "model_digest": hf.digest(task.model_dir),
-            "plan": plan,
-            "rows": rows,
-        }
-        task_file = work_dir / _TASK_FILE
-        text = json.dumps(identity)
-        if task_file.exists() and task_file.read_text() == text:
-            _keep_newest_checkpoint(work_dir)
-            return
-        if work_dir.exists():
-            _clear(work_dir)
-        work_dir.mkdir(parents=True, exist_ok=True)
-        write_rows(rows, work_dir / TRAIN_FILE)
-        (work_dir / DATA_FILE).write_text(json.dumps(asdict(statistics), indent=2) + "\n")
-        OmegaConf.save(OmegaConf.create(plan), work_dir / planning.PLAN_FILE)
         start = work_dir / planning.START_DIR
-        # Without O2 the trained weights are float32, whatever type the directory's weights have.
         hf_to_nemo(
-            task.model_dir,
+            model_dir,
             start / "model_weights",
-            dtype=torch.bfloat16 if plan["model"]["megatron_amp_O2"] else torch.float32,
+            # Without O2 the trained weights are float32, whatever type the directory's weights have.
+            dtype=torch.bfloat16 if model_plan["megatron_amp_O2"] else torch.float32,
             tensor_model_parallel_size=self._settings.tensor_model_parallel_size,
-            make_vocab_size_divisible_by=plan["model"]["make_vocab_size_divisible_by"],
+            make_vocab_size_divisible_by=model_plan["make_vocab_size_divisible_by"],
         )
-        OmegaConf.save(OmegaConf.create(plan["model"]), start / "model_config.yaml")
+        OmegaConf.save(OmegaConf.create(model_plan), start / "model_config.yaml")
         (work_dir / planning.TOKENIZER_DIR).mkdir()
-        for name in hf.COMPANION_FILES:
-            if (task.model_dir / name).is_file():
-                shutil.copy(task.model_dir / name, work_dir / planning.TOKENIZER_DIR / name)
-        task_file.write_text(text)
+        for path in hf.companions(model_dir):
+            shutil.copy(path, work_dir / planning.TOKENIZER_DIR)
 
 
 def last_checkpoint(work_dir: Path) -> Path:
@@ -151,15 +146,6 @@ def _keep_newest_checkpoint(work_dir: Path) -> None:
         marker.unlink()
 
 
-def _check_rows(task: TrainingTask) -> None:
-    expected = SFTRow if task.algorithm == "sft" else DPORow
-    for row in task.rows:
-        if not isinstance(row, expected):
-            raise DataError(
-                f"algorithm={task.algorithm}: needs rows of {expected.__name__}, found {type(row).__name__}"
-            )
-
-
 def _load_tokenizer(model_dir: Path, spec: hf.ModelSpec) -> tuple[Encode, int]:
     from transformers import AutoTokenizer
 
@@ -176,13 +162,6 @@ def _load_tokenizer(model_dir: Path, spec: hf.ModelSpec) -> tuple[Encode, int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     return encode, int(eos_token_id)
-
-
-def _clear(work_dir: Path) -> None:
-    (work_dir / _TASK_FILE).unlink(missing_ok=True)
-    for name in (planning.START_DIR, planning.NEMO_DIR):
-        shutil.rmtree(work_dir / name, ignore_errors=True)
-    (work_dir / METRICS_FILE).unlink(missing_ok=True)
 
 
 def _summary(work_dir: Path) -> dict[str, float]:

@@ -35,10 +35,7 @@ TOKENIZER_DIR = "start/tokenizer"
 def check_plan(trainer: NemoAlignerSettings, optims: Sequence[OptimConfig], spec: ModelSpec) -> None:
     """Raise `ConfigError` for settings with which one of these trainings could not start, whatever the data is."""
     for optim in optims:
-        enough = DataStatistics(
-            num_rows=optim.global_batch_size, num_rows_too_long=0, num_boundary_merges=0, num_tokens=0, max_length=0
-        )
-        make_plan(optim, trainer, seed=1, spec=spec, train=enough)
+        make_plan(optim, trainer, seed=1, spec=spec, train=DataStatistics(num_rows=optim.global_batch_size))
 
 
 def make_plan(
@@ -51,8 +48,7 @@ def make_plan(
     """
     section = "dpo" if isinstance(optim, DPOConfig) else "sft"
     feasibility.check(optim, trainer, spec=spec, train=train)
-    num_steps_per_epoch = train.num_rows // optim.global_batch_size
-    num_steps = num_steps_per_epoch * optim.max_epochs
+    num_steps = train.num_rows // optim.global_batch_size * optim.max_epochs
     return {
         "num_steps": num_steps,
         "trainer": _trainer_section(section, optim, trainer, num_steps),
@@ -110,8 +106,7 @@ def _exp_manager_section(section: str, trainer: NemoAlignerSettings) -> dict[str
         "resume_ignore_no_checkpoint": True,
         "create_checkpoint_callback": True,
         "checkpoint_callback_params": {
-            # Only the last checkpoint is needed: an interrupted training goes on from it, and at the end it is the
-            # result.
+            # Only the last checkpoint is needed. A training that was interrupted goes on from it.
             "monitor": "step",
             "mode": "max",
             "save_top_k": 0,
@@ -125,27 +120,11 @@ def _exp_manager_section(section: str, trainer: NemoAlignerSettings) -> dict[str
     }
 
 
-def _vocab_divisor(spec: ModelSpec, *, tensor_model_parallel_size: int) -> int:
-    """NeMo's `make_vocab_size_divisible_by`: the largest divisor up to 128 without needless padding.
-
-    NeMo's softmax includes padded rows, each as exp(0). With padding it would train another model than the one that
-    is served. For Llama 3 on 8 ranks, 128256 / 8 is a multiple of 32. So the divisor is 32; with 128 there would be
-    768 rows of zeros.
-    """
-    return math.gcd(128, -(-spec.vocab_size // tensor_model_parallel_size))
-
-
 def _model_section(
-    section: str,
-    optim: OptimConfig,
-    trainer: NemoAlignerSettings,
-    *,
-    seed: int,
-    spec: ModelSpec,
-    num_steps: int,
+    section: str, optim: OptimConfig, trainer: NemoAlignerSettings, *, seed: int, spec: ModelSpec, num_steps: int
 ) -> dict[str, Any]:
     tp = trainer.tensor_model_parallel_size
-    divisor = _vocab_divisor(spec, tensor_model_parallel_size=tp)
+    rows_per_rank = -(-spec.vocab_size // tp)
     model = {
         "mcore_gpt": True,
         "seed": seed,
@@ -160,9 +139,12 @@ def _model_section(
         "context_parallel_size": 1,
         "sequence_parallel": trainer.sequence_parallel,
         **_architecture(optim, spec),
-        "make_vocab_size_divisible_by": divisor,
+        # The largest divisor up to 128 without needless padding. NeMo's softmax includes padded rows, each as exp(0).
+        # With padding it would train another model than the one that is served. Llama 3 has 128256 / 8 = 16032 rows on
+        # each of 8 ranks, so its divisor is 32; with 128 there would be 768 rows of zeros.
+        "make_vocab_size_divisible_by": math.gcd(128, rows_per_rank),
         # From the model, not from the tokenizer, whose vocabulary may be smaller.
-        "override_vocab_size": math.ceil(spec.vocab_size / (divisor * tp)) * divisor * tp,
+        "override_vocab_size": rows_per_rank * tp,
         "tokenizer": {"library": "huggingface", "type": TOKENIZER_DIR, "use_fast": True},
         # Transformer Engine's `_extra_state` is missing from checkpoints that were written without it.
         "dist_ckpt_format": "torch_dist",
@@ -232,10 +214,9 @@ def _architecture(optim: OptimConfig, spec: ModelSpec) -> dict[str, Any]:
 def _rope_scaling(spec: ModelSpec) -> dict[str, Any]:
     """Hugging Face's `rope_scaling` in NeMo's words. Refuses a type that NeMo 2.2 does not have."""
     scaling = spec.rope_scaling or {}
-    if spec.rope_type == "default":
-        return {"seq_len_interpolation_factor": None, "scale_positional_embedding": False}
-    if spec.rope_type == "linear":
-        return {"seq_len_interpolation_factor": scaling["factor"], "scale_positional_embedding": False}
+    if spec.rope_type in ("default", "linear"):
+        factor = scaling["factor"] if spec.rope_type == "linear" else None
+        return {"seq_len_interpolation_factor": factor, "scale_positional_embedding": False}
     if spec.rope_type == "llama3":
         return {
             "seq_len_interpolation_factor": None,
@@ -276,7 +257,8 @@ def _optim_section(optim: OptimConfig, *, num_steps: int) -> dict[str, Any]:
 
 
 def _data_section(section: str, optim: OptimConfig, trainer: NemoAlignerSettings) -> dict[str, Any]:
-    data: dict[str, Any] = {
+    batch = {"global_batch_size": optim.global_batch_size, "micro_batch_size": trainer.micro_batch_size}
+    return {
         "seq_length": optim.max_seq_length,
         "num_workers": 0,
         "reset_position_ids": False,
@@ -284,10 +266,7 @@ def _data_section(section: str, optim: OptimConfig, trainer: NemoAlignerSettings
         "eod_mask_loss": False,
         "validation_drop_last": True,
         # Sequence parallelism cuts sequences by rank. Tensor cores are fastest with multiples of 16.
-        "pad_length_to_multiple_of": (8 * trainer.tensor_model_parallel_size if trainer.sequence_parallel else 16),
-    }
-    if section == "sft":
-        batch = {"global_batch_size": optim.global_batch_size, "micro_batch_size": trainer.micro_batch_size}
+        "pad_length_to_multiple_of": 8 * trainer.tensor_model_parallel_size if trainer.sequence_parallel else 16,
         # GPTSFTModel's batch sizes, which it sets around a validation.
-        data |= {"train_ds": dict(batch), "validation_ds": dict(batch)}
-    return data
+        **({"train_ds": dict(batch), "validation_ds": dict(batch)} if section == "sft" else {}),
+    }
