@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -112,18 +113,8 @@ class Run:
         assert self.process.wait(400) == 0, self.log.read_text()[-4000:]
 
 
-def test_all_faults_in_one_run_leave_what_an_undisturbed_run_leaves(
-    cluster: Cluster, overrides: list[str], record_property: pytest.RecordProperty
-) -> None:
-    began = time.monotonic()
-    calm = Run(cluster, "calm", overrides)
-    calm.finish()
-    record_property("seconds_undisturbed", time.monotonic() - began)
-
-    began = time.monotonic()
-    # Slower servers, so that there is a middle of the generation in which a node can die.
-    run = Run(cluster, "disturbed", [*overrides, "+cluster.env.NEMO_SRL_STUB_FAULTS='{\"slow_seconds\": 0.5}'"])
-
+def disturb(cluster: Cluster, run: Run, record_property: Callable[[str, object], None]) -> None:
+    """Let a run meet all faults, and wait for its end."""
     run.wait_for_lines("iter_00/sft/training/metrics.jsonl", 5)
     # Slurm sends this before the time limit. test_jobs.py tests that it does.
     cluster.run("scancel", "--batch", "--signal=USR1", run.job_id("iter_00-sft"))
@@ -155,6 +146,21 @@ def test_all_faults_in_one_run_leave_what_an_undisturbed_run_leaves(
         run.finish()
     finally:
         cluster.node_returns(second)
+
+
+def test_all_faults_in_one_run_leave_what_an_undisturbed_run_leaves(
+    cluster: Cluster, overrides: list[str], record_property: Callable[[str, object], None]
+) -> None:
+    began = time.monotonic()
+    calm = Run(cluster, "calm", overrides)
+    calm.finish()
+    record_property("seconds_undisturbed", time.monotonic() - began)
+
+    began = time.monotonic()
+    # Slower servers, so that there is a middle of the generation in which a node can die.
+    run = Run(cluster, "disturbed", [*overrides, "+cluster.env.NEMO_SRL_STUB_FAULTS='{\"slow_seconds\": 0.5}'"])
+
+    disturb(cluster, run, record_property)
     record_property("seconds_disturbed", time.monotonic() - began)
     for job in ("candidates", "judgements"):
         asked = calm.answered_samples(f"iter_01-{job}")
