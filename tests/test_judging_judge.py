@@ -231,7 +231,7 @@ class YesOrNo:
         return f"Is {example.response} right for {example.instruction}?", "yes" if example.score else "no"
 
     def justification(self, verdict: str) -> str:
-        return ""
+        return f"because {verdict}"
 
 
 YES_OR_NO = YesOrNo()
@@ -249,6 +249,7 @@ def test_a_reader_of_the_users_own_is_found_by_its_dotted_path(directory: Path) 
     assert engine.calls == [(requests, 0, "t")]
     assert found == [judgement("x", 0, "yes", 2.0), judgement("y", 0, "no", 0.0), judgement("z", 0, "No idea.", None)]
     assert own.absolute is own
+    assert own.justification("yes") == "because yes"
     with pytest.raises(ConfigError, match=r"judge\.max_score=5"):
         judge(engine, directory, replace(cfg, max_score=5))
 

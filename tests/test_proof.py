@@ -119,7 +119,7 @@ def test_verdicts_survive_the_tokenizer_and_the_parser(files: toy_language.SeedF
         assert chat.encode(prompt + verdict) == prompt_ids + ids
         text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert points.parse_score(text, max_score=5) == x.score
-        assert points.justification(text) == x.justification
+        assert points.STATED.justification(text) == x.justification
     spec = hf.read_spec(tmp_path)
     assert spec.vocab_size >= len(set(toy_language.VOCABULARY)) == len(toy_language.VOCABULARY)
     assert tokenizer.eos_token_id in spec.eos_token_ids

@@ -69,12 +69,6 @@ def parse_score(verdict: str, *, max_score: int) -> float | None:
     return score
 
 
-def justification(verdict: str) -> str:
-    """What the judge wrote before it gave the score, the counterpart of `verdict_text`."""
-    claims = [claim.start() for claim in _CLAIM.finditer(verdict)]
-    return verdict[: claims[-1]].strip() if claims else verdict.strip()
-
-
 def verdict_text(justification: str, score: int) -> str:
     """What EFT teaches the judge to write: the justification first, the score last.
 
@@ -129,7 +123,8 @@ class PointsReader:
         return prompt, verdict_text(example.justification, example.score)
 
     def justification(self, verdict: str) -> str:
-        return justification(verdict)
+        claims = [claim.start() for claim in _CLAIM.finditer(verdict)]
+        return verdict[: claims[-1]].strip() if claims else verdict.strip()
 
 
 def stated_score(verdict: Completion, max_score: int) -> Score:

@@ -56,7 +56,6 @@ class VerdictReader(Protocol):
 
     def justification(self, verdict: str) -> str:
         """What the judge wrote before it gave the score: the `EFTExample.justification` of such a verdict."""
-        ...
 
 
 READERS: Mapping[str, VerdictReader] = {"sampled": STATED, "expected": EXPECTED, "pairwise": PAIRWISE}
