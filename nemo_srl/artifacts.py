@@ -108,7 +108,7 @@ class Artifact:
     identity: Identity
 
     def manifest(self) -> Manifest | None:
-        """The manifest that is published here, with any identity. None when there is none."""
+        """The manifest that is published here, with any identity. None when the work is not finished."""
         try:
             return Manifest(**json.loads((self.path / MANIFEST).read_text()))
         except FileNotFoundError:

@@ -18,7 +18,7 @@ from nemo_srl.artifacts import Artifact, BaseModel, Identity, Model, SourceFile,
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config, Role
 from nemo_srl.errors import InputError
-from nemo_srl.records import R, Record
+from nemo_srl.records import Metric, R, Record
 from nemo_srl.workload import Assumptions, Work
 
 A = TypeVar("A", bound=Artifact)
@@ -155,6 +155,11 @@ class Stage(Generic[A]):
         if not fits:
             kind = getattr(x, "record", type(x)).__name__
             raise InputError(f"stage {self.name}: the input {name!r} must be {wanted}, but it is of {kind}.")
+
+
+def figures(metrics: Sequence[Metric]) -> dict[str, float]:
+    """The measured values, for a manifest."""
+    return {m.name: m.value for m in metrics if m.value is not None}
 
 
 @dataclass(frozen=True)
