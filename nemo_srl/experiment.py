@@ -40,10 +40,9 @@ class Experiment:
         self.cfg = cfg
         self.run_dir = Path(cfg.run_dir).absolute()
         worker.set_up(cfg)
-        num_nodes = max(_size(cfg.engine_for(role)).num_nodes for role in get_args(Role))
-        launcher_backend(cfg.launcher).check(
-            {"trainer.num_nodes": cfg.trainer.num_nodes, "engine.num_nodes": num_nodes}
-        )
+        engine_nodes = max(_size(cfg.engine_for(role)).num_nodes for role in get_args(Role))
+        num_nodes = {"trainer.num_nodes": cfg.trainer.num_nodes, "engine.num_nodes": engine_nodes}
+        launcher_backend(cfg.launcher).check(num_nodes)
         if cfg.judge.rubric != omegaconf.MISSING:
             reader(cfg.judge).check(cfg.judge)
         self._launcher = open_launcher(cfg.launcher, cfg.cluster)

@@ -89,15 +89,9 @@ def _run_step(stage_dir: Path, step_name: str) -> None:
     spec = json.loads((stage_dir / SPEC).read_text())
     stage, cfg = stage_at(spec["module"]), load(spec["config"], Config)
     set_up(cfg)
-    ctx = Context(
-        cfg=cfg,
-        iteration=spec["iteration"],
-        inputs={name: _open_input(row) for name, row in spec["inputs"].items()},
-        output=stage.output(stage_dir, spec["identity"]),
-        model=stage.model,
-    )
-    step = next(s for s in stage.steps if s.name == step_name)
-    result = step.run(ctx)
+    inputs = {name: _open_input(row) for name, row in spec["inputs"].items()}
+    ctx = Context(cfg, spec["iteration"], inputs, stage.output(stage_dir, spec["identity"]), stage.model)
+    result = next(s for s in stage.steps if s.name == step_name).run(ctx)
     if rank() == 0:
         costs = _record_cost(stage_dir, step_name, time.monotonic() - started)
         if result is not None:

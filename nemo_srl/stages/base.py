@@ -54,8 +54,7 @@ class Context:
     @property
     def model_dir(self) -> Path:
         """The Hugging Face directory of the model that the stage asks or trains."""
-        found: Path = self.inputs[self.model].model_dir
-        return found
+        return Path(self.inputs[self.model].model_dir)
 
     @cached_property
     def chat(self) -> ChatTemplate:

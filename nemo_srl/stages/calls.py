@@ -70,12 +70,9 @@ class Caller:
 
     def _engine(self, role: Role) -> GenerationEngine:
         wanted = self._ctx.cfg.engine_for(role)
-        for settings, engine in self._engines:
-            if settings == wanted:
-                return engine
-        engine = open_engine(wanted, self._ctx.model_dir)
-        self._engines.append((wanted, engine))
-        return engine
+        if all(settings != wanted for settings, _ in self._engines):
+            self._engines.append((wanted, open_engine(wanted, self._ctx.model_dir)))
+        return next(engine for settings, engine in self._engines if settings == wanted)
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def test_wrong_inputs_are_refused_before_anything_starts(asked_twice: Path, gues
         m0, twice = exp.base_model(), recipe.ask_twice(exp)
         with pytest.raises(InputError, match=r"second_opinion: it has no input 'policy'. Its inputs are judge, cand"):
             exp.run(STAGE, 1, policy=m0)
-        with pytest.raises(InputError, match="'candidates' must be a table or file of Candidate, and it is of SecondO"):
+        with pytest.raises(InputError, match="'candidates' must be a table or file of Candidate, but it is of SecondO"):
             exp.run(STAGE, 1, judge=m0, candidates=twice, judgements=twice)
 
 
@@ -115,7 +115,7 @@ def test_an_interrupted_stage_asks_only_for_what_is_missing(asked_twice: Path, g
         ({"name": "house_guest.engine", "words": "a"}, "engine.words='a': must hold at least 3 words"),
         ({"name": "house_guest.no_engine"}, "engine.name='house_guest.no_engine': the module cannot be imported"),
         ({"name": "house_guest.rule"}, "engine.name='house_guest.rule': house_guest.rule has no 'BACKEND'"),
-        ({"name": "guest"}, "engine.name='guest': nothing has this name. Use one of embedded, .*, or the dotted path"),
+        ({"name": "guest"}, "engine.name='guest': unknown name. Use one of embedded, .*, or the dotted path"),
     ],
 )  # fmt: skip
 def test_an_engine_that_cannot_be_used_is_refused_by_name(
