@@ -132,10 +132,8 @@ class Artifact:
         found = json.loads(json.dumps(schema.completed(identity, wanted)))
         if found == wanted:
             return
-        keys = sorted(found.keys() | wanted.keys())
-        changes = [
-            f"  {k}: {_short(found.get(k))} -> {_short(wanted.get(k))}" for k in keys if found.get(k) != wanted.get(k)
-        ]
+        values = [(k, found.get(k), wanted.get(k)) for k in sorted(found.keys() | wanted.keys())]
+        changes = [f"  {key}: {_short(old)} -> {_short(new)}" for key, old, new in values if old != new]
         raise StaleArtifactError(
             f"{self.path} {verb} with other settings or inputs:\n" + "\n".join(changes) + "\n"
             "Nothing was changed. Use a new run_dir, or use the old settings, or delete this directory and those made "
@@ -150,18 +148,12 @@ class Artifact:
         return found.digest
 
     def publish(
-        self,
-        *,
-        stage: str,
-        digest: str,
-        metrics: Mapping[str, float],
-        seconds: float,
-        peak_memory_bytes: int = 0,
-        parts: Mapping[str, str] | None = None,
-    ) -> None:
+        self, *, stage: str, digest: str, metrics: Mapping[str, float], seconds: float, peak_memory_bytes: int = 0,
+        parts: Mapping[str, str] = {},
+    ) -> None:  # fmt: skip
         """Write the manifest. After this the artifact is published."""
         identity = dict(self.identity)
-        manifest = Manifest(stage, identity, digest, dict(metrics), seconds, peak_memory_bytes, dict(parts or {}))
+        manifest = Manifest(stage, identity, digest, dict(metrics), seconds, peak_memory_bytes, dict(parts))
         write_atomic(self.path / MANIFEST, json.dumps(asdict(manifest), indent=2, sort_keys=True) + "\n")
 
 
@@ -213,24 +205,18 @@ class Table(Artifact, Generic[R]):
     def read(self) -> list[R]:
         return read_jsonl(self.path / DATA, self.record)
 
-    def write(self, records: Iterable[R]) -> str:
-        """Write all records and return the content's digest. Raises `DataError` for two records with one key."""
-        return write_table(self.path / DATA, records)
+    def write(self, records: Iterable[Record], part: str = "") -> str:
+        """Write all records of the table, or of a part, and return the content's digest.
 
-
-def part_file(name: str) -> str:
-    """The file name of a part."""
-    return f"{name}.jsonl"
-
-
-def write_table(path: Path, records: Iterable[Record]) -> str:
-    """Write records, sorted by key, and return the content's digest. Raises `DataError` for two with one key."""
-    rows = sorted(records, key=lambda r: r.key)
-    for a, b in itertools.pairwise(rows):
-        if a.key == b.key:
-            raise DataError(f"{path}: two records have the key {a.key!r}")
-    write_atomic(path, "".join(map(to_line, rows)))
-    return digest_of_file(path)
+        Raises `DataError` for two records with one key.
+        """
+        path = self.path / (f"{part}.jsonl" if part else DATA)
+        rows = sorted(records, key=lambda r: r.key)
+        for a, b in itertools.pairwise(rows):
+            if a.key == b.key:
+                raise DataError(f"{path}: two records have the key {a.key!r}")
+        write_atomic(path, "".join(map(to_line, rows)))
+        return digest_of_file(path)
 
 
 def to_line(record: Any) -> str:
@@ -275,10 +261,8 @@ class Journal:
                 f.truncate(len(whole))
         # Not `splitlines`: it also splits at characters such as U+2028, which JSON strings may hold.
         lines = whole.decode("utf-8").split("\n")[:-1]
-        return [
-            from_row(Completion, json.loads(line), where=f"{self.path}, line {i}")
-            for i, line in enumerate(lines, start=1)
-        ]
+        rows = ((f"{self.path}, line {i}", json.loads(line)) for i, line in enumerate(lines, start=1))
+        return [from_row(Completion, row, where=where) for where, row in rows]
 
     def append(self, completions: tuple[Completion, ...]) -> None:
         """Write completions. When this returns, the kernel has them, and a kill of this process cannot lose them."""

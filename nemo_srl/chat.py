@@ -45,13 +45,12 @@ class ChatTemplate:
         self._control = _control_strings(self._tokenizer)
         self._response_start = self._find_response_start()
 
-    def render(self, instruction: str) -> str:
-        """The text of the user's turn with `instruction`, and of the start of the assistant's turn."""
-        return self._apply([{"role": "user", "content": self._harmless(instruction)}], open_turn=True)
+    def render(self, instruction: str, *, after: Sequence[tuple[str, str]] = ()) -> str:
+        """The text of the user's turn with `instruction`, and of the start of the assistant's turn.
 
-    def render_turns(self, turns: Sequence[tuple[str, str]], instruction: str) -> str:
-        """The same, after earlier `turns`, which are pairs of instruction and response."""
-        roles = [(role, text) for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+        `after` are earlier turns, as pairs of instruction and response.
+        """
+        roles = [(role, text) for turn in after for role, text in zip(("user", "assistant"), turn, strict=True)]
         messages = [{"role": role, "content": self._harmless(text)} for role, text in [*roles, ("user", instruction)]]
         return self._apply(messages, open_turn=True)
 
@@ -97,19 +96,20 @@ class ChatTemplate:
         Raises `ConfigError` for a template that does not work."""
         import jinja2
 
+        setting = f"model.chat_template={str(self._tokenizer.chat_template)[:60]!r}..."
         user = {"role": "user", "content": "instruction"}
         try:
             prompt = self._apply([user], open_turn=True)
             chat = self._apply([user, {"role": "assistant", "content": _PROBE}], open_turn=False)
         except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
             raise ConfigError(
-                f"model.chat_template={str(self._tokenizer.chat_template)[:60]!r}...: rendering a user's and an "
-                f"assistant's message fails: {error}. Correct the template, or set model.chat_template."
+                f"{setting}: rendering a user's and an assistant's message fails: {error}. Correct the template, or "
+                "set model.chat_template."
             ) from error
         if "instruction" not in prompt:
             raise ConfigError(
-                f"model.chat_template={str(self._tokenizer.chat_template)[:60]!r}...: it leaves out the user's "
-                "message. Write the messages as message['role'] and message['content']."
+                f"{setting}: it leaves out the user's message. Write the messages as message['role'] and "
+                "message['content']."
             )
         start, found, _ = chat.removeprefix(prompt).partition(_PROBE)
         # Some templates write a new turn and a past turn differently. Then nothing is added.

@@ -43,29 +43,20 @@ def read_options(schema: type[T], arguments: Sequence[str]) -> T:
     return options
 
 
-def schema_node(schema: type[Config]) -> DictConfig:
-    """`schema` for Hydra. The groups `engine`, `trainer` and `launcher` fill the sections of the backends."""
-    node = OmegaConf.structured(schema)
-    for section, (_, default) in BACKENDS.items():
-        if default:
-            node[section] = "???"
-    assert isinstance(node, DictConfig)
-    return node
-
-
 def register_schemas(arguments: Sequence[str], **schemas: type[Config]) -> None:
     """Tell Hydra the types of all settings.
 
     `schemas` are the root schemas, by their names in YAML files. Every backend gets an entry `<name>_schema` in its
     group. A user's own backend gets an entry if `arguments` choose it by its dotted path, such as
-    `engine=my_package.my_engine`. A path that cannot
-    be imported ends the program with a message.
+    `engine=my_package.my_engine`. A path that cannot be imported ends the program with a message.
     """
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
     for name, schema in schemas.items():
-        store.store(name=name, node=schema_node(schema))
+        # The groups `engine`, `trainer` and `launcher` fill the sections of the backends.
+        filled = {section: "???" for section, (_, default) in BACKENDS.items() if default}
+        store.store(name=name, node=OmegaConf.merge(OmegaConf.structured(schema), filled))
     for package in ("engines", "trainers", "launchers"):
         group = package.removesuffix("s")
         for name in registry.names(package):

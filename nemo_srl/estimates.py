@@ -70,17 +70,14 @@ def training_hours(num_flops: float, *, num_gpus: int, tflops_per_gpu: float) ->
 
 def stages(cfg: Config, spec: ModelSpec, assumptions: Assumptions) -> list[StageEstimate]:
     """Every stage of the run that generates or trains, in the order of `stages.LOOP`."""
+    times = {"run": 1, "iteration": cfg.num_iterations, "model": cfg.num_iterations + 2}
     made = []
-    for name in LOOP:
-        stage = stage_named(name)
+    for stage in map(stage_named, LOOP):
         work = stage.work(cfg, assumptions)
-        if work is None:
-            continue
-        times = {"run": 1, "iteration": cfg.num_iterations, "model": cfg.num_iterations + 2}[stage.per]
         if isinstance(work, Trained):
-            made.append(_training(name, times, work, cfg, spec, assumptions))
-        else:
-            made.append(_generation(name, times, work.num_tokens, cfg, spec, assumptions))
+            made.append(_training(stage.name, times[stage.per], work, cfg, spec, assumptions))
+        elif work is not None:
+            made.append(_generation(stage.name, times[stage.per], work.num_tokens, cfg, spec, assumptions))
     return made
 
 

@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
@@ -19,7 +18,7 @@ from filelock import FileLock, Timeout
 from nemo_srl import models, worker
 from nemo_srl.artifacts import Artifact, BaseModel, Model, Schema, SourceFile
 from nemo_srl.config import Config, Role
-from nemo_srl.engines import EngineSize, engine_backend, services
+from nemo_srl.engines import EngineBackend, EngineSize, engine_backend, services
 from nemo_srl.errors import ConfigError, DataError, JobFailedError, RunDirBusyError
 from nemo_srl.judging import reader
 from nemo_srl.launchers import launcher_backend, open_launcher
@@ -27,7 +26,7 @@ from nemo_srl.models import hf
 from nemo_srl.protocols import Job, JobStep, Service
 from nemo_srl.records import R
 from nemo_srl.stages.base import A, Input, Need, Stage
-from nemo_srl.trainers import trainer_backend
+from nemo_srl.trainers import TrainerBackend, trainer_backend
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +40,9 @@ class Experiment:
         self.cfg = cfg
         self.run_dir = Path(cfg.run_dir).absolute()
         worker.set_up(cfg)
-        launcher_backend(cfg.launcher).check(_num_nodes(cfg))
+        engine_nodes = max(_size(cfg.engine_for(role)).num_nodes for role in get_args(Role))
+        num_nodes = {"trainer.num_nodes": cfg.trainer.num_nodes, "engine.num_nodes": engine_nodes}
+        launcher_backend(cfg.launcher).check(num_nodes)
         if cfg.judge.rubric != omegaconf.MISSING:
             reader(cfg.judge).check(cfg.judge)
         self._launcher = open_launcher(cfg.launcher, cfg.cluster)
@@ -110,8 +111,8 @@ class Experiment:
 
     def _identity(self, stage: Stage[Any], iteration: int, inputs: Mapping[str, Input]) -> dict[str, Any]:
         chosen = _chosen(_flatten(asdict(self.cfg)), stage.settings)
-        for section, settings, decisive in self._backends(stage):
-            chosen |= _flatten({name: getattr(settings, name) for name in ("name", *decisive)}, f"{section}.")
+        for section, settings, backend in self._backends(stage):
+            chosen |= _flatten({name: getattr(settings, name) for name in ("name", *backend.decisive)}, f"{section}.")
         digests = {f"input {name}": x.digest() for name, x in inputs.items()}
         return {"stage": stage.name, "iteration": iteration, **chosen, **digests}
 
@@ -124,22 +125,22 @@ class Experiment:
             for name, need in stage.needs.items()
             if isinstance(need, Need) and need.formerly
         }
-        for section, settings, decisive in self._backends(stage):
-            known = {f.name: f.default for f in fields(settings) if f.default is not MISSING}
-            defaults |= _flatten({name: known[name] for name in decisive if name in known}, f"{section}.")
-            formerly = getattr(engine_backend(settings), "formerly", {}) if section.endswith("engine") else {}
-            renamed |= {f"{section}.{old}": f"{section}.{new}" for old, new in formerly.items()}
+        for section, settings, backend in self._backends(stage):
+            decisive = [f for f in fields(settings) if f.name in backend.decisive and f.default is not MISSING]
+            defaults |= {f"{section}.{f.name}": f.default for f in decisive}
+            if isinstance(backend, EngineBackend):
+                renamed |= {f"{section}.{old}": f"{section}.{new}" for old, new in backend.formerly.items()}
         return Schema(defaults, renamed)
 
-    def _backends(self, stage: Stage[Any]) -> list[tuple[str, Any, tuple[str, ...]]]:
-        """The backends that decide the stage's result: section, settings, and the names of the decisive settings."""
-        found: list[tuple[str, Any, tuple[str, ...]]] = []
+    def _backends(self, stage: Stage[Any]) -> list[tuple[str, Any, EngineBackend | TrainerBackend]]:
+        """The backends that decide the stage's result, each after its section and its settings."""
+        found: list[tuple[str, Any, EngineBackend | TrainerBackend]] = []
         for role in stage.engines:
             engine = self.cfg.engine_for(role)
             section = "engine" if engine is self.cfg.engine else f"{role}.engine"
-            found.append((section, engine, engine_backend(engine).decisive))
+            found.append((section, engine, engine_backend(engine)))
         if stage.distributed:
-            found.append(("trainer", self.cfg.trainer, trainer_backend(self.cfg.trainer).decisive))
+            found.append(("trainer", self.cfg.trainer, trainer_backend(self.cfg.trainer)))
         return found
 
     def _services(self, stage: Stage[Any], output: Artifact, inputs: Mapping[str, Input]) -> list[Service]:
@@ -160,17 +161,24 @@ class Experiment:
     def _job(self, stage: Stage[Any], name: str, output: Artifact, inputs: Mapping[str, Input]) -> Job:
         distributed, trainer = stage.distributed, self.cfg.trainer
         servers = self._services(stage, output, inputs)
-        num_gpus = trainer.num_ranks_per_node if distributed else _num_gpus_per_node(servers)
+        num_nodes = trainer.num_nodes if distributed else 1 + max((s.node for s in servers), default=0)
+        num_ranks = trainer.num_ranks_per_node if distributed else 1
+        served = max(sum(s.num_gpus for s in servers if s.node == node) for node in range(num_nodes))
+        sizes = [_size(self.cfg.engine_for(role)) for role in stage.engines]
+        in_process = max((s.gpus_per_replica for s in sizes if s.in_process), default=0)
+        # Directories outside the run directory that the stage reads.
+        outside = {x.model_dir.absolute() for x in inputs.values() if isinstance(x, BaseModel)}
+        outside |= {x.path.absolute().parent for x in inputs.values() if isinstance(x, SourceFile)}
         return Job(
             name=name,
             steps=self._job_steps(stage, output),
             log_dir=self.run_dir / "logs",
             stage=stage.name,
             role="trainer" if distributed else "engine",
-            paths=[self.run_dir, *self._paths(inputs)],
-            num_nodes=trainer.num_nodes if distributed else 1 + max((s.node for s in servers), default=0),
-            num_ranks_per_node=trainer.num_ranks_per_node if distributed else 1,
-            num_gpus_per_node=num_gpus or self._num_gpus_in_process(stage),
+            paths=[self.run_dir, *sorted(outside)],
+            num_nodes=num_nodes,
+            num_ranks_per_node=num_ranks,
+            num_gpus_per_node=num_ranks if distributed else served or in_process,
             services=servers,
         )
 
@@ -182,39 +190,14 @@ class Experiment:
             return [JobStep(name=", ".join(names), command=[*command, *names])]
         return [JobStep(name=s.name, command=[*command, s.name], distributed=s.distributed) for s in stage.steps]
 
-    def _num_gpus_in_process(self, stage: Stage[Any]) -> int:
-        """GPUs of engines that run in the stage's own process."""
-        sizes = [_size(self.cfg.engine_for(role)) for role in stage.engines]
-        return max((s.gpus_per_replica for s in sizes if s.in_process), default=0)
-
-    def _paths(self, inputs: Mapping[str, Input]) -> list[Path]:
-        """Directories outside the run directory that the stage reads."""
-        found = {x.model_dir.absolute() for x in inputs.values() if isinstance(x, BaseModel)}
-        found |= {x.path.absolute().parent for x in inputs.values() if isinstance(x, SourceFile)}
-        return sorted(found)
-
 
 def _size(engine: Any) -> EngineSize:
     return engine_backend(engine).size(engine)
 
 
-def _num_nodes(cfg: Config) -> dict[str, int]:
-    """The settings for the number of nodes of a job: key, and the largest number that a job needs."""
-    engines = (_size(cfg.engine_for(role)).num_nodes for role in get_args(Role))
-    return {"trainer.num_nodes": cfg.trainer.num_nodes, "engine.num_nodes": max(engines)}
-
-
 def _chosen(settings: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
     """The flat `settings` that are at or below one of the dotted `paths`."""
     return {k: v for k, v in settings.items() if any(k == path or k.startswith(f"{path}.") for path in paths)}
-
-
-def _num_gpus_per_node(servers: Sequence[Service]) -> int:
-    """The GPUs of the node that needs the most."""
-    needed: Counter[int] = Counter()
-    for s in servers:
-        needed[s.node] += s.num_gpus
-    return max(needed.values(), default=0)
 
 
 def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -34,9 +34,15 @@ def check(cfg: Config, model_dir: Path, held_out: Sequence[EFTExample]) -> None:
     reader.check(cfg.judge)
     chat = ChatTemplate(model_dir, chat_template=cfg.model.chat_template)
     for x in held_out:
-        _check_fits(chat, x.key, "candidates", x.instruction, cfg.candidates.max_tokens, spec)
-        prompt, _ = reader.lesson(x, cfg.judge)
-        _check_fits(chat, x.key, "judge", prompt, cfg.judge.max_tokens, spec)
+        prompts = [("candidates", cfg.candidates, x.instruction), ("judge", cfg.judge, reader.lesson(x, cfg.judge)[0])]
+        for section, sampling, text in prompts:
+            num_tokens, max_tokens = chat.num_tokens(chat.render(text)), sampling.max_tokens
+            if num_tokens + max_tokens > spec.max_position_embeddings:
+                raise DataError(
+                    f"data.eft_eval_path: {x.key!r} has {num_tokens} tokens as a prompt, and {section}.max_tokens="
+                    f"{max_tokens} more may follow, but the model's context is {spec.max_position_embeddings} tokens. "
+                    f"Shorten or remove the example, or lower {section}.max_tokens."
+                )
 
 
 def check_shape(cfg: Config, spec: ModelSpec) -> None:
@@ -44,13 +50,3 @@ def check_shape(cfg: Config, spec: ModelSpec) -> None:
     pairing.rule(cfg.pairs)
     trainings = [cfg.sft, cfg.dpo, *([cfg.refresh] if cfg.data.rankings_path else [])]
     trainer_backend(cfg.trainer).check(cfg.trainer, trainings, spec)
-
-
-def _check_fits(chat: ChatTemplate, key: str, section: str, text: str, max_tokens: int, spec: ModelSpec) -> None:
-    num_tokens = chat.num_tokens(chat.render(text))
-    if num_tokens + max_tokens > spec.max_position_embeddings:
-        raise DataError(
-            f"data.eft_eval_path: {key!r} has {num_tokens} tokens as a prompt, and {section}.max_tokens={max_tokens} "
-            f"more may follow, but the model's context is {spec.max_position_embeddings} tokens. Shorten or remove the "
-            f"example, or lower {section}.max_tokens."
-        )

@@ -66,11 +66,9 @@ class GenerationEngine(Protocol):
         yielded. They are not yielded again. `requests` is still the whole list, so that an engine can form the same
         batches. Raises `EngineError`, or `DataError` for a prompt that leaves no room in the context.
         """
-        ...
 
     def close(self) -> None:
         """Free the model, and end the processes that the engine started."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,19 +114,15 @@ class Trainer(Protocol):
 
     def prepare(self, task: TrainingTask, work_dir: Path) -> None:
         """Check everything. Write the data, the trainer's configuration and the starting weights."""
-        ...
 
     def train(self, work_dir: Path) -> None:
         """Train to the end. Raises `StoppedError` if it was asked to stop before the end and saved its work."""
-        ...
 
     def export(self, work_dir: Path, model_dir: Path) -> Mapping[str, float]:
         """Write the trained model as a Hugging Face directory, and return a summary of the training."""
-        ...
 
     def metrics(self, work_dir: Path) -> list[dict[str, Any]]:
         """The `step` (from 1), `loss` and more of each step; empty before the first. Also works after `export`."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,8 +32,18 @@ class Record(Protocol):
     def key(self) -> str: ...
 
 
+class _KeyFirst:
+    """A record whose key is its first field."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def key(self) -> str:
+        return str(getattr(self, next(iter(self.__dataclass_fields__))))
+
+
 @dataclass(frozen=True, kw_only=True)
-class IFTExample:
+class IFTExample(_KeyFirst):
     """Instruction fine-tuning seed, e.g. `{"instruction": "Name a prime.", "response": "7"}`."""
 
     example_id: str
@@ -41,13 +51,9 @@ class IFTExample:
     response: str
     category: str = ""
 
-    @property
-    def key(self) -> str:
-        return self.example_id
-
 
 @dataclass(frozen=True, kw_only=True)
-class EFTExample:
+class EFTExample(_KeyFirst):
     """Evaluation fine-tuning seed: an answer, and the verdict a good judge gives on it."""
 
     example_id: str
@@ -57,13 +63,9 @@ class EFTExample:
     score: int
     category: str = ""
 
-    @property
-    def key(self) -> str:
-        return self.example_id
-
 
 @dataclass(frozen=True, kw_only=True)
-class RankedAnswers:
+class RankedAnswers(_KeyFirst):
     """Answers to one instruction, ordered by people: `ranks[i]` is the rank of `responses[i]`. Rank 0 is the best, and
     equally good answers share a rank. People gave neither scores nor reasons, as in Open Assistant."""
 
@@ -71,10 +73,6 @@ class RankedAnswers:
     instruction: str
     responses: list[str]
     ranks: list[int]
-
-    @property
-    def key(self) -> str:
-        return self.example_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,32 +96,24 @@ class Completion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompt:
+class Prompt(_KeyFirst):
     """One instruction for the policy, e.g. `Prompt(prompt_id="iter1-000003", text="Name a prime.")`."""
 
     prompt_id: str
     text: str
 
-    @property
-    def key(self) -> str:
-        return self.prompt_id
-
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class Question(_KeyFirst):
     """One or more turns of a user. Each is asked after the answer to the one before. `dataset` names the source."""
 
     question_id: str
     turns: list[str]
     dataset: str = ""
 
-    @property
-    def key(self) -> str:
-        return self.question_id
-
 
 @dataclass(frozen=True, kw_only=True)
-class VerifiablePrompt:
+class VerifiablePrompt(_KeyFirst):
     """A prompt with instructions that code can check (IFEval). `arguments[i]` belongs to `instruction_ids[i]`, e.g.
     `{"num_words": 300, "relation": "at least"}` to `length_constraints:number_words`."""
 
@@ -131,10 +121,6 @@ class VerifiablePrompt:
     text: str
     instruction_ids: list[str]
     arguments: list[dict[str, Any]]
-
-    @property
-    def key(self) -> str:
-        return self.prompt_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +178,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferencePair:
+class PreferencePair(_KeyFirst):
     """One DPO example: `chosen` has the higher mean score of the two. The texts are never equal."""
 
     prompt_id: str
@@ -202,13 +188,9 @@ class PreferencePair:
     chosen_score: float
     rejected_score: float
 
-    @property
-    def key(self) -> str:
-        return self.prompt_id
-
 
 @dataclass(frozen=True, kw_only=True)
-class Metric:
+class Metric(_KeyFirst):
     """One measured value over `n` cases, with a 95% interval where one was computed.
 
     `value` is None where nothing could be measured (`n` is 0). That is not the same as zero.
@@ -219,10 +201,6 @@ class Metric:
     n: int
     low: float | None = None
     high: float | None = None
-
-    @property
-    def key(self) -> str:
-        return self.name
 
 
 R = TypeVar("R", bound=Record)

@@ -29,10 +29,8 @@ def load(package: str, name: str, *, key: str = "") -> Any:
     `key` is the setting that holds the name. Raises `ConfigError` for an unknown name.
     """
     key = key or f"{package.removesuffix('s')}.name"
-    if "." in name or ":" in name:
+    if _is_path(name, names(package), key):
         return imported(name, key=key, attribute="BACKEND")
-    if name not in names(package):
-        raise _unknown(key, name, names(package))
     return importlib.import_module(f"nemo_srl.{package}.{name}").BACKEND
 
 
@@ -41,10 +39,8 @@ def named(entries: Mapping[str, T], name: str, *, key: str, kind: type = object)
 
     Raises `ConfigError` for an unknown name, or for an object that is not a `kind`.
     """
-    if name in entries:
+    if not _is_path(name, sorted(entries), key):
         return entries[name]
-    if "." not in name and ":" not in name:
-        raise _unknown(key, name, sorted(entries))
     found: T = imported(name, key=key)
     if not isinstance(found, kind):
         raise ConfigError(f"{key}={name!r}: this is a {type(found).__name__}, but a {kind.__name__} is needed.")
@@ -66,7 +62,9 @@ def imported(path: str, *, key: str, attribute: str = "") -> Any:
     return getattr(module, wanted)
 
 
-def _unknown(key: str, name: str, known: list[str]) -> ConfigError:
-    return ConfigError(
-        f"{key}={name!r}: unknown name. Use one of {', '.join(known)}, or the dotted path of your own object."
-    )
+def _is_path(name: str, known: list[str], key: str) -> bool:
+    """Whether a name is a dotted path. Raises `ConfigError` for a plain name that is not known."""
+    if "." not in name and ":" not in name and name not in known:
+        reason = f"unknown name. Use one of {', '.join(known)}, or the dotted path of your own object."
+        raise ConfigError(f"{key}={name!r}: {reason}")
+    return name not in known

@@ -23,13 +23,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from nemo_srl import records, registry
+from nemo_srl import registry
 from nemo_srl.artifacts import SPEC, STEPS, Artifact, BaseModel, Model, SourceFile, Table, write_atomic
 from nemo_srl.config import Config, load
 from nemo_srl.errors import NemoSrlError, RunDirBusyError, StoppedError
 from nemo_srl.models import families
 from nemo_srl.protocols import EXIT_STOPPED
-from nemo_srl.records import Record
 from nemo_srl.stages import Context, Input, Stage, stage_at
 
 
@@ -50,35 +49,22 @@ def _describe_input(x: Input) -> dict[str, str]:
     match x:
         case BaseModel():
             return {"kind": "base_model", "path": str(x.model_dir.absolute()), "digest": x.content_digest}
-        case SourceFile():
-            return {"kind": "file", "path": str(x.path.absolute()), "record": _record_name(x.record)}
-        case Table():
-            return {"kind": "table", "path": str(x.path.absolute()), "record": _record_name(x.record)}
+        case SourceFile() | Table():
+            kind, record = "file" if isinstance(x, SourceFile) else "table", x.record
+            name = f"{record.__module__}:{record.__name__}"
+            return {"kind": kind, "path": str(x.path.absolute()), "record": name}
         case _:
             return {"kind": "model", "path": str(x.path.absolute())}
 
 
 def _open_input(row: Mapping[str, str]) -> Input:
     path = Path(row["path"])
-    match row["kind"]:
-        case "base_model":
-            return BaseModel(path, row["digest"])
-        case "file":
-            return SourceFile(path, _record(row["record"]))
-        case "table":
-            return Table(path, {}, _record(row["record"]))
-        case _:
-            return Model(path, {})
-
-
-def _record_name(record: type[Record]) -> str:
-    """The name of a record of this package, or `module:name` of a user's own."""
-    own = record.__module__ == records.__name__
-    return record.__name__ if own else f"{record.__module__}:{record.__name__}"
-
-
-def _record(name: str) -> Any:
-    return registry.imported(name if ":" in name else f"{records.__name__}:{name}", key="record")
+    if row["kind"] == "base_model":
+        return BaseModel(path, row["digest"])
+    if row["kind"] == "model":
+        return Model(path, {})
+    record = registry.imported(row["record"], key="record")
+    return SourceFile(path, record) if row["kind"] == "file" else Table(path, {}, record)
 
 
 def set_up(cfg: Config) -> None:
@@ -103,15 +89,9 @@ def _run_step(stage_dir: Path, step_name: str) -> None:
     spec = json.loads((stage_dir / SPEC).read_text())
     stage, cfg = stage_at(spec["module"]), load(spec["config"], Config)
     set_up(cfg)
-    ctx = Context(
-        cfg=cfg,
-        iteration=spec["iteration"],
-        inputs={name: _open_input(row) for name, row in spec["inputs"].items()},
-        output=stage.output(stage_dir, spec["identity"]),
-        model=stage.model,
-    )
-    step = next(s for s in stage.steps if s.name == step_name)
-    result = step.run(ctx)
+    inputs = {name: _open_input(row) for name, row in spec["inputs"].items()}
+    ctx = Context(cfg, spec["iteration"], inputs, stage.output(stage_dir, spec["identity"]), stage.model)
+    result = next(s for s in stage.steps if s.name == step_name).run(ctx)
     if rank() == 0:
         costs = _record_cost(stage_dir, step_name, time.monotonic() - started)
         if result is not None:

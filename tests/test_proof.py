@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from proof_arms import shuffled
 
 from nemo_srl import cli
-from nemo_srl.artifacts import Artifact, digest_of, part_file, read_jsonl, write_table
+from nemo_srl.artifacts import Table, digest_of, read_jsonl
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import load
 from nemo_srl.errors import ConfigError, DataError
@@ -142,10 +142,10 @@ def test_shuffled_scores_are_the_same_scores_of_other_candidates() -> None:
 
 def published(path: Path, records: list[Record], metrics: dict[str, float], **parts: list[Record]) -> None:
     """What a stage would have published at `path`."""
-    write_table(path / "data.jsonl", records)
-    for name, rows in parts.items():
-        write_table(path / part_file(name), rows)
-    Artifact(path, {}).publish(stage=path.name, digest=digest_of(str(path)), metrics=metrics, seconds=1.0)
+    table = Table(path, {}, Record)
+    for name, rows in {"": records, **parts}.items():
+        table.write(rows, name)
+    table.publish(stage=path.name, digest=digest_of(str(path)), metrics=metrics, seconds=1.0)
 
 
 def answers(*responses: str) -> list[Record]:

@@ -210,7 +210,7 @@ def test_a_second_turn_sees_the_first(tmp_path: Path) -> None:
 
     model = tiny.make_model(tmp_path / "model", ["Say a. Say b."], vocab_size=300)
     chat = ChatTemplate(model)
-    both = chat.render_turns([("Say a.", "a<|im_end|>")], "Say b.")
+    both = chat.render("Say b.", after=[("Say a.", "a<|im_end|>")])
     assert both.startswith(chat.render("Say a.") + "a")
     assert both.endswith(chat.render("Say b."))
     assert both.count("<|im_end|>") == 3, "what a model wrote cannot end its turn"

@@ -24,28 +24,10 @@ from nemo_srl.config.placement import ClusterConfig, ResourcesConfig
 from nemo_srl.config.training import DPOConfig, OptimConfig, RefreshConfig, SFTConfig, TrainerSettings
 
 __all__ = [
-    "BACKENDS",
-    "AnchorConfig",
-    "CandidatesConfig",
-    "ClusterConfig",
-    "Config",
-    "DPOConfig",
-    "DataConfig",
-    "EvaluationConfig",
-    "JudgeConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "PairsConfig",
-    "PromptsConfig",
-    "RefreshConfig",
-    "ResourcesConfig",
-    "Role",
-    "SFTConfig",
-    "SamplingConfig",
-    "TrackingConfig",
-    "TrainerSettings",
-    "load",
-]
+    "BACKENDS", "AnchorConfig", "CandidatesConfig", "ClusterConfig", "Config", "DPOConfig", "DataConfig",
+    "EvaluationConfig", "JudgeConfig", "ModelConfig", "OptimConfig", "PairsConfig", "PromptsConfig", "RefreshConfig",
+    "ResourcesConfig", "Role", "SFTConfig", "SamplingConfig", "TrackingConfig", "TrainerSettings", "load",
+]  # fmt: skip
 
 Role = Literal["prompts", "candidates", "judge"]
 """The tasks of models. Each may have its own engine."""

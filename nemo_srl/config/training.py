@@ -27,7 +27,6 @@ class TrainerSettings(Protocol):
     def data_parallel_size(self) -> int: ...
     def pipeline_efficiency(self, optim: OptimConfig) -> float:
         """The share of the time in which no rank waits for another pipeline stage, in (0, 1]."""
-        ...
 
 
 @dataclass
@@ -57,19 +56,15 @@ class OptimConfig:
     def __post_init__(self) -> None:
         name = self.section
         for key in ("global_batch_size", "max_epochs", "max_seq_length", "save_interval"):
-            value = getattr(self, key)
-            check(value >= 1, f"{name}.{key}", value, "must be at least 1")
+            check(getattr(self, key) >= 1, f"{name}.{key}", getattr(self, key), "must be at least 1")
         check(0 <= self.warmup_fraction < 1, f"{name}.warmup_fraction", self.warmup_fraction, "must be in [0, 1)")
         for key in ("hidden_dropout", "attention_dropout"):
             check(0 <= getattr(self, key) < 1, f"{name}.{key}", getattr(self, key), "must be in [0, 1)")
         if self.learning_rate != MISSING:
             check(self.learning_rate > 0, f"{name}.learning_rate", self.learning_rate, "must be above 0")
-            check(
-                0 <= self.min_learning_rate <= self.learning_rate,
-                f"{name}.min_learning_rate",
-                self.min_learning_rate,
-                f"must be between 0 and learning_rate={self.learning_rate}",
-            )
+            reason = f"must be between 0 and learning_rate={self.learning_rate}"
+            fits = 0 <= self.min_learning_rate <= self.learning_rate
+            check(fits, f"{name}.min_learning_rate", self.min_learning_rate, reason)
 
 
 @dataclass

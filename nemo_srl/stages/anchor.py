@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from nemo_srl.config import Config
 from nemo_srl.judging import agreement, mean_scores
 from nemo_srl.records import Candidate, Judgement, Metric, PreferencePair
-from nemo_srl.stages.base import Context, Made, Need, settings_of, table_stage
+from nemo_srl.stages.base import Context, Made, Need, figures, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
 from nemo_srl.workload import Assumptions, Generated
 
@@ -69,17 +69,13 @@ def run(ctx: Context) -> Made[Metric]:
     scored = [j.score for j in own if j.candidate_key in material]
     entropy = agreement.score_entropy(scored, max_score=cfg.judge.max_score)
     num_scored = sum(score is not None for score in scored)
+    distinct = {(c.prompt_id, c.response) for c in candidates}  # equal responses to a prompt count once
     metrics = [
         *compare(candidates, pairs, own=mean_scores(own), anchor=mean_scores(anchor), seed=cfg.seed),
         Metric(name="score_entropy", value=entropy, n=num_scored),
-        Metric(name="distinct_responses", value=_distinct(candidates), n=len(candidates)),
+        Metric(name="distinct_responses", value=len(distinct) / len(candidates), n=len(candidates)),
     ]
-    return Made(metrics, {m.name: m.value for m in metrics if m.value is not None})
-
-
-def _distinct(candidates: Sequence[Candidate]) -> float:
-    """Share of the candidates that remain when equal responses to a prompt count once."""
-    return len({(c.prompt_id, c.response) for c in candidates}) / len(candidates)
+    return Made(metrics, figures(metrics))
 
 
 def work(cfg: Config, a: Assumptions) -> Generated | None:

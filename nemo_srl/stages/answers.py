@@ -7,53 +7,36 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from nemo_srl.chat import ChatTemplate
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Question
 from nemo_srl.stages.base import MODEL, Context, Made, table_stage
 from nemo_srl.stages.calls import open_caller
+from nemo_srl.stages.candidates import candidate, length_figures
 
 
-def _request(q: Question, turn: int, given: list[tuple[str, str]], chat: ChatTemplate, seed: int) -> GenerationRequest:
-    text = q.turns[turn]
-    ids = chat.encode(chat.render_turns(given, text))
+def _request(q: Question, given: list[tuple[str, str]], ctx: Context) -> GenerationRequest:
+    """Asks for the answer to the first turn that is not yet `given`."""
+    turn, text = len(given), q.turns[len(given)]
+    ids = ctx.chat.encode(ctx.chat.render(text, after=given))
     key = f"{q.key}/turn{turn}"
-    return GenerationRequest(key=key, prompt_token_ids=ids, text=text, earlier_turns=tuple(given), n=1, seed=seed)
+    return GenerationRequest(
+        key=key, prompt_token_ids=ids, text=text, earlier_turns=tuple(given), n=1, seed=ctx.cfg.seed
+    )
 
 
 def run(ctx: Context) -> Made[Candidate]:
-    cfg, questions = ctx.cfg, ctx.read("questions", Question)
-    num_turns = max(len(q.turns) for q in questions)
+    questions = ctx.read("questions", Question)
     given: dict[str, list[tuple[str, str]]] = {q.key: [] for q in questions}
     answers: list[Candidate] = []
     with open_caller(ctx) as caller:
-        for turn in range(num_turns):
-            asked = [q for q in questions if turn < len(q.turns)]
-            requests = [_request(q, turn, given[q.key], ctx.chat, cfg.seed) for q in asked]
-            completions = caller.complete(requests, "candidates", title=f"answers, turn {turn + 1}")
-            for q, r in zip(asked, requests, strict=True):
-                (c,) = completions[r.key]
-                response = c.text.strip()
-                given[q.key].append((q.turns[turn], response))
-                answers.append(
-                    Candidate(
-                        prompt_id=q.key,
-                        sample_index=turn,
-                        prompt=q.turns[turn],
-                        response=response,
-                        num_tokens=c.num_tokens,
-                        finish_reason=c.finish_reason,
-                    )
-                )
-    return Made(
-        answers,
-        {
-            "num_answers": len(answers),
-            "mean_tokens": fmean(a.num_tokens for a in answers),
-            "mean_characters": fmean(len(a.response) for a in answers),
-            "truncated_rate": fmean(a.finish_reason == "length" for a in answers),
-        },
-    )
+        for turn in range(max(len(q.turns) for q in questions)):
+            requests = {q.key: _request(q, given[q.key], ctx) for q in questions if turn < len(q.turns)}
+            found = caller.complete(list(requests.values()), "candidates", title=f"answers, turn {turn + 1}")
+            for key, r in requests.items():
+                answers.append(candidate(key, turn, r.text, found[r.key][0]))
+                given[key].append((r.text, answers[-1].response))
+    characters = fmean(len(a.response) for a in answers)
+    return Made(answers, {"num_answers": len(answers), "mean_characters": characters, **length_figures(answers)})
 
 
 STAGE = table_stage(

@@ -7,17 +7,18 @@ anything starts, and a type checker knows what it returns. `table_stage` makes a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from nemo_srl.artifacts import Artifact, BaseModel, Identity, Model, SourceFile, Table, part_file, write_table
+from nemo_srl.artifacts import Artifact, BaseModel, Identity, Model, SourceFile, Table
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config, Role
 from nemo_srl.errors import InputError
-from nemo_srl.records import R, Record
+from nemo_srl.records import Metric, R, Record
 from nemo_srl.workload import Assumptions, Work
 
 A = TypeVar("A", bound=Artifact)
@@ -53,8 +54,7 @@ class Context:
     @property
     def model_dir(self) -> Path:
         """The Hugging Face directory of the model that the stage asks or trains."""
-        found: Path = self.inputs[self.model].model_dir
-        return found
+        return Path(self.inputs[self.model].model_dir)
 
     @cached_property
     def chat(self) -> ChatTemplate:
@@ -72,12 +72,8 @@ class Context:
 
     def read_all(self, many: str, record: type[R]) -> list[R]:
         """The records of all members of a list of inputs, in its order."""
-        found: list[R] = []
-        number = 1
-        while (name := f"{many}_{number}") in self.inputs:
-            found += self.inputs[name].read()
-            number += 1
-        return found
+        names = itertools.takewhile(self.has, (f"{many}_{i}" for i in itertools.count(1)))
+        return [found for name in names for found in self.read(name, record)]
 
 
 @dataclass(frozen=True)
@@ -96,14 +92,6 @@ class Step:
     name: str
     run: Callable[[Context], Result | None]
     distributed: bool = False
-
-
-def _no_summary(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    return []
-
-
-def _no_work(cfg: Config, assumptions: Assumptions) -> Work | None:
-    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +116,9 @@ class Stage(Generic[A]):
     """The name of the input that the engines serve."""
     per: Per = "iteration"
     """How often the loop runs it: once in a run, in each iteration, or for each model."""
-    work: Callable[[Config, Assumptions], Work | None] = _no_work
+    work: Callable[[Config, Assumptions], Work | None] = lambda cfg, assumptions: None
     """How much it generates or trains, for the plan."""
-    summary: Callable[[Mapping[str, float]], list[tuple[str, str]]] = _no_summary
+    summary: Callable[[Mapping[str, float]], list[tuple[str, str]]] = lambda metrics: []
     """Lines of (what, how many) for the report, from the figures of its manifest."""
 
     @property
@@ -146,14 +134,15 @@ class Stage(Generic[A]):
         found: dict[str, Input] = {}
         for name, need in needs.items():
             value = given.get(name)
-            if need.many:
-                found |= {f"{need.many}_{i}": x for i, x in enumerate(value or (), start=1)}
-            elif value is not None:
-                found[name] = value
-            elif not need.optional:
+            if value is None and not need.optional and not need.many:
                 raise InputError(f"stage {self.name}: the input {name!r} is missing. It needs {', '.join(needs)}.")
-            for x in (value or ()) if need.many else (value,) * (value is not None):
+            if need.many:
+                members = {f"{need.many}_{i}": x for i, x in enumerate(value or (), start=1)}
+            else:
+                members = {} if value is None else {name: value}
+            for x in members.values():
                 self._check(name, need, x)
+            found |= members
         return found
 
     def _check(self, name: str, need: Need, x: object) -> None:
@@ -165,6 +154,11 @@ class Stage(Generic[A]):
         if not fits:
             kind = getattr(x, "record", type(x)).__name__
             raise InputError(f"stage {self.name}: the input {name!r} must be {wanted}, but it is of {kind}.")
+
+
+def figures(metrics: Sequence[Metric]) -> dict[str, float]:
+    """The measured values, for a manifest."""
+    return {m.name: m.value for m in metrics if m.value is not None}
 
 
 @dataclass(frozen=True)
@@ -189,7 +183,7 @@ def table_stage(
 
     def step(ctx: Context) -> Result:
         made = run(ctx)
-        parts = {part: write_table(ctx.output.path / part_file(part), rows) for part, rows in made.parts.items()}
+        parts = {part: ctx.output.write(rows, part) for part, rows in made.parts.items()}
         return Result(ctx.output.write(made.records), made.metrics, parts)
 
     return Stage(

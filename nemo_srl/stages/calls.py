@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 
 from tqdm import tqdm
 
@@ -33,13 +34,8 @@ class Caller:
     @property
     def judge(self) -> Judge:
         """The judge that the configuration describes, with the stage's model."""
-
-        def complete(
-            requests: Sequence[GenerationRequest], *, num_logprobs: int, title: str
-        ) -> dict[str, list[Completion]]:
-            return self.complete(requests, "judge", title=title, num_logprobs=num_logprobs)
-
-        return Judge(complete, self._ctx.chat, self._ctx.cfg.judge, seed=self._ctx.cfg.seed)
+        cfg = self._ctx.cfg
+        return Judge(partial(self.complete, role="judge"), self._ctx.chat, cfg.judge, seed=cfg.seed)
 
     def complete(
         self, requests: Sequence[GenerationRequest], role: Role, *, title: str, num_logprobs: int = 0
@@ -52,7 +48,11 @@ class Caller:
         done = wanted & self._journal.completions.keys()
         with tqdm(total=len(wanted), initial=len(done), desc=title, unit="call", file=sys.stderr) as bar:
             if wanted - done:
-                params = self._params(role, num_logprobs)
+                sampling = getattr(self._ctx.cfg, role)
+                params = SamplingParams(
+                    temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=sampling.max_tokens,
+                    num_logprobs=num_logprobs,
+                )  # fmt: skip
                 for completions in self._engine(role).generate(requests, params, completed=done):
                     self._journal.append(completions)
                     bar.update(len(completions))
@@ -68,34 +68,15 @@ class Caller:
         for _, engine in self._engines:
             engine.close()
 
-    def _params(self, role: Role, num_logprobs: int) -> SamplingParams:
-        sampling = getattr(self._ctx.cfg, role)
-        return SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_tokens,
-            num_logprobs=num_logprobs,
-        )
-
     def _engine(self, role: Role) -> GenerationEngine:
         wanted = self._ctx.cfg.engine_for(role)
-        for settings, engine in self._engines:
-            if settings == wanted:
-                return engine
-        engine = open_engine(wanted, self._ctx.model_dir)
-        self._engines.append((wanted, engine))
-        return engine
+        if all(settings != wanted for settings, _ in self._engines):
+            self._engines.append((wanted, open_engine(wanted, self._ctx.model_dir)))
+        return next(engine for settings, engine in self._engines if settings == wanted)
 
 
 @contextmanager
 def open_caller(ctx: Context) -> Iterator[Caller]:
     """A `Caller` with the stage's model and journal."""
-    journal = Journal(ctx.output.path)
-    try:
-        caller = Caller(ctx, journal)
-        try:
-            yield caller
-        finally:
-            caller.close()
-    finally:
-        journal.close()
+    with closing(Journal(ctx.output.path)) as journal, closing(Caller(ctx, journal)) as caller:
+        yield caller

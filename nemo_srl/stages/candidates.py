@@ -2,61 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Completion, Prompt
 from nemo_srl.stages.base import MODEL, Context, Made, table_stage
-from nemo_srl.stages.calls import open_caller
+from nemo_srl.stages.calls import Caller, open_caller
 from nemo_srl.workload import Assumptions, Generated
 
 
-def answer_requests(prompts: list[Prompt], chat: ChatTemplate, cfg: Config) -> list[GenerationRequest]:
-    """One request of N samples for every prompt."""
-    return [
-        GenerationRequest(
-            key=p.prompt_id,
-            prompt_token_ids=chat.encode(chat.render(p.text)),
-            text=p.text,
-            n=cfg.candidates.num_samples,
-            seed=cfg.seed,
-        )
-        for p in prompts
+def answers_to(prompts: Sequence[Prompt], ctx: Context, caller: Caller, *, title: str) -> list[Candidate]:
+    """N answers to every prompt, in the order of the prompts."""
+    encoded = {p.key: ctx.chat.encode(ctx.chat.render(p.text)) for p in prompts}
+    n, seed = ctx.cfg.candidates.num_samples, ctx.cfg.seed
+    requests = [
+        GenerationRequest(key=p.key, prompt_token_ids=encoded[p.key], text=p.text, n=n, seed=seed) for p in prompts
     ]
+    found = caller.complete(requests, "candidates", title=title)
+    return [candidate(p.key, c.index, p.text, c) for p in prompts for c in found[p.key]]
 
 
-def candidates_of(prompts: list[Prompt], completions: dict[str, list[Completion]]) -> list[Candidate]:
-    """The answers as records."""
-    return [
-        Candidate(
-            prompt_id=p.prompt_id,
-            sample_index=c.index,
-            prompt=p.text,
-            response=c.text.strip(),
-            num_tokens=c.num_tokens,
-            finish_reason=c.finish_reason,
-        )
-        for p in prompts
-        for c in completions[p.prompt_id]
-    ]
+def candidate(prompt_id: str, sample_index: int, prompt: str, c: Completion) -> Candidate:
+    """The answer `c` as a record."""
+    return Candidate(
+        prompt_id=prompt_id, sample_index=sample_index, prompt=prompt, response=c.text.strip(),
+        num_tokens=c.num_tokens, finish_reason=c.finish_reason,
+    )  # fmt: skip
+
+
+def length_figures(answers: Sequence[Candidate]) -> dict[str, float]:
+    """The mean length of answers, and the share of them that was cut off."""
+    return {
+        "mean_tokens": fmean(a.num_tokens for a in answers),
+        "truncated_rate": fmean(a.finish_reason == "length" for a in answers),
+    }
 
 
 def run(ctx: Context) -> Made[Candidate]:
-    prompts = ctx.read("prompts", Prompt)
     with open_caller(ctx) as caller:
-        completions = caller.complete(answer_requests(prompts, ctx.chat, ctx.cfg), "candidates", title="candidates")
-    candidates = candidates_of(prompts, completions)
-    return Made(
-        candidates,
-        {
-            "num_candidates": len(candidates),
-            "mean_tokens": fmean(c.num_tokens for c in candidates),
-            "truncated_rate": fmean(c.finish_reason == "length" for c in candidates),
-        },
-    )
+        candidates = answers_to(ctx.read("prompts", Prompt), ctx, caller, title="candidates")
+    return Made(candidates, {"num_candidates": len(candidates), **length_figures(candidates)})
 
 
 def work(cfg: Config, a: Assumptions) -> Generated:

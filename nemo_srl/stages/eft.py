@@ -8,7 +8,7 @@ judge does not learn to give always the same score. People write neither scores 
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from statistics import median
 
@@ -38,15 +38,13 @@ def agreeing_verdicts(
 
 def balanced(examples: Sequence[EFTExample], rng: random.Random) -> list[EFTExample]:
     """At most n examples of each score, where n is the median of the numbers of examples per score."""
-    counts = Counter(x.score for x in examples)
-    limit = max(1, int(median(counts.values()))) if counts else 0
     shuffled = list(examples)
     rng.shuffle(shuffled)
-    kept: dict[int, list[EFTExample]] = {score: [] for score in counts}
+    by_score: dict[int, list[EFTExample]] = {x.score: [] for x in examples}
     for x in shuffled:
-        if len(kept[x.score]) < limit:
-            kept[x.score].append(x)
-    return [x for same in kept.values() for x in same]
+        by_score[x.score].append(x)
+    limit = max(1, int(median(map(len, by_score.values())))) if by_score else 0
+    return [x for same in by_score.values() for x in same[:limit]]
 
 
 def examples_of(
@@ -89,9 +87,8 @@ def run(ctx: Context) -> Made[EFTExample]:
     material = {_key(x, i): (x.instruction, response) for x in rankings for i, response in enumerate(x.responses)}
     with open_caller(ctx) as caller:
         judge = caller.judge.absolute
-        judgements = judge.ask(
-            material, title="ranked answers", n=cfg.refresh.num_judgements, seed=cfg.seed + ctx.iteration
-        )
+        n, seed = cfg.refresh.num_judgements, cfg.seed + ctx.iteration
+        judgements = judge.ask(material, title="ranked answers", n=n, seed=seed)
     verdicts: dict[str, list[Judgement]] = defaultdict(list)
     for j in judgements:
         verdicts[j.candidate_key].append(j)
@@ -101,8 +98,7 @@ def run(ctx: Context) -> Made[EFTExample]:
     for x in rankings:
         if chosen := agreeing_verdicts(x, [verdicts[_key(x, i)] for i in range(len(x.responses))], rng):
             num_agreeing += 1
-            prefix = f"iter{ctx.iteration}"
-            examples += examples_of(x, chosen, prefix=prefix, justification=judge.justification)
+            examples += examples_of(x, chosen, prefix=f"iter{ctx.iteration}", justification=judge.justification)
     kept = balanced(examples, rng)
     num_valid = sum(j.score is not None for j in judgements)
     if not kept:
@@ -112,15 +108,8 @@ def run(ctx: Context) -> Made[EFTExample]:
             f"{ctx.output.path / JOURNAL}. If few verdicts have a score, the model cannot judge: use another judge "
             "(judge.engine). Otherwise give more rankings, or raise refresh.num_judgements."
         )
-    return Made(
-        kept,
-        {
-            "num_rankings": len(rankings),
-            "valid_rate": num_valid / len(judgements),
-            "agreement_rate": num_agreeing / len(rankings),
-            "num_examples": len(kept),
-        },
-    )
+    rates = {"valid_rate": num_valid / len(judgements), "agreement_rate": num_agreeing / len(rankings)}
+    return Made(kept, {"num_rankings": len(rankings), **rates, "num_examples": len(kept)})
 
 
 def _key(x: RankedAnswers, i: int) -> str:

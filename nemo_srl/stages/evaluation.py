@@ -19,7 +19,7 @@ from nemo_srl.pairing import build_pairs
 from nemo_srl.records import Candidate, EFTExample, Judgement, Metric, Prompt
 from nemo_srl.stages.base import MODEL, Context, Made, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
-from nemo_srl.stages.candidates import answer_requests, candidates_of
+from nemo_srl.stages.candidates import answers_to, length_figures
 from nemo_srl.workload import Assumptions, Generated
 
 
@@ -33,13 +33,12 @@ def answering_metrics(candidates: list[Candidate], judgements: list[Judgement], 
     """Self-score, lengths, ties and pairs per 100 prompts."""
     scores = mean_scores(judgements)
     pairs, dropped = build_pairs(candidates, scores, cfg)
-    num_prompts = len(pairs) + dropped.total()
-    scored = list(scores.values())
+    num_prompts, n, lengths = len(pairs) + dropped.total(), len(candidates), length_figures(candidates)
     return [
-        Metric(name="self_score", value=fmean(scored) if scored else None, n=len(scored)),
-        Metric(name="response_tokens", value=fmean(c.num_tokens for c in candidates), n=len(candidates)),
-        Metric(name="response_characters", value=fmean(len(c.response) for c in candidates), n=len(candidates)),
-        Metric(name="truncated_rate", value=fmean(c.finish_reason == "length" for c in candidates), n=len(candidates)),
+        Metric(name="self_score", value=fmean(scores.values()) if scores else None, n=len(scores)),
+        Metric(name="response_tokens", value=lengths["mean_tokens"], n=n),
+        Metric(name="response_characters", value=fmean(len(c.response) for c in candidates), n=n),
+        Metric(name="truncated_rate", value=lengths["truncated_rate"], n=n),
         Metric(name="tied_prompt_rate", value=dropped["tied"] / num_prompts, n=num_prompts),
         Metric(name="pairs_per_100_prompts", value=100 * len(pairs) / num_prompts, n=num_prompts),
     ]
@@ -50,60 +49,45 @@ def judging_metrics(
 ) -> list[Metric]:
     """How well the model's scores agree with the given scores, per instruction."""
     scores = mean_scores(judgements)
-    groups: dict[str, list[EFTExample]] = {}
+    by_instruction: dict[str, list[EFTExample]] = {}
     for x in examples:
-        groups.setdefault(x.instruction, []).append(x)
-    found = agreement.reward_model_metrics(
-        [
-            agreement.ScoreGroup(
-                human=tuple(float(x.score) for x in group), model=tuple(scores.get(x.key) for x in group)
-            )
-            for group in groups.values()
-        ],
-        max_score=max_score,
-        num_bootstrap=num_bootstrap,
-        seed=seed,
-    )
+        by_instruction.setdefault(x.instruction, []).append(x)
+    groups = [
+        agreement.ScoreGroup(human=[float(x.score) for x in group], model=[scores.get(x.key) for x in group])
+        for group in by_instruction.values()
+    ]
+    found = agreement.reward_model_metrics(groups, max_score=max_score, num_bootstrap=num_bootstrap, seed=seed)
     return [estimate.named(name) for name, estimate in found.items()]
 
 
 def verdict_metrics(judgements: list[Judgement], *, max_score: int) -> list[Metric]:
     """The share of valid verdicts, and the spread of scores (entropy 0: always the same score)."""
     scores = [j.score for j in judgements if j.score is not None]
+    n, counts = len(scores), agreement.histogram(scores, max_score=max_score)
     return [
-        Metric(name="valid_verdict_rate", value=len(scores) / len(judgements), n=len(judgements)),
-        Metric(name="score_entropy", value=agreement.score_entropy(scores, max_score=max_score), n=len(scores)),
-        *(
-            Metric(name=f"score_share_{k}", value=count / len(scores), n=len(scores))
-            for k, count in enumerate(agreement.histogram(scores, max_score=max_score))
-            if scores
-        ),
+        Metric(name="valid_verdict_rate", value=n / len(judgements), n=len(judgements)),
+        Metric(name="score_entropy", value=agreement.score_entropy(scores, max_score=max_score), n=n),
+        *(Metric(name=f"score_share_{k}", value=count / n, n=n) for k, count in enumerate(counts) if n),
     ]
 
 
 def run(ctx: Context) -> Made[Metric]:
-    cfg = ctx.cfg
+    cfg, max_score = ctx.cfg, ctx.cfg.judge.max_score
     held_out = ctx.read("eft_eval", EFTExample)
     prompts = instructions_of(held_out, cfg.evaluation.num_prompts)
     texts = {p.text for p in prompts}
     examples = [x for x in held_out if x.instruction in texts]
     with open_caller(ctx) as caller:
-        requests = answer_requests(prompts, ctx.chat, cfg)
-        answers = candidates_of(prompts, caller.complete(requests, "candidates", title="held-out answers"))
+        answers = answers_to(prompts, ctx, caller, title="held-out answers")
         judge = caller.judge.absolute
         own = judge.ask({c.key: (c.prompt, c.response) for c in answers}, title="self-judgements", prefix="self/")
         given = {x.key: (x.instruction, x.response) for x in examples}
         judgements = judge.ask(given, title="held-out judgements", prefix="eft/")
+    num_bootstrap = cfg.evaluation.num_bootstrap
     metrics = [
         *answering_metrics(answers, own, cfg.pairs),
-        *judging_metrics(
-            examples,
-            judgements,
-            max_score=cfg.judge.max_score,
-            num_bootstrap=cfg.evaluation.num_bootstrap,
-            seed=cfg.seed,
-        ),
-        *verdict_metrics(own + judgements, max_score=cfg.judge.max_score),
+        *judging_metrics(examples, judgements, max_score=max_score, num_bootstrap=num_bootstrap, seed=cfg.seed),
+        *verdict_metrics(own + judgements, max_score=max_score),
     ]
     return Made(metrics, {}, {"answers": answers, "self_judgements": own, "judgements": judgements})
 

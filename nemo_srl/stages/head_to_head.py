@@ -24,7 +24,7 @@ from nemo_srl.errors import DataError
 from nemo_srl.judging.agreement import proportion, sign_test
 from nemo_srl.judging.pairwise import check_rubric
 from nemo_srl.records import Candidate, Comparison, Metric
-from nemo_srl.stages.base import Context, Made, Need, settings_of, table_stage
+from nemo_srl.stages.base import Context, Made, Need, figures, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
 
 _MIN_FOR_LENGTH_CONTROL = 10
@@ -105,12 +105,8 @@ def matches_of(
             shares[c.question_id, c.order].append(c.first_share)
     first = {key: fmean(found) for (key, order), found in shares.items() if order == "ab"}
     second = {key: 1 - fmean(found) for (key, order), found in shares.items() if order == "ba"}
-    return [
-        Match(
-            first=first.get(key), second=second.get(key), length_difference=len(a[key].response) - len(b[key].response)
-        )
-        for key in a
-    ]
+    longer = {key: len(a[key].response) - len(b[key].response) for key in a}
+    return [Match(first=first.get(key), second=second.get(key), length_difference=longer[key]) for key in a]
 
 
 def run(ctx: Context) -> Made[Metric]:
@@ -123,7 +119,7 @@ def run(ctx: Context) -> Made[Metric]:
     with open_caller(ctx) as caller:
         comparisons = caller.judge.compare(material, title="head to head")
     metrics = metrics_of(matches_of(a, b, comparisons))
-    return Made(metrics, {m.name: m.value for m in metrics if m.value is not None}, {"verdicts": comparisons})
+    return Made(metrics, figures(metrics), {"verdicts": comparisons})
 
 
 STAGE = table_stage(

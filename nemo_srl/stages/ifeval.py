@@ -16,7 +16,7 @@ from nemo_srl.data.verifiable import Followed
 from nemo_srl.errors import DataError
 from nemo_srl.judging import agreement
 from nemo_srl.records import Candidate, Metric, VerifiablePrompt
-from nemo_srl.stages.base import Context, Made, table_stage
+from nemo_srl.stages.base import Context, Made, figures, table_stage
 
 
 def metrics_of(followed: Sequence[Followed], *, num_bootstrap: int, seed: int) -> list[Metric]:
@@ -39,9 +39,7 @@ def run(ctx: Context) -> Made[Metric]:
     verifier = verifiable.Verifier()
     followed = [verifier.followed(p, responses[p.key]) for p in prompts]
     metrics = metrics_of(followed, num_bootstrap=ctx.cfg.evaluation.num_bootstrap, seed=ctx.cfg.seed)
-    figures = {m.name: m.value for m in metrics if m.value is not None}
-    figures["num_check_errors"] = sum(x.num_errors for x in followed)
-    return Made(metrics, figures)
+    return Made(metrics, {**figures(metrics), "num_check_errors": sum(x.num_errors for x in followed)})
 
 
 STAGE = table_stage(

@@ -6,7 +6,7 @@ the verdict is read for a score, never the prompt, so an answer that says "Score
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import fmean
 
 from nemo_srl.config import Config
@@ -17,25 +17,14 @@ from nemo_srl.workload import Assumptions, Generated
 
 
 def run(ctx: Context) -> Made[Judgement]:
-    candidates = ctx.read("candidates", Candidate)
     # In the table's order, so that the judgements of one prompt are adjacent and share its prefix.
-    material = {c.key: (c.prompt, c.response) for c in candidates}
+    material = {c.key: (c.prompt, c.response) for c in ctx.read("candidates", Candidate)}
     with open_caller(ctx) as caller:
         judgements = caller.judge.ask(material, title="judgements")
-    return Made(
-        judgements,
-        {
-            "num_judgements": len(judgements),
-            "valid_rate": fmean(j.score is not None for j in judgements),
-            **_coverage(judgements),
-        },
-    )
-
-
-def _coverage(judgements: Sequence[Judgement]) -> dict[str, float]:
-    """The mean probability of all points together. Empty unless scores are expectations."""
-    coverages = [j.coverage for j in judgements if j.coverage is not None]
-    return {"mean_coverage": fmean(coverages)} if coverages else {}
+    figures = {"num_judgements": len(judgements), "valid_rate": fmean(j.score is not None for j in judgements)}
+    if coverages := [j.coverage for j in judgements if j.coverage is not None]:  # if scores are expectations
+        figures["mean_coverage"] = fmean(coverages)
+    return Made(judgements, figures)
 
 
 def work(cfg: Config, a: Assumptions) -> Generated:

@@ -19,17 +19,11 @@ from nemo_srl.stages.base import Context, Made, table_stage
 def run(ctx: Context) -> Made[PreferencePair]:
     judgements = ctx.read("judgements", Judgement)
     pairs, dropped = build_pairs(ctx.read("candidates", Candidate), mean_scores(judgements), ctx.cfg.pairs)
-    num_prompts = len(pairs) + dropped.total()
     if not pairs:
         raise NoPairsError(_why_none(ctx.cfg, dropped, judgements))
-    return Made(
-        pairs,
-        {
-            "num_pairs": len(pairs),
-            "pairs_per_100_prompts": 100 * len(pairs) / num_prompts,
-            **{f"num_{reason}": dropped[reason] for reason in (*LABELS, *sorted(dropped.keys() - LABELS.keys()))},
-        },
-    )
+    counts = {f"num_{reason}": dropped[reason] for reason in (*LABELS, *sorted(dropped.keys() - LABELS.keys()))}
+    per_100 = 100 * len(pairs) / (len(pairs) + dropped.total())
+    return Made(pairs, {"num_pairs": len(pairs), "pairs_per_100_prompts": per_100, **counts})
 
 
 def _why_none(cfg: Config, dropped: Counter[str], judgements: Sequence[Judgement]) -> str:

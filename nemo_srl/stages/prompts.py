@@ -13,8 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from nemo_srl.chat import ChatTemplate
-from nemo_srl.config import Config, PromptsConfig
+from nemo_srl.config import Config
 from nemo_srl.data.diversity import distinct_n, novelty
 from nemo_srl.data.prompt_filter import PromptFilter, Reason
 from nemo_srl.errors import DataError
@@ -43,20 +42,20 @@ def tasks_in(completion: Completion) -> list[str]:
 
 
 def round_requests(
-    *, iteration: int, number: int, size: int, seed_texts: Sequence[str], kept: Sequence[str], chat: ChatTemplate,
-    cfg: PromptsConfig, seed: int,
-) -> list[GenerationRequest]:  # fmt: skip
+    ctx: Context, number: int, *, seed_texts: Sequence[str], kept: Sequence[str]
+) -> list[GenerationRequest]:
     """The requests of one round. They depend only on what earlier rounds kept, so a resumed run makes the same ones."""
-    rng = random.Random(f"{seed}:{iteration}:{number}")
+    cfg, seed = ctx.cfg.prompts, ctx.cfg.seed
+    rng = random.Random(f"{seed}:{ctx.iteration}:{number}")
     requests = []
-    for i in range(size):
+    for i in range(cfg.num_prompts - len(kept)):
         num_generated = min(cfg.num_generated_shots, len(kept))
         num_seed = min(cfg.num_seed_shots + cfg.num_generated_shots - num_generated, len(seed_texts))
         shots = rng.sample(seed_texts, num_seed) + rng.sample(kept, num_generated)
         rng.shuffle(shots)
-        key = f"iter{iteration}-round{number:02d}-{i:05d}"
+        key = f"iter{ctx.iteration}-round{number:02d}-{i:05d}"
         text = few_shot_text(shots)
-        ids = chat.encode_plain(text)
+        ids = ctx.chat.encode_plain(text)
         requests.append(GenerationRequest(key=key, prompt_token_ids=ids, n=1, seed=seed, text=text))
     return requests
 
@@ -72,11 +71,7 @@ def run(ctx: Context) -> Made[Prompt]:
     num_calls = 0
     with open_caller(ctx) as caller:
         for number in range(cfg.max_rounds):
-            missing = cfg.num_prompts - len(kept)
-            requests = round_requests(
-                iteration=ctx.iteration, number=number, size=missing, seed_texts=seed_texts, kept=kept, chat=ctx.chat,
-                cfg=cfg, seed=ctx.cfg.seed,
-            )  # fmt: skip
+            requests = round_requests(ctx, number, seed_texts=seed_texts, kept=kept)
             completions = caller.complete(requests, "prompts", title=f"prompts, round {number + 1}")
             num_calls += len(requests)
             for text in (t for c in completions.values() for t in tasks_in(c[0])):
@@ -95,15 +90,8 @@ def run(ctx: Context) -> Made[Prompt]:
     prompts = [Prompt(prompt_id=f"iter{ctx.iteration}-{i:06d}", text=t) for i, t in enumerate(kept[: cfg.num_prompts])]
     texts = [p.text for p in prompts]
     varied = {"distinct_2": distinct_n(texts, 2), "novelty": novelty(texts, seed_texts + earlier)}
-    return Made(
-        prompts,
-        {
-            "num_calls": num_calls,
-            "num_kept": len(prompts),
-            **{f"num_{r}": n for r, n in dropped.items()},
-            **{name: value for name, value in varied.items() if value is not None},
-        },
-    )
+    counts = {"num_calls": num_calls, "num_kept": len(prompts), **{f"num_{r}": n for r, n in dropped.items()}}
+    return Made(prompts, {**counts, **{name: value for name, value in varied.items() if value is not None}})
 
 
 def work(cfg: Config, a: Assumptions) -> Generated | None:

@@ -10,22 +10,17 @@ from __future__ import annotations
 from dataclasses import fields
 
 from nemo_srl.config import OptimConfig
-from nemo_srl.protocols import SFTRow, TrainingTask
+from nemo_srl.protocols import TrainingTask
 from nemo_srl.records import Candidate, EFTExample
 from nemo_srl.stages.base import MODEL, Context, Need
-from nemo_srl.stages.sft import verdict_rows
+from nemo_srl.stages.sft import sft_task
 from nemo_srl.stages.training import training_stage
 
 
 def task(ctx: Context) -> TrainingTask:
-    rows = [
-        SFTRow(prompt=ctx.chat.render(c.prompt), response=ctx.chat.response_text(c.response))
-        for c in ctx.read("own_answers", Candidate)
-        if c.finish_reason == "stop"
-    ]
+    answers = [(c.prompt, c.response) for c in ctx.read("own_answers", Candidate) if c.finish_reason == "stop"]
     verdicts = ctx.read("eft", EFTExample) if ctx.has("eft") else []
-    rows += verdict_rows([*verdicts, *ctx.read_all("eft", EFTExample)], ctx.chat, ctx.cfg.judge)
-    return TrainingTask(algorithm="sft", model_dir=ctx.model_dir, rows=rows, optim=ctx.cfg.refresh, seed=ctx.cfg.seed)
+    return sft_task(ctx, ctx.cfg.refresh, answers, [*verdicts, *ctx.read_all("eft", EFTExample)])
 
 
 STAGE = training_stage(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
-from nemo_srl.chat import ChatTemplate
-from nemo_srl.config import Config, JudgeConfig
+from nemo_srl.config import Config, OptimConfig
 from nemo_srl.judging import reader
 from nemo_srl.protocols import SFTRow, TrainingTask
 from nemo_srl.records import EFTExample, IFTExample
@@ -14,22 +14,19 @@ from nemo_srl.stages.training import training_stage
 from nemo_srl.workload import Assumptions, Trained
 
 
-def answer_rows(examples: Iterable[IFTExample], chat: ChatTemplate) -> list[SFTRow]:
-    """Instructions and their answers."""
-    return [SFTRow(prompt=chat.render(x.instruction), response=chat.response_text(x.response)) for x in examples]
-
-
-def verdict_rows(examples: Iterable[EFTExample], chat: ChatTemplate, cfg: JudgeConfig) -> list[SFTRow]:
-    """Judge prompts and the verdicts on them, in the judge's format."""
-    lessons = (reader(cfg).lesson(x, cfg) for x in examples)
-    return [SFTRow(prompt=chat.render(prompt), response=chat.response_text(verdict)) for prompt, verdict in lessons]
+def sft_task(
+    ctx: Context, optim: OptimConfig, answers: Iterable[tuple[str, str]], verdicts: Iterable[EFTExample]
+) -> TrainingTask:
+    """SFT on (instruction, answer) pairs, and on judge prompts with the verdicts on them in the judge's format."""
+    cfg, chat = ctx.cfg, ctx.chat
+    lessons = (reader(cfg.judge).lesson(x, cfg.judge) for x in verdicts)
+    rows = [SFTRow(prompt=chat.render(x), response=chat.response_text(y)) for x, y in itertools.chain(answers, lessons)]
+    return TrainingTask(algorithm="sft", model_dir=ctx.model_dir, rows=rows, optim=optim, seed=cfg.seed)
 
 
 def task(ctx: Context) -> TrainingTask:
-    rows = answer_rows(ctx.read("ift", IFTExample), ctx.chat)
-    if ctx.has("eft"):
-        rows += verdict_rows(ctx.read("eft", EFTExample), ctx.chat, ctx.cfg.judge)
-    return TrainingTask(algorithm="sft", model_dir=ctx.model_dir, rows=rows, optim=ctx.cfg.sft, seed=ctx.cfg.seed)
+    answers = [(x.instruction, x.response) for x in ctx.read("ift", IFTExample)]
+    return sft_task(ctx, ctx.cfg.sft, answers, ctx.read("eft", EFTExample) if ctx.has("eft") else ())
 
 
 def work(cfg: Config, a: Assumptions) -> Trained:

@@ -49,11 +49,9 @@ def training_stage(
 
 def _work_dir(ctx: Context) -> Path:
     """The trainer's files. After the export only configuration, logs and metrics are left."""
-    path: Path = ctx.output.path / WORK_DIR
-    return path
+    return Path(ctx.output.path / WORK_DIR)
 
 
 def _exported(ctx: Context) -> bool:
     """Whether the model is exported. The export appears by rename, and deletes the files that training needs."""
-    found: bool = ctx.output.model_dir.exists()
-    return found
+    return bool(ctx.output.model_dir.exists())
