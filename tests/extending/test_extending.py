@@ -23,7 +23,7 @@ from nemo_srl.errors import StaleArtifactError
 from nemo_srl.pairing import Scored, best_worst
 from nemo_srl.protocols import GenerationRequest, SamplingParams, SFTRow, TrainingTask
 from nemo_srl.records import Candidate, Judgement, PreferencePair
-from nemo_srl.runs import open_run
+from nemo_srl.runs import open_run, training_metrics
 from recipes import iterate as iterate_recipe
 from tests.extending.guest import PACKAGE, WORDS, Guest, iterate
 from tests.support import ROOT, composed
@@ -124,7 +124,7 @@ def test_the_loss_is_what_dpo_minimises(nemo_run: Path) -> None:
     run = open_run(nemo_run)
     stage = run.find(1, "policy")
     assert stage is not None
-    steps = run.training(stage)
+    steps = training_metrics(stage.path)
     assert steps[0]["loss"] == pytest.approx(1.0), "the hinge of a policy that equals its reference"
     assert steps[0]["loss"] != pytest.approx(math.log(2), abs=0.1), "DPO's own would be this"
     assert steps[-1]["rewards_margin"] > 0
@@ -159,7 +159,7 @@ def test_the_trainer_makes_the_models(own_run: Path) -> None:
     run = open_run(own_run)
     stage = run.find(1, "policy")
     assert stage is not None
-    first, second = run.training(stage)
+    first, second = training_metrics(stage.path)
     assert (first["step"], second["step"]) == (1, 2)
     assert second["loss"] < first["loss"]
     assert not list((own_run / "iter_01/policy/training").glob("*.safetensors")), "checkpoints are removed"
