@@ -10,13 +10,13 @@ from nemo_srl.judging import Material, mean_score, reader
 from nemo_srl.judging.pairwise import PAIRWISE, first_share, pairings
 from nemo_srl.judging.rubrics import render
 from nemo_srl.records import Completion, FinishReason
+from tests.support import composed
 
 CFG = JudgeConfig(
     rubric="{instruction} {response} Score:",
     mode="pairwise",
     pairwise_rubric="{instruction} {response_a} {response_b} Winner:",
 )
-from tests.support import composed
 
 
 def material(count: int) -> Material:
