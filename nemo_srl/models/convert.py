@@ -147,10 +147,11 @@ def _row_chunks(reader: TensorReader, parameter: Parameter, dtype: torch.dtype) 
         shape = (min(step, num_rows - first), columns)
 
         def produce(first: int = first, shape: tuple[int, int] = shape) -> torch.Tensor:
-            block = torch.zeros(shape, dtype=dtype)
-            filled = block[: max(0, num_filled - first)]
+            block = torch.empty(shape, dtype=dtype)
+            filled, padding = block[: max(0, num_filled - first)], block[max(0, num_filled - first) :]
             if len(filled):
                 reader.read_into(name, filled, first_row=first)
+            padding.zero_()
             return block
 
         yield Chunk(parameter.key, parameter.shape, (first, 0), shape, dtype, produce)

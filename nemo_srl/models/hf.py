@@ -184,11 +184,14 @@ def digest(model_dir: Path) -> str:
 
 
 def _hash_samples(file: BinaryIO, entry: TensorEntry, total: hashlib._Hash) -> None:
-    size, count, length = entry.end - entry.begin, _SAMPLES_PER_TENSOR, _SAMPLE_BYTES
-    if size <= count * length:
-        count, length = 1, size
-    for sample in range(count):
-        file.seek(entry.begin + sample * ((size - length) // max(1, count - 1)))
+    size = entry.end - entry.begin
+    if size <= _SAMPLE_BYTES * _SAMPLES_PER_TENSOR:
+        starts, length = [0], size
+    else:
+        step = (size - _SAMPLE_BYTES) // (_SAMPLES_PER_TENSOR - 1)
+        starts, length = [i * step for i in range(_SAMPLES_PER_TENSOR)], _SAMPLE_BYTES
+    for start in starts:
+        file.seek(entry.begin + start)
         total.update(file.read(length))
 
 

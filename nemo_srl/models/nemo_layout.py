@@ -38,7 +38,7 @@ class Parameter:
     """A NeMo tensor or, within the layers, one layer of it; and the Hugging Face tensors that it is made of.
 
     `shape` has no axis for the layers. The rows of a `padded` tensor are filled up to it with zeros. `hf_shapes` are
-    Hugging Face's tensors by their names; what is fused is one behind the other in their order (see `parts`).
+    Hugging Face's tensors by their names, in the order in which they are fused (see `parts`).
     """
 
     key: str
@@ -70,7 +70,7 @@ def padded_vocab_size(vocab_size: int, *, tensor_model_parallel_size: int, divis
 
 
 def parameters(spec: ModelSpec, padded_vocab: int) -> list[Parameter]:
-    """All of a model, in Hugging Face's order. The output layer is there only if it is not tied to the embedding."""
+    """All parameters, in Hugging Face's order. The output layer is there only if it is not tied to the embedding."""
     family, vocab, hidden, ffn = families.of(spec), spec.vocab_size, spec.hidden_size, spec.ffn_hidden_size
     query, key_value = spec.num_attention_heads * spec.head_dim, spec.num_query_groups * spec.head_dim
 
@@ -79,7 +79,7 @@ def parameters(spec: ModelSpec, padded_vocab: int) -> list[Parameter]:
 
     def of_layer(layer: int, key: str, hf: Mapping[str, tuple[int, ...]], fusion: Fusion = "none") -> Parameter:
         _, *rest = next(iter(hf.values()))
-        shape = (sum(rows for rows, *_ in hf.values()), *rest)
+        shape = (sum(num_rows for num_rows, *_ in hf.values()), *rest)
         named = {name.format(layer=layer): hf_shape for name, hf_shape in hf.items()}
         return Parameter(f"model.decoder.layers.{key}", shape, named, layer, fusion)
 

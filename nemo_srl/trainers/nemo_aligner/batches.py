@@ -34,7 +34,7 @@ def collate_sft(rows: Sequence[dict[str, Any]], *, pad_id: int, multiple: int) -
 def collate_dpo(rows: Sequence[dict[str, Any]], *, pad_id: int) -> list[dict[str, Any]]:
     """One item each pair, both sides padded to the longer one; labels are -100 outside the response.
 
-    They stay apart: `dpo_custom_collate` pads them to the longest, when the loop has all of a batch.
+    The items stay apart. NeMo-Aligner's loop makes one batch of them with its `dpo_custom_collate`.
     """
     return [_dpo_item(row, pad_id) for row in rows]
 

@@ -29,8 +29,8 @@ def training_memory(optim: OptimConfig, trainer: NemoAlignerSettings, spec: Mode
     num_tokens = trainer.micro_batch_size * optim.max_seq_length * (2 if isinstance(optim, DPOConfig) else 1)
     layers = spec.num_layers / pp * min(pp, trainer.num_micro_batches(optim))
     per_layer = activation_bytes_per_layer(spec, trainer, num_tokens=num_tokens, dropout=optim.hidden_dropout > 0)
-    # The fullest rank has the embedding or the output layer, and the only stage both. With tied embeddings, the last of
-    # several stages keeps a copy.
+    # The fullest rank is in the first or the last stage, with the embedding or the output layer. A single stage has
+    # both. With tied embeddings, the last of several stages keeps a copy.
     embedding = spec.vocab_size * spec.hidden_size * (1 if spec.tie_word_embeddings or pp > 1 else 2)
     parameters = (spec.num_layers / pp * parameters_per_layer(spec) + embedding) / tp
     weights, optimizer = bytes_per_parameter(trainer)

@@ -70,7 +70,7 @@ class NemoAlignerTrainer:
         write_rows(rows, work_dir / TRAIN_FILE)
         (work_dir / DATA_FILE).write_text(json.dumps(asdict(statistics), indent=2) + "\n")
         OmegaConf.save(OmegaConf.create(plan), work_dir / planning.PLAN_FILE)
-        self._write_start(task.model_dir, work_dir, plan["model"])
+        _write_start(task.model_dir, work_dir, plan["model"])
         task_file.write_text(text)
 
     def train(self, work_dir: Path) -> None:
@@ -97,24 +97,25 @@ class NemoAlignerTrainer:
         """One mapping per step that was made so far; `metrics.step_record` says what its values are."""
         return read_metrics(work_dir / METRICS_FILE)
 
-    def _write_start(self, model_dir: Path, work_dir: Path, model_plan: dict[str, Any]) -> None:
-        import torch
 
-        from nemo_srl.models.convert import hf_to_nemo
+def _write_start(model_dir: Path, work_dir: Path, plan: dict[str, Any]) -> None:
+    """The weights, configuration and tokenizer that the training starts from; `plan` is the plan's model section."""
+    import torch
 
-        start = work_dir / planning.START_DIR
-        hf_to_nemo(
-            model_dir,
-            start / "model_weights",
-            # Without O2 the trained weights are float32, whatever type the directory's weights have.
-            dtype=torch.bfloat16 if model_plan["megatron_amp_O2"] else torch.float32,
-            tensor_model_parallel_size=self._settings.tensor_model_parallel_size,
-            make_vocab_size_divisible_by=model_plan["make_vocab_size_divisible_by"],
-        )
-        OmegaConf.save(OmegaConf.create(model_plan), start / "model_config.yaml")
-        (work_dir / planning.TOKENIZER_DIR).mkdir()
-        for path in hf.companions(model_dir):
-            shutil.copy(path, work_dir / planning.TOKENIZER_DIR)
+    from nemo_srl.models.convert import hf_to_nemo
+
+    hf_to_nemo(
+        model_dir,
+        work_dir / planning.START_DIR / "model_weights",
+        # Without O2 the trained weights are float32, whatever type the directory's weights have.
+        dtype=torch.bfloat16 if plan["megatron_amp_O2"] else torch.float32,
+        tensor_model_parallel_size=plan["tensor_model_parallel_size"],
+        make_vocab_size_divisible_by=plan["make_vocab_size_divisible_by"],
+    )
+    OmegaConf.save(OmegaConf.create(plan), work_dir / planning.START_DIR / "model_config.yaml")
+    (work_dir / planning.TOKENIZER_DIR).mkdir()
+    for path in hf.companions(model_dir):
+        shutil.copy(path, work_dir / planning.TOKENIZER_DIR)
 
 
 def last_checkpoint(work_dir: Path) -> Path:
