@@ -54,9 +54,10 @@ def register_schemas(arguments: Sequence[str], **schemas: type[Config]) -> None:
 
     store = ConfigStore.instance()
     for name, schema in schemas.items():
-        # The groups `engine`, `trainer` and `launcher` fill the sections of the backends.
-        filled = {section: "???" for section, (_, default) in BACKENDS.items() if default}
-        store.store(name=name, node=OmegaConf.merge(OmegaConf.structured(schema), filled))
+        node = OmegaConf.structured(schema)
+        for section in (section for section, (_, default) in BACKENDS.items() if default):
+            node[section] = "???"  # the groups `engine`, `trainer` and `launcher` fill these sections
+        store.store(name=name, node=node)
     for package in ("engines", "trainers", "launchers"):
         group = package.removesuffix("s")
         for name in registry.names(package):
