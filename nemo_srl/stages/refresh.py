@@ -23,6 +23,9 @@ def task(ctx: Context) -> TrainingTask:
     return sft_task(ctx, ctx.cfg.refresh, answers, [*verdicts, *ctx.read_all("eft", EFTExample)])
 
 
+# Without `num_judgements`, which decides what the stage `eft` makes.
+_REFRESH = tuple(f"refresh.{f.name}" for f in fields(OptimConfig))
+
 STAGE = training_stage(
     "refresh",
     task,
@@ -32,12 +35,6 @@ STAGE = training_stage(
         "eft": Need(EFTExample, optional=True),
         "kept": Need(EFTExample, many="eft"),
     },
-    settings=(
-        *(f"refresh.{f.name}" for f in fields(OptimConfig)),
-        "judge.rubric",
-        "judge.mode",
-        "model.chat_template",
-        "seed",
-    ),
+    settings=(*_REFRESH, "judge.rubric", "judge.mode", "model.chat_template", "seed"),
     added=("judge.mode",),
 )
