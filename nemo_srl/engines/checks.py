@@ -13,11 +13,7 @@ RequestCheck = Callable[[Sequence[GenerationRequest], SamplingParams], None]
 
 
 def missing_samples(
-    requests: Sequence[GenerationRequest],
-    params: SamplingParams,
-    completed: Collection[str],
-    *,
-    check: RequestCheck,
+    requests: Sequence[GenerationRequest], params: SamplingParams, completed: Collection[str], *, check: RequestCheck
 ) -> dict[str, list[int]]:
     """By request key: the indices of the samples that are not in `completed`. Requests that miss none are left out.
 

@@ -193,10 +193,7 @@ class LlamaModel:
         """Cosines and sines for `rotate`, each [num_tokens, 1, head_dim]. The sines of the first half are negated."""
         angles = positions[:, None].float() * self.inverse_frequencies
         cos, sin = angles.cos(), angles.sin()
-        return (
-            torch.cat((cos, cos), -1)[:, None].to(self.dtype),
-            torch.cat((-sin, sin), -1)[:, None].to(self.dtype),
-        )
+        return (torch.cat((cos, cos), -1)[:, None].to(self.dtype), torch.cat((-sin, sin), -1)[:, None].to(self.dtype))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -25,10 +25,7 @@ def llm_options(cfg: TrtllmSettings) -> dict[str, Any]:
         "dtype": cfg.dtype,
         "enable_chunked_prefill": True,
         "scheduler_config": {"capacity_scheduler_policy": "MAX_UTILIZATION"},
-        "kv_cache_config": {
-            "enable_block_reuse": True,
-            "free_gpu_memory_fraction": cfg.free_gpu_memory_fraction,
-        },
+        "kv_cache_config": {"enable_block_reuse": True, "free_gpu_memory_fraction": cfg.free_gpu_memory_fraction},
     }
     if cfg.backend == "pytorch":
         options["cuda_graph_config"] = {"enable_padding": True, "max_batch_size": cfg.max_batch_size}
