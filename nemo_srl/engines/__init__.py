@@ -40,18 +40,6 @@ class EngineSize:
         return self.num_replicas * self.gpus_per_replica
 
 
-def _no_check(settings: Any, model_dir: Path) -> None:
-    """Nothing can be known before the engine is opened."""
-
-
-def _no_services(settings: Any, model_dir: Path, directory: Path) -> tuple[Service, ...]:
-    return ()
-
-
-def _no_gpus(settings: Any) -> EngineSize:
-    return EngineSize()
-
-
 @dataclass(frozen=True, kw_only=True)
 class EngineBackend:
     """What an engine's folder exports as `BACKEND`."""
@@ -62,11 +50,11 @@ class EngineBackend:
     """The settings that decide what is generated, beside `name`. They are part of an artifact's identity."""
     open: Callable[[Any, Path], GenerationEngine]
     """From its settings and a model directory. Raises `ConfigError` or `ModelError`."""
-    check: Callable[[Any, Path], None] = _no_check
+    check: Callable[[Any, Path], None] = lambda settings, model_dir: None
     """Raises `ConfigError`, at set-up, for what cannot work with this model or with models like it."""
-    services: Callable[[Any, Path, Path], tuple[Service, ...]] = _no_services
+    services: Callable[[Any, Path, Path], tuple[Service, ...]] = lambda settings, model_dir, directory: ()
     """The servers that must run on the model while a stage uses the engine. Their files go to the given directory."""
-    size: Callable[[Any], EngineSize] = _no_gpus
+    size: Callable[[Any], EngineSize] = lambda settings: EngineSize()
     formerly: Mapping[str, str] = field(default_factory=dict)
     """Old beginnings of settings' names and the new ones, so that older run directories are understood."""
 

@@ -11,13 +11,4 @@ from nemo_srl.judging.points import Material
 from nemo_srl.judging.readers import READERS, VerdictReader, reader
 from nemo_srl.judging.scores import mean_score, mean_scores
 
-__all__ = [
-    "READERS",
-    "Complete",
-    "Judge",
-    "Material",
-    "VerdictReader",
-    "mean_score",
-    "mean_scores",
-    "reader",
-]
+__all__ = ["READERS", "Complete", "Judge", "Material", "VerdictReader", "mean_score", "mean_scores", "reader"]

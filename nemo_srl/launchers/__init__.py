@@ -11,10 +11,6 @@ from nemo_srl.config import ClusterConfig
 from nemo_srl.protocols import Launcher
 
 
-def _any_number(num_nodes: Mapping[str, int]) -> None:
-    """Most launchers can use several nodes, so there is nothing to refuse."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class LauncherBackend:
     """What a launcher's folder exports as `BACKEND`. No setting of a launcher decides a result."""
@@ -23,7 +19,7 @@ class LauncherBackend:
     """A dataclass that has a field `name`."""
     open: Callable[[Any, ClusterConfig], Launcher]
     """From its settings and the cluster's."""
-    check: Callable[[Mapping[str, int]], None] = _any_number
+    check: Callable[[Mapping[str, int]], None] = lambda num_nodes: None
     """Raises `ConfigError`, at set-up, for a number of nodes that it cannot use. Given: the setting's key and value."""
 
 

@@ -1,4 +1,4 @@
-"""Settings of the Slurm launcher."""
+"""Settings of the launchers for Slurm."""
 
 from __future__ import annotations
 
@@ -10,13 +10,23 @@ RANK_IDIOMS = ("srun", "torchrun")
 
 
 @dataclass
-class SlurmSettings:
-    """`launcher=slurm`: one batch job per stage, submitted from a login node and followed to its end."""
+class SrunSettings:
+    """`launcher=srun`: steps inside the allocation that the orchestrator itself runs in (`recipes/iterate.sbatch`)."""
 
-    name: str = "slurm"
+    name: str = "srun"
     rank_idiom: str = "srun"
     """How the ranks of a training start. srun: one Slurm task per rank, and before a time limit each rank gets the
     signal. torchrun: one task per node, and torch's launcher starts the ranks."""
+
+    def __post_init__(self) -> None:
+        check(self.rank_idiom in RANK_IDIOMS, "launcher.rank_idiom", self.rank_idiom, f"must be one of {RANK_IDIOMS}")
+
+
+@dataclass
+class SlurmSettings(SrunSettings):
+    """`launcher=slurm`: one batch job per stage, submitted from a login node and followed to its end."""
+
+    name: str = "slurm"
     signal_seconds: int = 600
     """So long before the time limit, a job is told to save and leave. In this time a training ends its step and writes
     a checkpoint. Then the job is requeued."""
@@ -26,7 +36,7 @@ class SlurmSettings:
     """Time between two looks at a job's state. Each look asks Slurm's controller."""
 
     def __post_init__(self) -> None:
-        check(self.rank_idiom in RANK_IDIOMS, "launcher.rank_idiom", self.rank_idiom, f"must be one of {RANK_IDIOMS}")
+        super().__post_init__()
         check(self.signal_seconds >= 1, "launcher.signal_seconds", self.signal_seconds, "must be at least 1")
         check(self.max_requeues >= 0, "launcher.max_requeues", self.max_requeues, "must be 0 or above")
         check(self.poll_seconds > 0, "launcher.poll_seconds", self.poll_seconds, "must be above 0")

@@ -14,28 +14,14 @@ import os
 import secrets
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from nemo_srl.config import ClusterConfig
-from nemo_srl.config.check import check
 from nemo_srl.errors import ConfigError, StoppedError
 from nemo_srl.launchers import LauncherBackend
 from nemo_srl.launchers.processes import log_file, nodes_key, run_step, step_failed
-from nemo_srl.launchers.slurm.settings import RANK_IDIOMS
+from nemo_srl.launchers.slurm.settings import SrunSettings
 from nemo_srl.launchers.slurm.steps import step_command, step_environment, stopped_file, write_step_files
 from nemo_srl.protocols import Job
-
-
-@dataclass
-class SrunSettings:
-    """`launcher=srun`: steps inside the allocation that the orchestrator itself runs in (`recipes/iterate.sbatch`)."""
-
-    name: str = "srun"
-    rank_idiom: str = "srun"
-    """As with `launcher=slurm`."""
-
-    def __post_init__(self) -> None:
-        check(self.rank_idiom in RANK_IDIOMS, "launcher.rank_idiom", self.rank_idiom, f"must be one of {RANK_IDIOMS}")
 
 
 class SrunLauncher:
@@ -56,8 +42,8 @@ class SrunLauncher:
         stopped.unlink(missing_ok=True)
         env = {**os.environ, **_meeting_point(os.environ), **own}
         for step in job.steps:
-            idiom = self._launcher.rank_idiom
-            command = step_command(step, job, rank_idiom=idiom, cluster=self._cluster, env=own)
+            rank_idiom = self._launcher.rank_idiom
+            command = step_command(step, job, rank_idiom=rank_idiom, cluster=self._cluster, env=own)
             code = run_step([*command.srun, *command.command], env, log_file(job))
             if stopped.exists():
                 raise StoppedError(f"{job.name} was asked to stop in its step {step.name!r}. Run again to go on.")
