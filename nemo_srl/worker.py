@@ -146,15 +146,13 @@ def main(stage_dir: Path, step_names: Sequence[str]) -> int:
         print(f"stopped: {e}", file=sys.stderr)
         return EXIT_STOPPED
     except NemoSrlError as e:
-        error: Exception = e
+        message = str(e)
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        error = NemoSrlError(
-            f"{e.filename or stage_dir}: {os.strerror(e.errno)}. All completed work is kept. Free some disk space, and "
-            "run again to continue."
-        )
-    print(f"error: {error}", file=sys.stderr)
+        place = f"{e.filename or stage_dir}: {os.strerror(e.errno)}"
+        message = f"{place}. All completed work is kept. Free some disk space, and run again to continue."
+    print(f"error: {message}", file=sys.stderr)
     return 2
 
 

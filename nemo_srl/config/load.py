@@ -36,9 +36,7 @@ def default_settings(section: str) -> Any:
 
 def load(data: DictConfig | Mapping[str, Any], schema: type[C]) -> C:
     """`data` as an instance of `schema`, which is `Config` or extends it."""
-    plain: Any = OmegaConf.to_container(
-        OmegaConf.create(dict(data)) if isinstance(data, Mapping) else data, resolve=True
-    )
+    plain: Any = OmegaConf.to_container(OmegaConf.create(dict(data)), resolve=True)
     typed = {key: settings for key in BACKENDS if (settings := _backend_settings(key, _take(plain, key))) is not None}
     cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
     assert isinstance(cfg, schema)
