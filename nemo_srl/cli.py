@@ -55,8 +55,9 @@ def register_schemas(arguments: Sequence[str], **schemas: type[Config]) -> None:
     store = ConfigStore.instance()
     for name, schema in schemas.items():
         node = OmegaConf.structured(schema)
-        for section in (section for section, (_, default) in BACKENDS.items() if default):
-            node[section] = "???"  # the groups `engine`, `trainer` and `launcher` fill these sections
+        for section, (_, default) in BACKENDS.items():
+            if default:  # the groups `engine`, `trainer` and `launcher` fill these sections
+                node[section] = "???"
         store.store(name=name, node=node)
     for package in ("engines", "trainers", "launchers"):
         group = package.removesuffix("s")
