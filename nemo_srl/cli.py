@@ -55,9 +55,9 @@ def register_schemas(arguments: Sequence[str], **schemas: type[Config]) -> None:
     store = ConfigStore.instance()
     for name, schema in schemas.items():
         node = OmegaConf.structured(schema)
-        for section in (section for section, (_, default) in BACKENDS.items() if default):
-            # The group of this name fills it. Assigned, because a merge would keep the type of the default backend.
-            node[section] = "???"
+        for section, (_, default) in BACKENDS.items():
+            if default:  # The group of this name fills it. A merge instead would keep the type of the default backend.
+                node[section] = "???"
         store.store(name=name, node=node)
     for package in ("engines", "trainers", "launchers"):
         group = package.removesuffix("s")

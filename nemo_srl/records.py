@@ -32,18 +32,8 @@ class Record(Protocol):
     def key(self) -> str: ...
 
 
-class _KeyFirst:
-    """A record whose key is its first field."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def key(self) -> str:
-        return str(getattr(self, next(iter(self.__dataclass_fields__))))
-
-
 @dataclass(frozen=True, kw_only=True)
-class IFTExample(_KeyFirst):
+class IFTExample:
     """Instruction fine-tuning seed, e.g. `{"instruction": "Name a prime.", "response": "7"}`."""
 
     example_id: str
@@ -51,9 +41,13 @@ class IFTExample(_KeyFirst):
     response: str
     category: str = ""
 
+    @property
+    def key(self) -> str:
+        return self.example_id
+
 
 @dataclass(frozen=True, kw_only=True)
-class EFTExample(_KeyFirst):
+class EFTExample:
     """Evaluation fine-tuning seed: an answer, and the verdict a good judge gives on it."""
 
     example_id: str
@@ -63,9 +57,13 @@ class EFTExample(_KeyFirst):
     score: int
     category: str = ""
 
+    @property
+    def key(self) -> str:
+        return self.example_id
+
 
 @dataclass(frozen=True, kw_only=True)
-class RankedAnswers(_KeyFirst):
+class RankedAnswers:
     """Answers to one instruction, ordered by people: `ranks[i]` is the rank of `responses[i]`. Rank 0 is the best, and
     equally good answers share a rank. People gave neither scores nor reasons, as in Open Assistant."""
 
@@ -73,6 +71,10 @@ class RankedAnswers(_KeyFirst):
     instruction: str
     responses: list[str]
     ranks: list[int]
+
+    @property
+    def key(self) -> str:
+        return self.example_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,24 +98,32 @@ class Completion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompt(_KeyFirst):
+class Prompt:
     """One instruction for the policy, e.g. `Prompt(prompt_id="iter1-000003", text="Name a prime.")`."""
 
     prompt_id: str
     text: str
 
+    @property
+    def key(self) -> str:
+        return self.prompt_id
+
 
 @dataclass(frozen=True, kw_only=True)
-class Question(_KeyFirst):
+class Question:
     """One or more turns of a user. Each is asked after the answer to the one before. `dataset` names the source."""
 
     question_id: str
     turns: list[str]
     dataset: str = ""
 
+    @property
+    def key(self) -> str:
+        return self.question_id
+
 
 @dataclass(frozen=True, kw_only=True)
-class VerifiablePrompt(_KeyFirst):
+class VerifiablePrompt:
     """A prompt with instructions that code can check (IFEval). `arguments[i]` belongs to `instruction_ids[i]`, e.g.
     `{"num_words": 300, "relation": "at least"}` to `length_constraints:number_words`."""
 
@@ -121,6 +131,10 @@ class VerifiablePrompt(_KeyFirst):
     text: str
     instruction_ids: list[str]
     arguments: list[dict[str, Any]]
+
+    @property
+    def key(self) -> str:
+        return self.prompt_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +192,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferencePair(_KeyFirst):
+class PreferencePair:
     """One DPO example: `chosen` has the higher mean score of the two. The texts are never equal."""
 
     prompt_id: str
@@ -188,9 +202,13 @@ class PreferencePair(_KeyFirst):
     chosen_score: float
     rejected_score: float
 
+    @property
+    def key(self) -> str:
+        return self.prompt_id
+
 
 @dataclass(frozen=True, kw_only=True)
-class Metric(_KeyFirst):
+class Metric:
     """One measured value over `n` cases, with a 95% interval where one was computed.
 
     `value` is None where nothing could be measured (`n` is 0). That is not the same as zero.
@@ -201,6 +219,10 @@ class Metric(_KeyFirst):
     n: int
     low: float | None = None
     high: float | None = None
+
+    @property
+    def key(self) -> str:
+        return self.name
 
 
 R = TypeVar("R", bound=Record)

@@ -63,7 +63,9 @@ def _open_input(row: Mapping[str, str]) -> Input:
         return BaseModel(path, row["digest"])
     if row["kind"] == "model":
         return Model(path, {})
-    record = registry.imported(row["record"], key="record")
+    # An older description names a record of this package without its module.
+    name = row["record"] if ":" in row["record"] else f"nemo_srl.records:{row['record']}"
+    record = registry.imported(name, key="record")
     return SourceFile(path, record) if row["kind"] == "file" else Table(path, {}, record)
 
 
@@ -87,7 +89,8 @@ def _run_step(stage_dir: Path, step_name: str) -> None:
     """Run a step. The last step publishes the stage's artifact, with the time and memory of all steps on rank 0."""
     started = time.monotonic()
     spec = json.loads((stage_dir / SPEC).read_text())
-    stage, cfg = stage_at(spec["module"]), load(spec["config"], Config)
+    stage = stage_at(spec.get("module", f"nemo_srl.stages.{spec['stage']}"))
+    cfg = load(spec["config"], Config)
     set_up(cfg)
     inputs = {name: _open_input(row) for name, row in spec["inputs"].items()}
     ctx = Context(cfg, spec["iteration"], inputs, stage.output(stage_dir, spec["identity"]), stage.model)
@@ -146,15 +149,13 @@ def main(stage_dir: Path, step_names: Sequence[str]) -> int:
         print(f"stopped: {e}", file=sys.stderr)
         return EXIT_STOPPED
     except NemoSrlError as e:
-        error: Exception = e
+        message = str(e)
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        error = NemoSrlError(
-            f"{e.filename or stage_dir}: {os.strerror(e.errno)}. All completed work is kept. Free some disk space, and "
-            "run again to continue."
-        )
-    print(f"error: {error}", file=sys.stderr)
+        place = f"{e.filename or stage_dir}: {os.strerror(e.errno)}"
+        message = f"{place}. All completed work is kept. Free some disk space, and run again to continue."
+    print(f"error: {message}", file=sys.stderr)
     return 2
 
 
