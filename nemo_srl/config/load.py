@@ -75,9 +75,7 @@ def _backend_settings(section: str, given: Any) -> Any:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), given)
         if missing := sorted(OmegaConf.missing_keys(merged)):
-            raise ConfigError(
-                f"{section}.{missing[0]}=???: {section}.name={name!r} needs this setting. Give it a value."
-            )
+            raise ConfigError(f"{section}.{missing[0]}=???: {section}.name={name!r} needs this setting. Give a value.")
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as e:
         raise ConfigError(f"{section}.{e.key}: {e.msg or e}") from e

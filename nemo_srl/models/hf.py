@@ -212,9 +212,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(
-            f"{path}: is missing. A Hugging Face model directory has one. {families.supported()}"
-        ) from None
+        raise ModelError(f"{path}: is missing. A Hugging Face model has this file. {families.supported()}") from None
     except ValueError as error:
         raise ModelError(f"{path}: is not valid JSON ({error}). Copy or download it again.") from error
     if not isinstance(value, dict):

@@ -122,9 +122,8 @@ def curve_chart(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: s
     for i, points in enumerate(finite.values()):
         thinned = points[:: max(1, len(points) // _MAX_POINTS)]
         parts.append(_line([(frame.x(x), frame.y(y)) for x, y in thinned], i))
-    described = "; ".join(
-        f"{name}: {points[0][1]:.4g} to {points[-1][1]:.4g}" for name, points in finite.items() if points
-    )
+    ends = ((name, points[0][1], points[-1][1]) for name, points in finite.items() if points)
+    described = "; ".join(f"{name}: {first:.4g} to {last:.4g}" for name, first, last in ends)
     return Chart(title=title, svg=_svg(title, described, parts), legend=_legend(finite))
 
 

@@ -18,10 +18,8 @@ def _request(q: Question, given: list[tuple[str, str]], ctx: Context) -> Generat
     """Asks for the answer to the first turn that is not yet `given`."""
     turn, text = len(given), q.turns[len(given)]
     ids = ctx.chat.encode(ctx.chat.render(text, after=given))
-    key = f"{q.key}/turn{turn}"
-    return GenerationRequest(
-        key=key, prompt_token_ids=ids, text=text, earlier_turns=tuple(given), n=1, seed=ctx.cfg.seed
-    )
+    key, earlier, seed = f"{q.key}/turn{turn}", tuple(given), ctx.cfg.seed
+    return GenerationRequest(key=key, prompt_token_ids=ids, text=text, earlier_turns=earlier, n=1, seed=seed)
 
 
 def run(ctx: Context) -> Made[Candidate]:

@@ -15,11 +15,9 @@ from nemo_srl.workload import Assumptions, Generated
 
 def answers_to(prompts: Sequence[Prompt], ctx: Context, caller: Caller, *, title: str) -> list[Candidate]:
     """N answers to every prompt, in the order of the prompts."""
-    encoded = {p.key: ctx.chat.encode(ctx.chat.render(p.text)) for p in prompts}
+    ids = {p.key: ctx.chat.encode(ctx.chat.render(p.text)) for p in prompts}
     n, seed = ctx.cfg.candidates.num_samples, ctx.cfg.seed
-    requests = [
-        GenerationRequest(key=p.key, prompt_token_ids=encoded[p.key], text=p.text, n=n, seed=seed) for p in prompts
-    ]
+    requests = [GenerationRequest(key=p.key, prompt_token_ids=ids[p.key], text=p.text, n=n, seed=seed) for p in prompts]
     found = caller.complete(requests, "candidates", title=title)
     return [candidate(p.key, c.index, p.text, c) for p in prompts for c in found[p.key]]
 

@@ -178,9 +178,8 @@ class _Batch:
             last = torch.tensor([tokens[-1] for tokens in self.tokens])
             self._logits = self.model.decode(last, self._positions, self._cache)
             self._positions += 1
-        chosen = choose(
-            self._logits, self._uniforms[:, num_done], temperature=params.temperature, top_p=params.top_p
-        ).tolist()
+        uniforms = self._uniforms[:, num_done]
+        chosen = choose(self._logits, uniforms, temperature=params.temperature, top_p=params.top_p).tolist()
         for row, token in enumerate(chosen):
             self.tokens[row].append(token)
             if token in self._is_number:

@@ -61,10 +61,7 @@ class PrefilledPrompts:
     def of_prompt(self, end: Segment) -> tuple[Tensor, Tensor]:
         """Keys and values of the whole prompt whose last segment is `end`."""
         spans = [self.span(segment) for segment in end.path]
-        return (
-            torch.cat([self.keys[:, span] for span in spans], 1),
-            torch.cat([self.values[:, span] for span in spans], 1),
-        )
+        return torch.cat([self.keys[:, x] for x in spans], 1), torch.cat([self.values[:, x] for x in spans], 1)
 
 
 class LlamaModel:

@@ -49,9 +49,7 @@ def max_seq_len(cfg: TrtllmSettings, spec: ModelSpec) -> int:
     """The most tokens that a prompt and its completion may have together. Raises `ConfigError`."""
     asked, context = cfg.max_seq_len, spec.max_position_embeddings
     if asked is not None and asked > context:
-        raise ConfigError(
-            f"engine.max_seq_len={asked}: the model's context has {context} tokens. Lower it, or unset it."
-        )
+        raise ConfigError(f"engine.max_seq_len={asked}: the model's context has {context} tokens. Lower it.")
     return context if asked is None else asked
 
 
