@@ -3,15 +3,18 @@
 #   make test        the tests
 #   make proof       shows in minutes that self-rewarding beats shuffled scores (examples/proof); fails if it does not
 #   make proof-full  the whole experiment of benchmarks/results/proof-*, in about an hour
-# PYTHON names the interpreter (3.10 to 3.12). ARGS goes to the program: make iterate ARGS="dpo.beta=0.2".
+#   make lock-check  shows that requirements.lock can be installed on every Python from 3.10 to 3.13
+# PYTHON names the interpreter (3.10 to 3.13). ARGS goes to the program: make iterate ARGS="dpo.beta=0.2".
+# TORCH is the build of torch: cpu, cuda, or auto. auto takes the CUDA build where there is an NVIDIA GPU.
 
 PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
+TORCH  ?= auto
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed-$(shell cksum requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
+STAMP  := $(VENV)/.installed-$(TORCH)-$(shell cksum requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: iterate proof proof-full test check format install clean
+.PHONY: iterate proof proof-full test check lock-check format install clean
 
 iterate: install
 	$(BIN)/python recipes/iterate.py $(ARGS)
@@ -32,6 +35,9 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+lock-check: install
+	$(BIN)/python tools/lock_check.py
+
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -40,13 +46,11 @@ install: $(STAMP)
 
 # The stamp's name has a checksum of these files, so make installs again after one of them was edited.
 $(STAMP): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else \
-	    "PYTHON=$(PYTHON) is Python %d.%d, and nemo_srl needs 3.10 to 3.12: make PYTHON=python3.11 ..." % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else \
+	    "PYTHON=$(PYTHON) is Python %d.%d, and nemo_srl needs 3.10 to 3.13: make PYTHON=python3.12 ..." % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24,<26"
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock "$(shell grep '^torch==' requirements.lock)"
-	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python tools/install.py $(TORCH)
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
