@@ -36,7 +36,7 @@ check: install
 	$(BIN)/lint-imports
 
 lock-check: install
-	$(BIN)/python tools/lock_check.py
+	$(BIN)/python -m tools.lock_check
 
 format: install
 	$(BIN)/ruff check --fix .
@@ -50,7 +50,7 @@ $(STAMP): requirements.lock pyproject.toml
 	    "PYTHON=$(PYTHON) is Python %d.%d, and nemo_srl needs 3.10 to 3.13: make PYTHON=python3.12 ..." % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24,<26"
-	$(BIN)/python tools/install.py $(TORCH)
+	$(BIN)/python -m tools.install $(TORCH)
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 

@@ -77,14 +77,20 @@ def install_torch(build: str, lock: str) -> None:
     subprocess.run([*PIP, "install", "--quiet", "--constraint", str(LOCK), *pins], check=True)
 
 
+def uv_environment() -> dict[str, str]:
+    """The environment in which uv trusts the certificates that pip trusts, and uses pip's mirror if pip has one."""
+    environment = {"UV_SYSTEM_CERTS": "1", **os.environ}
+    settings = subprocess.run([*PIP, "config", "list"], text=True, capture_output=True).stdout
+    if index := re.search(r"\.index-url='(.+)'", settings):
+        environment.setdefault("UV_DEFAULT_INDEX", index[1])
+    return environment
+
+
 def install_rest() -> None:
     """Install every pin of the lock file, without looking at what the packages themselves ask for."""
     print("Installing the rest of requirements.lock: about 0.4 GB to download, 1.5 GB on disk", flush=True)
     # megatron-core's build runs the `python3` of PATH and expects pybind11 there.
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    settings = subprocess.run([*PIP, "config", "list"], text=True, capture_output=True).stdout
-    if index := re.search(r"\.index-url='(.+)'", settings):
-        environment.setdefault("UV_DEFAULT_INDEX", index[1])  # the mirror that pip is set up to use
+    environment = {**uv_environment(), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     uv = [sys.executable, "-m", "uv", "pip", *LOCKED, "--quiet", "--python", sys.executable]
     if subprocess.run(uv, env=environment).returncode:
         print("uv failed, for the reason above. Trying again with pip, which takes minutes.", flush=True)
@@ -95,7 +101,7 @@ def install_rest() -> None:
 def main() -> None:
     (build,) = sys.argv[1:]
     if build not in ("auto", "cpu", "cuda"):
-        sys.exit(f"error: TORCH={build} is no build of torch that is known here. Use auto, cpu or cuda.")
+        sys.exit(f"error: TORCH={build}: it must be auto, cpu or cuda.")
     lock = LOCK.read_text()
     try:
         install_torch(build, lock)

@@ -14,7 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-LOCK = Path(__file__).resolve().parent.parent / "requirements.lock"
+from packaging.requirements import Requirement
+
+from tools import install
+
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 PLATFORM = "x86_64-manylinux_2_28"
 """Linux with glibc 2.28 (Debian 10, RHEL 8) or newer. The wheels of torch 2.13 need that."""
@@ -39,14 +42,26 @@ def pin(lock: str, name: str) -> str:
 
 
 def look_for_wheels(lock: str, python: str) -> str:
-    """What uv complains about when it may use wheels only, on a Python ("3.12"). Empty if every pin has a wheel."""
-    wanted = [line for line in lock.splitlines() if re.split(r"[=<>~! ]", line)[0] not in SOURCE_ONLY]
+    """What uv complains about when it may use wheels only, on a Python ("3.12"). Empty if every pin has a wheel.
+
+    uv may have failed for another reason, such as a package index that only pip can reach. So pip has the last word.
+    """
+    pins = [Requirement(line) for line in lock.splitlines() if line and not line.startswith("#")]
+    here = [x for x in pins if not x.marker or x.marker.evaluate({"python_version": python})]
+    wanted = [f"{x.name}{x.specifier}" for x in here if x.name not in SOURCE_ONLY]
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--python-version", python, "--python-platform", PLATFORM]
-    # uv would otherwise download a Python of that version, although it has nothing to run on it.
-    command += ["--python", sys.executable, "--no-python-downloads", "-"]
-    done = subprocess.run(command, input="\n".join(wanted), text=True, capture_output=True)
-    return done.stderr if done.returncode else ""
+    command += ["--python-version", python, "--python-platform", PLATFORM, "-"]
+    uv = subprocess.run(command, input="\n".join(wanted), text=True, capture_output=True, env=install.uv_environment())
+    return uv.stderr if uv.returncode and not pip_finds_wheels(wanted, python) else ""
+
+
+def pip_finds_wheels(wanted: list[str], python: str) -> bool:
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed", "--no-deps"]
+    command += ["--only-binary=:all:", "--python-version", python, "--target", tempfile.gettempdir()]
+    # pip takes the names of platforms literally. uv knows that a newer glibc runs what was made for an older one.
+    tags = ["linux", *(f"manylinux{year}" for year in (1, 2010, 2014)), *(f"manylinux_2_{n}" for n in range(5, 29))]
+    command += [f"--platform={tag}_x86_64" for tag in tags]
+    return subprocess.run([*command, *wanted], capture_output=True).returncode == 0
 
 
 def build_without_compiler(lock: str) -> list[str]:
@@ -72,7 +87,7 @@ def build_without_compiler(lock: str) -> list[str]:
 
 
 def main() -> None:
-    lock = LOCK.read_text()
+    lock = install.LOCK.read_text()
     failed = False
     for python in PYTHONS:
         complaint = look_for_wheels(lock, python)
