@@ -50,7 +50,9 @@ def look_for_wheels(lock: str, python: str) -> str:
     here = [x for x in pins if not x.marker or x.marker.evaluate({"python_version": python})]
     wanted = [f"{x.name}{x.specifier}" for x in here if x.name not in SOURCE_ONLY]
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--python-version", python, "--python-platform", PLATFORM, "-"]
+    command += ["--python-version", python, "--python-platform", PLATFORM]
+    # uv would otherwise download a Python of that version, although it has nothing to run on it.
+    command += ["--python", sys.executable, "--no-python-downloads", "-"]
     uv = subprocess.run(command, input="\n".join(wanted), text=True, capture_output=True, env=install.uv_environment())
     return uv.stderr if uv.returncode and not pip_finds_wheels(wanted, python) else ""
 
