@@ -95,7 +95,7 @@ def install_rest() -> None:
 def main() -> None:
     (build,) = sys.argv[1:]
     if build not in ("auto", "cpu", "cuda"):
-        sys.exit(f"error: TORCH={build} is no build of torch that is known here. Use auto, cpu or cuda.")
+        sys.exit(f"error: TORCH={build}: it must be auto, cpu or cuda.")
     lock = LOCK.read_text()
     try:
         install_torch(build, lock)
