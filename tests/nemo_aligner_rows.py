@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def main(model_dir: str, pairs: str, output: str) -> None:
-    from nemo_srl.trainers.nemo_aligner import cpu
+    from nemo_srl.trainers.nemo_aligner.platforms import cpu
 
     cpu.install()
     import torch

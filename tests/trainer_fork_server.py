@@ -21,7 +21,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)  # a fork inherits no threads, so none may have been started here
-    from nemo_srl.trainers.nemo_aligner import cpu
+    from nemo_srl.trainers.nemo_aligner.platforms import cpu
 
     cpu.install()
     import nemo_srl.trainers.nemo_aligner.session  # noqa: F401
@@ -53,7 +53,7 @@ def _fork(job: dict, rank: int, port: int) -> int:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        from nemo_srl.trainers.nemo_aligner import cpu
+        from nemo_srl.trainers.nemo_aligner.platforms import cpu
         from nemo_srl.trainers.nemo_aligner.session import run_session
 
         if job["at_step"] is not None and rank == 0:

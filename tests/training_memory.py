@@ -21,7 +21,7 @@ def main(jobs: list[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from nemo_srl.trainers.nemo_aligner import cpu
+    from nemo_srl.trainers.nemo_aligner.platforms import cpu
 
     cpu.install()
     import nemo_srl.trainers.nemo_aligner.session  # noqa: F401

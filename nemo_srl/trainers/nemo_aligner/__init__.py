@@ -7,7 +7,7 @@ trainer.py                   prepare, train, export                             
 run.py                       one rank: environment, platform                      torch, NeMo
 session.py                   one rank: NeMo-Aligner's model, data and loop
 batches.py, metrics.py, losses.py, progress.py, stopping.py   what session.py puts into that loop
-cpu.py, cpu_modules.py       the platform where there is no CUDA; no other module depends on it
+platforms/                   CPUs, GPUs with pip packages alone, and NVIDIA's containers
 """
 
 from __future__ import annotations

@@ -16,28 +16,57 @@ import sys
 import warnings
 from pathlib import Path
 
-from nemo_srl.errors import ConfigError
+from nemo_srl.errors import ConfigError, NemoSrlError
+from nemo_srl.trainers.nemo_aligner import platforms
+from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 from nemo_srl.trainers.nemo_aligner.versions import check_versions
 
 
-def train(work_dir: Path) -> None:
+def train(work_dir: Path, settings: NemoAlignerSettings) -> None:
     """Train what `prepare` wrote into `work_dir`. Called on every rank."""
-    check_versions()
+    packages = check_versions()
     adopt_rank_environment(os.environ)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # checkpoints are written by forked processes
+    if settings.platform == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when PyTorch first looks for GPUs
     if not sys.warnoptions:
         # NeMo makes hundreds of warnings, of deprecations and of missing optional packages. Errors stay errors.
         warnings.simplefilter("ignore")
+    machine = platforms.this_machine()
+    name = platforms.choose(settings.platform, machine)
+    platforms.check_precision(settings.precision, name, machine)
+    if os.environ["RANK"] == "0":
+        print(platforms.describe(name, machine, packages), file=sys.stderr, flush=True)
+    platform = platforms.load(name)
+    platform.install()
     import torch
 
-    on_cpu = not torch.cuda.is_available()
-    if on_cpu:
-        from nemo_srl.trainers.nemo_aligner import cpu
-
-        cpu.install()
     from nemo_srl.trainers.nemo_aligner.session import run_session
 
-    run_session(work_dir, adapt_plan=cpu.adapt_plan if on_cpu else None)
+    try:
+        run_session(work_dir, adapt_plan=platform.adapt_plan)
+    except torch.OutOfMemoryError as e:
+        raise NemoSrlError(out_of_memory(settings, *torch.cuda.mem_get_info(), torch.cuda.memory_reserved())) from e
+
+
+def out_of_memory(settings: NemoAlignerSettings, free: int, total: int, reserved: int) -> str:
+    """What to say when a GPU is full. Bytes: `free` and `total` of the GPU, and `reserved` by this process."""
+    others = total - free - reserved
+    lines = [
+        f"trainer.micro_batch_size={settings.micro_batch_size}: the GPU's memory is full. This process has "
+        f"{reserved / 1e9:.1f} of {total / 1e9:.1f} GB."
+    ]
+    if others > 1e9:
+        lines.append(
+            f"Other processes have {others / 1e9:.1f} GB of the same GPU: nvidia-smi lists them. End them first."
+        )
+    if settings.micro_batch_size > 1:
+        lines.append("Lower trainer.micro_batch_size.")
+    lines.append(
+        "Or divide the model over more GPUs: raise trainer.tensor_model_parallel_size. `python recipes/plan.py` says "
+        "how much memory a training needs."
+    )
+    return " ".join(lines)
 
 
 def adopt_rank_environment(environ: dict[str, str] | os._Environ[str]) -> None:

@@ -47,11 +47,10 @@ from nemo_srl.trainers.nemo_aligner.stopping import StopRequest
 from nemo_srl.trainers.nemo_aligner.training_plan import NEMO_DIR, PLAN_FILE, START_DIR, TOKENIZER_DIR
 
 
-def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None] | None) -> None:
+def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None]) -> None:
     """Build everything from the plan in `work_dir` and train to its end."""
     cfg = _load_plan(work_dir)
-    if adapt_plan is not None:
-        adapt_plan(cfg)
+    adapt_plan(cfg)
     # NeMo warns of every key that a configuration could have, and Lightning lists the accelerators it does not use.
     nemo_logging.setLevel(nemo_logging.ERROR)
     for name in ("lightning.pytorch", "lightning.fabric"):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from nemo_srl.config.check import check
 from nemo_srl.config.training import OptimConfig
+from nemo_srl.trainers.nemo_aligner.platforms import PLATFORMS
 
 
 @dataclass
@@ -14,6 +15,8 @@ class NemoAlignerSettings:
     precision: str = "bf16"
     """bf16: products in bfloat16 over float32 weights (NeMo's autocast); bf16-O2: Megatron's bfloat16
     weights with float32 masters in the distributed optimizer; 32: float32 throughout."""
+    platform: str = "auto"
+    """cpu; cuda: NVIDIA GPUs with pip packages alone; ngc: with Transformer Engine and Apex; auto: what is there."""
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
     sequence_parallel: bool = False
@@ -27,6 +30,8 @@ class NemoAlignerSettings:
             check(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "must be at least 1")
         known = ("bf16", "bf16-O2", "32")
         check(self.precision in known, "trainer.precision", self.precision, f"must be one of {known}")
+        platforms = ("auto", *PLATFORMS)
+        check(self.platform in platforms, "trainer.platform", self.platform, f"must be one of {platforms}")
         model_parallel = self.tensor_model_parallel_size * self.pipeline_model_parallel_size
         check(
             self.world_size % model_parallel == 0,

@@ -77,7 +77,7 @@ class NemoAlignerTrainer:
         """Train to the end, from the last checkpoint if there is one. Every rank calls it."""
         from nemo_srl.trainers.nemo_aligner import run
 
-        run.train(work_dir)
+        run.train(work_dir, self._settings)
 
     def export(self, work_dir: Path, model_dir: Path) -> Mapping[str, float]:
         """Write the trained weights as `model_dir`, remove the checkpoints, and return a summary of the training.

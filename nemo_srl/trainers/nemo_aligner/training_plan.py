@@ -5,7 +5,8 @@ minutes of start-up, in the middle of the training, or never. Needs neither NeMo
 
 The result is the tree of NeMo-Aligner's `examples/nlp/gpt/conf/gpt_{sft,dpo}.yaml` merged with the model's
 part of NeMo's `megatron_gpt_config.yaml`. Paths in it are relative to the work directory. It describes a
-training on GPUs with Transformer Engine. `cpu.adapt_plan` changes what a machine without them needs otherwise.
+training on GPUs with Transformer Engine. A platform's `adapt_plan` changes what a
+machine without them needs otherwise.
 
 Does not cover: LoRA, context parallelism, virtual pipeline stages, fp8, packed sequences.
 """

@@ -1,4 +1,4 @@
-"""Plain PyTorch modules in the place of Transformer Engine's, and an Adam in the place of Apex's. `cpu.py` uses them.
+"""Plain PyTorch modules in the place of Transformer Engine's.
 
 Every class takes the constructor arguments that megatron-core 0.11.0's layer specs pass to the real class, and has
 the same parameter names and the same sharding in checkpoints. They compute what the layers are defined to be: RMSNorm,
@@ -130,34 +130,3 @@ class DistributedLogprob(torch.autograd.Function):
         of_logits = torch.zeros(ctx.shape, dtype=ctx.dtype)
         of_logits.view(-1, ctx.shape[-1])[rows] = of_rows.to(ctx.dtype)
         return of_logits, None, None, None
-
-
-class FusedAdam(torch.optim.Optimizer):
-    """AdamW with the state of Apex's `FusedAdam`: one step count per group, and moments per parameter.
-
-    The weight decay is decoupled (Loshchilov & Hutter 2019), the moments are bias-corrected (Kingma & Ba 2015).
-    """
-
-    def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
-        defaults = {"lr": lr, "bias_correction": True, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            if not group["params"]:
-                continue
-            group["step"] = step = int(group.get("step", 0)) + 1
-            beta1, beta2 = group["betas"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state, gradient = self.state[parameter], parameter.grad.to(parameter.dtype)
-                if "exp_avg" not in state:
-                    state["exp_avg"] = torch.zeros_like(parameter)
-                    state["exp_avg_sq"] = torch.zeros_like(parameter)
-                state["exp_avg"].mul_(beta1).add_(gradient, alpha=1 - beta1)
-                state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                denominator = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
-                parameter.addcdiv_(state["exp_avg"] / (1 - beta1**step), denominator, value=-group["lr"])

@@ -1,0 +1,157 @@
+"""NeMo-Aligner on a machine without CUDA.
+
+Its training code itself is plain PyTorch. `install` makes two replacements, once per process and before NeMo is
+imported. With them the code runs unchanged on CPUs with gloo:
+
+1. The CPU takes the place of PyTorch's CUDA: devices, streams, random states, autocast.
+2. `stand_ins.py` takes the place of Transformer Engine and Apex, and writes the checkpoints.
+
+The replacements are global and stay until the process ends. Not possible here: Apex's optimizers, packed sequences,
+context parallelism, fp8.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch._dynamo  # it builds a table of torch functions, some of which are replaced below
+from omegaconf import DictConfig
+from torch.overrides import TorchFunctionMode
+
+from nemo_srl.trainers.nemo_aligner.platforms import stand_ins
+
+_CPU = torch.device("cpu")
+
+
+def install() -> None:
+    """Prepare this process so that NeMo-Aligner can train in it. Call it before NeMo or megatron-core is imported."""
+    stand_ins.prepare_environment()
+    _prefer_onednn()
+    _replace_cuda_functions()
+    _map_autocast()
+    mode: Any = _CudaToCpu()
+    mode.__enter__()  # never left: torch keeps it on its stack of modes
+    stand_ins.install()
+    _replace_megatron_functions()
+
+
+def adapt_plan(cfg: DictConfig) -> None:
+    """Change those settings of a plan that name hardware: the accelerator, and kernels that are not there."""
+    cfg.trainer.accelerator = "cpu"
+    stand_ins.adapt_plan(cfg)
+
+
+def _is_cuda(device: object) -> bool:
+    """Whether `device` names a CUDA device: an index, "cuda:0" or a torch.device."""
+    if isinstance(device, bool):
+        return False
+    if isinstance(device, torch.device):
+        return device.type == "cuda"
+    return isinstance(device, int) or (isinstance(device, str) and device.startswith("cuda"))
+
+
+class _CudaToCpu(TorchFunctionMode):
+    """Replaces CUDA devices in the arguments of every torch call: `.cuda()`, `.to("cuda")`, `device=0`, pinning."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.Tensor.cuda, torch.Tensor.pin_memory):
+            return args[0]
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            # NeMo sorts gradients into buckets by names such as "torch.cuda.FloatTensor".
+            return func(args[0]).replace("torch.", "torch.cuda.", 1)
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = _CPU
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
+        if func is torch.Tensor.to:
+            args = (args[0], *(_CPU if not isinstance(a, int) and _is_cuda(a) else a for a in args[1:]))
+        return func(*args, **kwargs)
+
+
+class _Nothing:
+    """A CUDA stream or event: every method exists and does nothing."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return _nothing
+
+
+def _nothing(*args: object, **kwargs: object) -> None:
+    return None
+
+
+def _prefer_onednn() -> None:
+    """Let oneDNN instead of MKL multiply float32 matrices. The result is the same, and on AMD it is twice as fast.
+
+    torch takes oneDNN only when it is allowed to lower the precision. On most processors oneDNN computes in float32 all
+    the same. On one where it does lower the precision (AMX), the test below notices it and takes this back.
+    """
+    torch.set_float32_matmul_precision("medium")
+    just_above_one = torch.full((64, 64), 1 + 2**-20)  # rounds to 1 in bfloat16 and TF32
+    if not torch.equal(just_above_one @ torch.eye(64), just_above_one):
+        torch.set_float32_matmul_precision("highest")
+
+
+def _replace_cuda_functions() -> None:
+    cuda: Any = torch.cuda
+    for name in ("set_device", "synchronize", "empty_cache", "set_stream", "_lazy_init"):
+        setattr(cuda, name, _nothing)
+    cuda.current_device = lambda: 0
+    # It must be above 0. Otherwise NeMo would not seed megatron-core's random state tracker.
+    cuda.device_count = lambda: int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    for name in ("memory_allocated", "max_memory_allocated", "max_memory_reserved"):
+        setattr(cuda, name, lambda *args, **kwargs: 0)
+    cuda.manual_seed = torch.manual_seed
+    cuda.get_rng_state = cuda.random.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    cuda.Stream = cuda.Event = cuda.current_stream = cuda.default_stream = _Nothing
+    cuda.stream = lambda stream: contextlib.nullcontext()
+    for name in ("FloatTensor", "IntTensor", "HalfTensor", "BFloat16Tensor"):
+        setattr(cuda, name, getattr(torch, name))
+    module: Any = torch.nn.Module
+    module.cuda = lambda self, *args, **kwargs: self
+    # megatron-core compiles small fused functions at import. Here that takes more time than it saves.
+    patched: Any = torch
+    patched.compile = lambda function=None, *args, **kwargs: function if callable(function) else lambda f: f
+
+
+def _map_autocast() -> None:
+    """Turn autocast for "cuda" into autocast for "cpu", in forward passes and in autograd functions.
+
+    megatron-core's linear layers save by `custom_fwd` whether autocast was on, and restore that in their backward pass.
+    They ask for CUDA's state. Without this the backward pass would mix dtypes.
+    """
+    original = torch.autocast
+
+    class CpuAutocast(original):  # type: ignore[misc, valid-type]
+        def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
+            super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
+
+    def mapped(decorator: Callable[..., Any]) -> Callable[..., Any]:
+        def decorate(function: Any = None, *, device_type: str, **kwargs: Any) -> Any:
+            return decorator(function, device_type="cpu" if device_type == "cuda" else device_type, **kwargs)
+
+        return decorate
+
+    patched: Any = torch
+    patched.autocast = CpuAutocast
+    patched.amp.custom_fwd = mapped(torch.amp.custom_fwd)
+    patched.amp.custom_bwd = mapped(torch.amp.custom_bwd)
+
+
+def _replace_megatron_functions() -> None:
+    import megatron.core.tensor_parallel.random as random
+    import nemo_aligner.utils.distributed as aligner
+
+    from nemo_srl.trainers.nemo_aligner.platforms.modules import DistributedLogprob
+
+    random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    aligner.DistributedLogprob = DistributedLogprob

@@ -1,0 +1,151 @@
+"""Which platform a training runs on, what is said where none works, and what takes the place of missing packages."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nemo_srl.errors import ConfigError
+from nemo_srl.trainers.nemo_aligner.platforms import Machine, check_precision, choose, describe
+from nemo_srl.trainers.nemo_aligner.platforms.adam import FusedAdam
+from nemo_srl.trainers.nemo_aligner.run import out_of_memory
+from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
+
+CPU = Machine(torch="2.13.0+cpu")
+CUDA = Machine(
+    torch="2.13.0", torch_cuda="13.0", gpus=("NVIDIA H100",), compute_capability=(9, 0), has_driver=True
+)  # fmt: skip
+NGC = replace(CUDA, transformer_engine="2.0", apex="0.1")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "machine", "platform"),
+    [
+        ("auto", CPU, "cpu"),
+        ("auto", CUDA, "cuda"),
+        ("auto", NGC, "ngc"),
+        ("cpu", NGC, "cpu"),
+        ("cuda", NGC, "cuda"),
+        ("cuda", replace(NGC, apex=None), "cuda"),
+        ("ngc", NGC, "ngc"),
+    ],
+)
+def test_the_platform_follows_what_is_installed_and_can_be_forced(wanted: str, machine: Machine, platform: str) -> None:
+    assert choose(wanted, machine) == platform
+
+
+@pytest.mark.parametrize(
+    ("wanted", "machine", "message"),
+    [
+        (
+            "auto",
+            replace(NGC, apex=None),
+            r"Engine 2\.0 is installed\. Apex is not.*trainer\.platform=cuda",
+        ),
+        ("auto", replace(NGC, transformer_engine=None), r"Apex 0\.1 is installed\. Transformer Engine is not"),
+        ("ngc", CUDA, r"'ngc': Transformer Engine and Apex are not installed.*trainer\.platform=cuda"),
+        ("cuda", CPU, r"torch 2\.13\.0\+cpu is a CPU build.*make TORCH=cuda install.*trainer\.platform=cpu"),
+        ("cuda", replace(CUDA, gpus=(), has_driver=False), "no NVIDIA driver"),
+        ("ngc", replace(CUDA, gpus=()), r"finds no usable GPU.*CUDA_VISIBLE_DEVICES=.*CUDA 13\.0"),
+    ],
+)
+def test_a_platform_that_cannot_work_is_refused_with_the_remedy(wanted: str, machine: Machine, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        choose(wanted, machine)
+
+
+def test_an_unknown_platform_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.platform='tpu'.*auto.*cpu.*cuda.*ngc"):
+        NemoAlignerSettings(platform="tpu")
+
+
+def test_bfloat16_is_refused_on_a_gpu_that_has_none() -> None:
+    old = replace(CUDA, gpus=("Tesla T4",), compute_capability=(7, 5))
+    with pytest.raises(ConfigError, match=r"trainer\.precision='bf16-O2': Tesla T4.*7\.5.*trainer\.precision=32"):
+        check_precision("bf16-O2", "cuda", old)
+    check_precision("32", "cuda", old)
+    check_precision("bf16", "cuda", CUDA)
+    check_precision("bf16", "cpu", CPU)
+
+
+def test_the_log_names_the_platform_and_the_versions() -> None:
+    packages = {"megatron-core": "0.11.0"}
+    assert describe("cuda", CUDA, packages) == "platform cuda: 1 x NVIDIA H100; torch 2.13.0, megatron-core 0.11.0"
+    assert describe("ngc", NGC, packages).endswith("transformer-engine 2.0, apex 0.1")
+    assert describe("cpu", CPU, packages) == "platform cpu: CPU; torch 2.13.0+cpu, megatron-core 0.11.0"
+
+
+def test_a_gpu_that_is_not_used_is_said() -> None:
+    assert "has an NVIDIA driver, but torch 2.13.0+cpu is a CPU build" in describe(
+        "cpu", replace(CPU, has_driver=True), {}
+    )
+    assert "trainer.platform=cpu was asked for" in describe("cpu", CUDA, {})
+
+
+def test_a_full_gpu_names_the_setting_and_the_other_processes() -> None:
+    message = out_of_memory(NemoAlignerSettings(micro_batch_size=4), int(1e9), int(80e9), int(60e9))
+    assert "trainer.micro_batch_size=4" in message
+    assert "This process has 60.0 of 80.0 GB" in message
+    assert "Other processes have 19.0 GB" in message
+    assert "Lower trainer.micro_batch_size" in message
+    alone = out_of_memory(NemoAlignerSettings(), int(1e9), int(80e9), int(79e9))
+    assert "Other processes" not in alone
+    assert "Lower" not in alone
+    assert "trainer.tensor_model_parallel_size" in alone
+    assert "recipes/plan.py" in alone
+
+
+def test_adams_kernel_makes_the_same_steps_as_the_formula() -> None:
+    def trained(update: str) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(3, 5, generator=generator)) for _ in range(2)]
+        adam = FusedAdam(parameters, lr=0.1, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1)
+        adam.update = getattr(adam, update)  # type: ignore[method-assign]
+        for _ in range(4):
+            for p in parameters:
+                p.grad = torch.randn(3, 5, generator=generator)
+            adam.step()
+        assert adam.param_groups[0]["step"] == 4, "one count for the group, which a checkpoint can keep"
+        assert all(set(adam.state[p]) == {"exp_avg", "exp_avg_sq"} for p in parameters)
+        return [p.detach() for p in parameters]
+
+    for ours, kernel in zip(trained("update"), trained("update_by_kernel"), strict=True):
+        torch.testing.assert_close(ours, kernel, rtol=1e-6, atol=1e-6)
+
+
+def test_no_other_platform_is_imported() -> None:
+    code = (
+        "import sys\nfrom nemo_srl.trainers.nemo_aligner import platforms\n"
+        "platforms.load(platforms.choose('auto', platforms.Machine()))\n"
+        "print(*[name.rpartition('.')[2] for name in sys.modules if name.startswith(platforms.__name__ + '.')])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert sorted(found.split()) == ["cpu", "stand_ins"]
+
+
+def test_without_transformer_engine_and_apex_a_gpu_gets_our_layers_and_keeps_its_own_cuda() -> None:
+    """The platform `cuda`, installed on a machine without one: what it replaces, and what it leaves."""
+    code = """
+import torch
+devices = torch.cuda.current_device, torch.cuda.Stream, torch.Tensor.cuda, torch.autocast
+from nemo_srl.trainers.nemo_aligner.platforms import cuda
+cuda.install()
+import megatron.core.optimizer as optimizer
+import nemo.collections.nlp.parts.nlp_overrides as overrides
+import nemo_aligner.utils.distributed as aligner
+from megatron.core.extensions import transformer_engine
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from nemo_srl.trainers.nemo_aligner.platforms import adam, modules, stand_ins
+assert transformer_engine.TENorm is modules.Norm
+assert optimizer.Adam is adam.FusedAdam
+assert overrides.HAVE_APEX
+assert aligner.DistributedLogprob.__module__ == "nemo_aligner.utils.distributed"
+assert FileSystemWriterAsync.write_preloaded_data_multiproc.__module__ == stand_ins.__name__
+assert devices == (torch.cuda.current_device, torch.cuda.Stream, torch.Tensor.cuda, torch.autocast)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
