@@ -52,6 +52,8 @@ class TrainerBackend:
     memory: Callable[[OptimConfig, Any, ModelSpec], TrainingMemory]
     checkpoint_bytes: Callable[[Any, ModelSpec], float]
     """The size of one checkpoint, from which an interrupted training goes on."""
+    describe: Callable[[Any], str] = lambda settings: settings.name
+    """What trainings with these settings run on here: devices and versions. Raises `ConfigError` if they cannot."""
 
 
 def trainer_backend(settings: TrainerSettings) -> TrainerBackend:

@@ -18,6 +18,13 @@ from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 from nemo_srl.trainers.nemo_aligner.trainer import NemoAlignerTrainer
 from nemo_srl.trainers.nemo_aligner.training_plan import check_plan
 
+
+def _describe(settings: NemoAlignerSettings) -> str:
+    from nemo_srl.trainers.nemo_aligner.run import choose_platform
+
+    return choose_platform(settings)[1]
+
+
 BACKEND = TrainerBackend(
     settings=NemoAlignerSettings,
     decisive=("precision",),
@@ -25,4 +32,5 @@ BACKEND = TrainerBackend(
     check=check_plan,
     memory=training_memory,
     checkpoint_bytes=checkpoint_bytes,
+    describe=_describe,
 )

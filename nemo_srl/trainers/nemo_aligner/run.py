@@ -24,19 +24,14 @@ from nemo_srl.trainers.nemo_aligner.versions import check_versions
 
 def train(work_dir: Path, settings: NemoAlignerSettings) -> None:
     """Train what `prepare` wrote into `work_dir`. Called on every rank."""
-    packages = check_versions()
     adopt_rank_environment(os.environ)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # checkpoints are written by forked processes
-    if settings.platform == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when PyTorch first looks for GPUs
     if not sys.warnoptions:
         # NeMo makes hundreds of warnings, of deprecations and of missing optional packages. Errors stay errors.
         warnings.simplefilter("ignore")
-    machine = platforms.this_machine()
-    name = platforms.choose(settings.platform, machine)
-    platforms.check_precision(settings.precision, name, machine)
+    name, description = choose_platform(settings)
     if os.environ["RANK"] == "0":
-        print(platforms.describe(name, machine, packages), file=sys.stderr, flush=True)
+        print(description, file=sys.stderr, flush=True)
     platform = platforms.load(name)
     platform.install()
     import torch
@@ -47,6 +42,17 @@ def train(work_dir: Path, settings: NemoAlignerSettings) -> None:
         run_session(work_dir, adapt_plan=platform.adapt_plan)
     except torch.OutOfMemoryError as e:
         raise NemoSrlError(out_of_memory(settings, *torch.cuda.mem_get_info(), torch.cuda.memory_reserved())) from e
+
+
+def choose_platform(settings: NemoAlignerSettings) -> tuple[str, str]:
+    """The platform's name, and a line that describes it. Raises `ConfigError` if a training could not run here."""
+    packages = check_versions()
+    if settings.platform == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when PyTorch first looks for GPUs
+    machine = platforms.this_machine()
+    name = platforms.choose(settings.platform, machine)
+    platforms.check_precision(settings.precision, name, machine)
+    return name, platforms.describe(name, machine, packages)
 
 
 def out_of_memory(settings: NemoAlignerSettings, free: int, total: int, reserved: int) -> str:

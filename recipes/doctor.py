@@ -1,0 +1,46 @@
+"""Checks this machine in under two minutes, before a run needs it: `python recipes/doctor.py`.
+
+    python recipes/doctor.py platform=cuda work_dir=/scratch/doctor
+
+It shows the versions, the platform of the trainer, GPUs, memory and disk. Then it trains a tiny model with SFT and DPO,
+generates with it, and compares the losses and the text with stored ones. Exit status 1 means that something is wrong.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_srl import cli, doctor
+from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
+
+
+@dataclass
+class Options:
+    platform: str = "auto"
+    """trainer.platform: auto, cpu, cuda or ngc."""
+    work_dir: str = ""
+    """Keeps the files and logs of the trainings there. Without it they are removed at the end."""
+
+
+def main(options: Options) -> None:
+    print(f"ok       python      {platform.python_version()} on {platform.platform()}", flush=True)
+    settings = NemoAlignerSettings(precision="32", platform=options.platform)
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(options.work_dir or temporary)
+        directory.mkdir(parents=True, exist_ok=True)
+        findings = []
+        for x in doctor.examine(settings, directory):
+            findings.append(x)
+            print(f"{'ok' if x.ok else 'WRONG':8} {x.name:11} {x.text}", flush=True)
+    wrong = [x.name for x in findings if not x.ok]
+    if wrong:
+        sys.exit(f"error: {', '.join(wrong)}: see above for what is wrong and what helps.")
+    print("This machine trains correctly.")
+
+
+if __name__ == "__main__":
+    cli.run_program(Options, main)
