@@ -79,6 +79,8 @@ def test_an_interrupt_stops_the_whole_process_group(tmp_path: Path) -> None:
         f"open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); time.sleep(60)"
     )
     orchestrator = (
+        # A shell starts background processes with SIGINT ignored, and the tests may be one.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from tests.test_launcher_local import job; from nemo_srl.launchers.local import LocalLauncher; "
         f"import pathlib; LocalLauncher().run(job(pathlib.Path({str(tmp_path)!r}), {child!r}))"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -16,6 +17,8 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
+from torch.distributed.checkpoint.metadata import TensorProperties
+from torch.distributed.checkpoint.planner import LoadItemType
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from nemo_srl.errors import ModelError
@@ -332,3 +335,24 @@ def test_megatrons_own_objects_in_the_metadata_are_passed_over() -> None:
     text = text.replace(b"\x8c,", b"\x8c" + bytes([len("megatron.core.dist_checkpointing.strategies.x")]))
     found = distributed_checkpoint._MetadataUnpickler(io.BytesIO(text)).load()
     assert isinstance(found, distributed_checkpoint._MegatronBookkeeping)
+
+
+@dataclasses.dataclass
+class _ByName:
+    """Pickled as `getattr(of, name)`, which is how Python 3.11.2 pickles the members of enumerations."""
+
+    of: object
+    name: str
+
+    def __reduce__(self) -> tuple[object, tuple[object, str]]:
+        return getattr, (self.of, self.name)
+
+
+def test_members_of_enumerations_are_read_by_name_and_nothing_else_is() -> None:
+    def loaded(x: _ByName) -> object:
+        return distributed_checkpoint._MetadataUnpickler(io.BytesIO(pickle.dumps(x))).load()
+
+    assert loaded(_ByName(LoadItemType, "TENSOR")) is LoadItemType.TENSOR
+    for of, name in ((LoadItemType, "mro"), (TensorProperties, "__init__"), (torch.Size, "__class__")):
+        with pytest.raises((pickle.UnpicklingError, KeyError)):
+            loaded(_ByName(of, name))

@@ -18,6 +18,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -207,7 +208,7 @@ def _read_metadata(directory: Path) -> Metadata:
             f"{directory}: no {METADATA_FILE} here, so this is no finished NeMo checkpoint. Give a `model_weights` "
             "directory or one of the trainer's checkpoints (...-last). An interrupted save has no such file."
         ) from None
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError) as error:
+    except (pickle.UnpicklingError, EOFError, AttributeError, LookupError) as error:
         raise ModelError(f"{path}: cannot be read ({error}). Use another checkpoint.") from error
     if not isinstance(metadata, Metadata) or metadata.storage_data is None:
         raise ModelError(f"{path}: is not the metadata of a distributed checkpoint. Use another checkpoint.")
@@ -216,6 +217,15 @@ def _read_metadata(directory: Path) -> Metadata:
 
 class _MegatronBookkeeping:
     """Takes the place of what megatron-core adds to the metadata, its save plans. They are not needed here."""
+
+
+def _enum_member(found: Any, name: str) -> Any:
+    """Takes the place of `getattr`, by which some Pythons (3.11.2) pickle the members of an enumeration."""
+    if isinstance(found, type) and issubclass(found, Enum):
+        return found[name]
+    if found is _MegatronBookkeeping:
+        return found()
+    raise pickle.UnpicklingError(f"refused getattr of {name!r}, which does not belong to checkpoint metadata")
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -236,6 +246,8 @@ class _MetadataUnpickler(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _enum_member
         if module.startswith("megatron.core.dist_checkpointing."):
             return _MegatronBookkeeping
         if (module, name) in self._OTHERS:
