@@ -38,10 +38,10 @@ def test_a_platform_that_is_not_there_is_found_and_nothing_is_said_to_work(tmp_p
     assert "the SFT failed" in findings["generation"].text
 
 
-@pytest.mark.parametrize(
-    "losses",
-    [(), EXPECTED["dpo"][:2], (math.nan, *EXPECTED["dpo"][1:]), (*EXPECTED["dpo"][:3], EXPECTED["dpo"][3] + 2e-4)],
-)
+RIGHT = EXPECTED["dpo"]
+
+
+@pytest.mark.parametrize("losses", [(), RIGHT[:2], (math.nan, *RIGHT[1:]), (*RIGHT[:3], RIGHT[3] + 2e-4)])
 def test_wrong_losses_are_shown_beside_the_right_ones(losses: tuple[float, ...]) -> None:
     with pytest.raises(NemoSrlError, match=r"the right ones are 0\.693147.*requirements\.lock.*platform=cpu"):
         compare(losses, RIGHT)
