@@ -57,7 +57,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(model_dir: Path) -> EmbeddedEngine:
-    return EmbeddedEngine(model_dir, dtype="float32", max_batch_size=7)
+    return EmbeddedEngine(model_dir, EmbeddedSettings(dtype="float32", max_batch_size=7))
 
 
 def make_requests(n: int = 3) -> list[GenerationRequest]:
@@ -158,7 +158,7 @@ def test_what_a_token_brings_after_a_stop_string_is_cut_off() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_interrupted_anywhere_and_resumed_equals_uninterrupted(model_dir: Path, dtype: str) -> None:
-    engine = EmbeddedEngine(model_dir, dtype=dtype, max_batch_size=7)
+    engine = EmbeddedEngine(model_dir, EmbeddedSettings(dtype=dtype, max_batch_size=7))
     requests = make_requests()
     whole = collect(engine.generate(requests, SAMPLED))
     steps = len(list(engine.generate(requests, SAMPLED)))
@@ -189,7 +189,7 @@ def test_samples_differ_but_not_by_their_batch(engine: EmbeddedEngine, model_dir
     assert collect(engine.generate(requests[::-1], SAMPLED)) == found
     alone = collect(engine.generate(requests[2:3], SAMPLED))
     assert alone == {key: found[key] for key in alone}
-    one_by_one = EmbeddedEngine(model_dir, dtype="float32", max_batch_size=1)
+    one_by_one = EmbeddedEngine(model_dir, EmbeddedSettings(dtype="float32", max_batch_size=1))
     assert collect(one_by_one.generate(requests, SAMPLED)) == found
 
 
@@ -222,7 +222,7 @@ def test_a_model_that_diverged_is_an_error_and_not_text(model_dir: Path, tmp_pat
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"][0] = torch.nan
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    engine = EmbeddedEngine(broken, dtype="float32")
+    engine = EmbeddedEngine(broken, EmbeddedSettings(dtype="float32"))
     for params in (SAMPLED, GREEDY):
         with pytest.raises(EngineError, match="not a number"):
             list(engine.generate(make_requests(), params))
@@ -233,7 +233,7 @@ def test_unknown_rotary_scaling_is_refused(model_dir: Path, tmp_path: Path) -> N
     shutil.copytree(model_dir, other)
     rewrite_config(other, rope_scaling={"rope_type": "yarn", "factor": 4.0})
     with pytest.raises(ModelError, match=r"yarn.*default, linear and llama3"):
-        EmbeddedEngine(other)
+        EmbeddedEngine(other, EmbeddedSettings())
 
 
 def test_open_engine(model_dir: Path) -> None:
@@ -245,7 +245,7 @@ def test_open_engine(model_dir: Path) -> None:
     with pytest.raises(ConfigError, match=r"engine\.dtype='int8'"):
         EmbeddedSettings(dtype="int8")
     with pytest.raises(ConfigError, match=r"engine\.max_batch_size=0"):
-        EmbeddedEngine(model_dir, max_batch_size=0)
+        EmbeddedSettings(max_batch_size=0)
 
 
 def test_log_probabilities_of_numbers_are_those_of_transformers_at_their_place(
@@ -275,3 +275,30 @@ def test_log_probabilities_of_numbers_are_those_of_transformers_at_their_place(
                 assert logprobs[text] == pytest.approx(float(expected[token]), abs=1e-3)
             num_checked += 1
     assert num_checked > 0
+
+
+def test_every_tensor_is_made_on_the_models_device(model_dir: Path, engine: EmbeddedEngine) -> None:
+    """A tensor that is made without a device would be on PyTorch's default one, here a device without data."""
+    requests, params = make_requests(), replace(SAMPLED, num_logprobs=3)
+    with torch.device("meta"):
+        elsewhere = EmbeddedEngine(model_dir, EmbeddedSettings(dtype="float32", max_batch_size=7, device="cpu"))
+        found = collect(elsewhere.generate(requests, params))
+    assert found == collect(engine.generate(requests, params))
+
+
+def test_a_device_that_is_unknown_or_not_there_is_refused(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"engine\.device='tpu': must be one of auto, cpu, cuda"):
+        EmbeddedSettings(device="tpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"engine\.device='cuda'.*engine\.device=cpu.*doctor"):
+        EmbeddedEngine(model_dir, EmbeddedSettings(device="cuda"))
+
+
+def test_a_full_gpu_names_the_setting_to_lower(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine = EmbeddedEngine(model_dir, EmbeddedSettings(max_batch_size=5))
+    monkeypatch.setattr(LlamaModel, "prefill", full)
+    with pytest.raises(EngineError, match=r"engine\.max_batch_size=5: the GPU's memory is full. Lower it"):
+        collect(engine.generate(make_requests(), SAMPLED))

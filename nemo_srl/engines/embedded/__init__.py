@@ -1,4 +1,4 @@
-"""The embedded engine: batched Llama decoding on the CPU, in process.
+"""The embedded engine: batched Llama decoding on the CPU or on one GPU, in process.
 
     settings.py   what can be set
     batching.py   which sequences run together, and which tokens their prompts share
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nemo_srl.engines import EngineBackend
+from nemo_srl.engines import EngineBackend, EngineSize
 from nemo_srl.engines.embedded.settings import EmbeddedSettings
 from nemo_srl.protocols import GenerationEngine
 
@@ -23,7 +23,13 @@ from nemo_srl.protocols import GenerationEngine
 def _open(settings: EmbeddedSettings, model_dir: Path) -> GenerationEngine:
     from nemo_srl.engines.embedded.engine import EmbeddedEngine
 
-    return EmbeddedEngine(model_dir, dtype=settings.dtype, max_batch_size=settings.max_batch_size)
+    return EmbeddedEngine(model_dir, settings)
 
 
-BACKEND = EngineBackend(settings=EmbeddedSettings, decisive=("dtype",), open=_open)
+def _size(settings: EmbeddedSettings) -> EngineSize:
+    return (
+        EngineSize(num_replicas=1, in_process=True, cache_fraction=0.5) if settings.device == "cuda" else EngineSize()
+    )
+
+
+BACKEND = EngineBackend(settings=EmbeddedSettings, decisive=("dtype",), open=_open, size=_size)

@@ -29,23 +29,28 @@ from nemo_srl.engines.embedded.llama import LlamaModel
 from nemo_srl.engines.embedded.sampling import choose, sample_uniforms
 from nemo_srl.engines.embedded.settings import EmbeddedSettings
 from nemo_srl.engines.embedded.stop import StopStrings, cut
-from nemo_srl.errors import EngineError
+from nemo_srl.errors import ConfigError, EngineError
 from nemo_srl.protocols import GenerationRequest, SamplingParams
 from nemo_srl.records import Completion, NumberLogprobs
 
 
 class EmbeddedEngine:
-    """Serves the Hugging Face Llama directory `model_dir` from this process.
+    """Serves the Hugging Face Llama directory `model_dir` from this process."""
 
-    `max_batch_size` sequences are decoded together; more than about 32 need more memory and gain little.
-    """
-
-    def __init__(self, model_dir: Path, *, dtype: str = "bfloat16", max_batch_size: int = 32) -> None:
-        EmbeddedSettings(dtype=dtype, max_batch_size=max_batch_size)  # raises `ConfigError` for bad values
-        self._model = LlamaModel(model_dir, dtype=getattr(torch, dtype))
+    def __init__(self, model_dir: Path, settings: EmbeddedSettings) -> None:
+        """Raises `ConfigError` if the device is not there."""
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                f"engine.device='cuda': torch {torch.__version__} finds no usable GPU. Set engine.device=cpu. "
+                "`python recipes/doctor.py platform=cuda` says what is wrong with the GPU."
+            )
+        self._model = LlamaModel(model_dir, dtype=getattr(torch, settings.dtype), device=device)
+        self._max_batch_size = settings.max_batch_size or (256 if device == "cuda" else 32)
         self._check = length_check(self._model.spec.max_position_embeddings)
         self._tokenizer = AutoTokenizer.from_pretrained(model_dir)
-        self._max_batch_size = max_batch_size
         self._stop = StopStrings(self._decode)
         self._numbers: dict[int, str] | None = None
 
@@ -66,12 +71,22 @@ class EmbeddedEngine:
             wanted = {slot.key for slot in slots if slot.index in missing.get(slot.request.key, ())}
             if not wanted:
                 continue
-            for finished in self._run_batch(slots, params):
+            for finished in self._explained(self._run_batch(slots, params)):
                 if new := tuple(c for c in finished if c.key in wanted):
                     wanted -= {c.key for c in new}
                     yield new
                 if not wanted:
                     break
+
+    def _explained(self, batch: Iterator[list[Completion]]) -> Iterator[list[Completion]]:
+        """Raises `EngineError` with the remedy when the GPU's memory is full."""
+        try:
+            yield from batch
+        except torch.OutOfMemoryError as e:
+            raise EngineError(
+                f"engine.max_batch_size={self._max_batch_size}: the GPU's memory is full. Lower it. nvidia-smi shows "
+                f"whether another process uses the GPU. ({e})"
+            ) from e
 
     def _run_batch(self, slots: list[SampleSlot], params: SamplingParams) -> Iterator[list[Completion]]:
         batch = _Batch(self._model, slots, params, self._number_tokens() if params.num_logprobs else {})
@@ -140,12 +155,11 @@ class _Batch:
         self.slots = list(slots)
         self.tokens: list[list[int]] = [[] for _ in slots]
         self.logprobs: list[dict[int, list[float]]] = [{} for _ in slots]
-        self._numbers = torch.tensor(list(numbers), dtype=torch.long)
+        self._numbers = model.tensor(list(numbers))
         self._is_number = frozenset(numbers)
-        self._uniforms = torch.stack(
-            [sample_uniforms(s.request.seed, s.request.key, s.index, params.max_tokens) for s in slots]
-        )
-        self._positions = torch.tensor([len(s.request.prompt_token_ids) for s in slots])
+        uniforms = [sample_uniforms(s.request.seed, s.request.key, s.index, params.max_tokens) for s in slots]
+        self._uniforms = torch.stack(uniforms).to(model.device)
+        self._positions = model.tensor([len(s.request.prompt_token_ids) for s in slots])
         self._prefill()
 
     @torch.inference_mode()
@@ -175,7 +189,7 @@ class _Batch:
         """
         num_done, params = len(self.tokens[0]), self.params
         if num_done:
-            last = torch.tensor([tokens[-1] for tokens in self.tokens])
+            last = self.model.tensor([tokens[-1] for tokens in self.tokens])
             self._logits = self.model.decode(last, self._positions, self._cache)
             self._positions += 1
         uniforms = self._uniforms[:, num_done]

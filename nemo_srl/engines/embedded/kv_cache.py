@@ -34,6 +34,7 @@ class KVCache:
         max_prompt: int,
         max_tokens: int,
         dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.num_rows = num_rows
         self.prompt_columns = round_up(max_prompt)
@@ -42,9 +43,9 @@ class KVCache:
         shape = (num_layers, num_rows, num_groups)
         # Keys are stored transposed, as the product with the queries needs them. All begins with zeros: a masked
         # column still takes part in the product with the values, and 0 x NaN would be NaN.
-        self.keys = torch.zeros(*shape, head_dim, capacity, dtype=dtype)
-        self.values = torch.zeros(*shape, capacity, head_dim, dtype=dtype)
-        self.mask = torch.full((num_rows, 1, 1, capacity), -torch.inf, dtype=dtype)
+        self.keys = torch.zeros(*shape, head_dim, capacity, dtype=dtype, device=device)
+        self.values = torch.zeros(*shape, capacity, head_dim, dtype=dtype, device=device)
+        self.mask = torch.full((num_rows, 1, 1, capacity), -torch.inf, dtype=dtype, device=device)
 
     def fill(self, first_row: int, num_rows: int, keys: Tensor, values: Tensor) -> None:
         """Give rows [first_row, first_row + num_rows) one prompt.

@@ -1,10 +1,12 @@
-"""Llama on the CPU for generation: the weights, the prefill of a prefix tree, and one decoding step for a batch.
+"""Llama for generation: the weights, the prefill of a prefix tree, and one decoding step for a batch.
+
+All is on one device, the CPU or a GPU.
 
 This is the Llama of the Hugging Face checkpoint format: RMSNorm, rotary embedding in halves, grouped queries, SwiGLU.
 Query, key and value are one matrix product, and so are gate and up. In float32 its logits agree with
 `LlamaForCausalLM` up to rounding.
 
-Not covered: accelerators, training, biases, architectures of no known family (`models.families` refuses them), and
+Not covered: several GPUs, training, biases, architectures of no known family (`models.families` refuses them), and
 rotary scaling other than `llama3` and `linear` (refused here).
 """
 
@@ -67,12 +69,12 @@ class PrefilledPrompts:
 class LlamaModel:
     """The weights of one Hugging Face directory in `dtype`, and the two forward passes of generation."""
 
-    def __init__(self, model_dir: Path, *, dtype: torch.dtype) -> None:
+    def __init__(self, model_dir: Path, *, dtype: torch.dtype, device: str = "cpu") -> None:
         self.spec = spec = hf.read_spec(model_dir)
-        self.dtype = dtype
+        self.dtype, self.device = dtype, torch.device(device)
         self.query_size = spec.num_attention_heads * spec.head_dim
-        self.inverse_frequencies = inverse_frequencies(spec)
-        read, family = _Weights(model_dir, dtype), families.of(spec)
+        self.inverse_frequencies = inverse_frequencies(spec).to(self.device)
+        read, family = _Weights(model_dir, dtype, self.device), families.of(spec)
         self.embedding = read(family.embedding)
         self.final_norm = read(family.final_norm)
         self.head = make_linear(self.embedding if spec.tie_word_embeddings else read(family.output))
@@ -87,7 +89,12 @@ class LlamaModel:
             max_prompt=max_prompt,
             max_tokens=max_tokens,
             dtype=self.dtype,
+            device=self.device,
         )
+
+    def tensor(self, integers: list[int]) -> Tensor:
+        """On the model's device."""
+        return torch.tensor(integers, dtype=torch.long, device=self.device)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[num_rows, hidden_size] -> [num_rows, vocab_size], in `dtype`."""
@@ -99,7 +106,7 @@ class LlamaModel:
         spec = self.spec
         num_tokens = sum(len(segment.tokens) for segment in segments)
         shape = (spec.num_layers, num_tokens, spec.num_query_groups, spec.head_dim)
-        keys, values = torch.empty(*shape, dtype=self.dtype), torch.empty(*shape, dtype=self.dtype)
+        keys, values = (torch.empty(*shape, dtype=self.dtype, device=self.device) for _ in range(2))
         done = PrefilledPrompts(keys, values, {}, {})
         offset = 0
         for chunk in _prefill_chunks(segments):
@@ -113,16 +120,16 @@ class LlamaModel:
     def _prefill_chunk(self, chunk: Sequence[Segment], span: slice, done: PrefilledPrompts) -> None:
         """Compute segments whose parents are done, as one matrix of tokens. Attention goes segment by segment."""
         spec = self.spec
-        positions = torch.cat([torch.arange(segment.start, segment.end) for segment in chunk])
+        positions = self.tensor([p for segment in chunk for p in range(segment.start, segment.end)])
         rotary = self._rotary(positions)
         num_tokens = positions.shape[0]
-        hidden = self.embedding[torch.tensor([token for segment in chunk for token in segment.tokens])]
-        masks = [_causal_mask(segment, spec.num_attention_heads // spec.num_query_groups, self.dtype)
-                 for segment in chunk]  # fmt: skip
+        hidden = self.embedding[self.tensor([token for segment in chunk for token in segment.tokens])]
+        heads_per_group = spec.num_attention_heads // spec.num_query_groups
+        masks = [_causal_mask(segment, heads_per_group, self.dtype, self.device) for segment in chunk]
         for i, layer in enumerate(self.layers):
             query, key, value = self._query_key_value(layer, hidden, rotary)
             done.keys[i, span], done.values[i, span] = key, value
-            attended = torch.empty(num_tokens, self.query_size, dtype=self.dtype)
+            attended = torch.empty(num_tokens, self.query_size, dtype=self.dtype, device=self.device)
             for segment, mask in zip(chunk, masks, strict=True):
                 own = done.span(segment)
                 rows = slice(own.start - span.start, own.stop - span.start)
@@ -205,7 +212,7 @@ def inverse_frequencies(spec: ModelSpec) -> Tensor:
 
     Raises `ModelError` for a kind of scaling that is not known. To ignore it would give wrong text.
     """
-    plain = spec.rope_theta ** (-torch.arange(0, spec.head_dim, 2).float() / spec.head_dim)
+    plain = spec.rope_theta ** (-torch.arange(0, spec.head_dim, 2, device="cpu").float() / spec.head_dim)
     scaling = spec.rope_scaling or {}
     if spec.rope_type == "default":
         return plain
@@ -226,10 +233,10 @@ def make_linear(weight: Tensor) -> Linear:
     """x -> x @ weight.T, with the weight laid out once in the way that oneDNN's kernels want.
 
     `F.linear` lays it out again in every call. For the few rows of a decoding step, this is 1.5 to 2 times faster.
-    Without oneDNN, or where oneDNN does not know the dtype, it is `F.linear`.
+    On a GPU, without oneDNN, or where oneDNN does not know the dtype, it is `F.linear`.
     """
     ops = torch.ops.mkldnn
-    if not hasattr(ops, "_linear_pointwise"):
+    if weight.device.type != "cpu" or not hasattr(ops, "_linear_pointwise"):
         return lambda x: F.linear(x, weight)
     if weight.dtype == torch.bfloat16 and not ops._is_mkldnn_bf16_supported():
         return lambda x: F.linear(x, weight)
@@ -245,18 +252,18 @@ def make_linear(weight: Tensor) -> Linear:
 
 
 class _Weights:
-    """Reads tensors of a directory by name and converts them to `dtype`."""
+    """Reads tensors of a directory by name, to a dtype and a device."""
 
-    def __init__(self, model_dir: Path, dtype: torch.dtype) -> None:
+    def __init__(self, model_dir: Path, dtype: torch.dtype, device: torch.device) -> None:
         self.index = hf.tensor_index(model_dir)
         self.model_dir = model_dir
-        self.dtype = dtype
+        self.dtype, self.device = dtype, device
 
     def __call__(self, name: str) -> Tensor:
         if name not in self.index:
             raise ModelError(f"{self.model_dir}: the weights have no {name}, which this model needs")
         with safe_open(self.index[name], framework="pt") as file:
-            return file.get_tensor(name).to(self.dtype)  # type: ignore[no-any-return]
+            return file.get_tensor(name).to(self.device, self.dtype)  # type: ignore[no-any-return]
 
 
 def _read_layer(read: _Weights, family: families.Family, layer: int) -> Layer:
@@ -288,8 +295,8 @@ def _prefill_chunks(segments: Sequence[Segment]) -> Iterable[list[Segment]]:
         yield chunk
 
 
-def _causal_mask(segment: Segment, heads_per_group: int, dtype: torch.dtype) -> Tensor:
+def _causal_mask(segment: Segment, heads_per_group: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Additive mask [heads_per_group x length, end]. Every token sees the tokens before it on its path, and itself."""
     length = len(segment.tokens)
-    mask = torch.full((length, segment.end), -torch.inf, dtype=dtype).triu_(segment.start + 1)
+    mask = torch.full((length, segment.end), -torch.inf, dtype=dtype, device=device).triu_(segment.start + 1)
     return mask.repeat(heads_per_group, 1)

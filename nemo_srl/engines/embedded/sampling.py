@@ -18,8 +18,9 @@ _NUM_CANDIDATES = (64, 1024)
 def sample_uniforms(seed: int, key: str, index: int, max_tokens: int) -> Tensor:
     """The random numbers of sample `index` of request `key`: one in [0, 1) for each token, [max_tokens] float64."""
     digest = hashlib.sha256(f"{seed}/{index}/{key}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-    return torch.rand(max_tokens, generator=generator, dtype=torch.float64)
+    # Always of the CPU's generator, so that a seed means the same on every device.
+    generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.rand(max_tokens, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def choose(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float) -> Tensor:

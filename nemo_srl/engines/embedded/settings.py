@@ -7,18 +7,23 @@ from dataclasses import dataclass
 from nemo_srl.config.check import check
 
 DTYPES = ("bfloat16", "float32")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass
 class EmbeddedSettings:
-    """`engine=embedded`: the engine runs in the stage's own process, on the CPU."""
+    """`engine=embedded`: the engine runs in the stage's own process, on the CPU or on one GPU."""
 
     name: str = "embedded"
     dtype: str = "bfloat16"
     """Of weights and matrix products: bfloat16 or float32."""
-    max_batch_size: int = 32
-    """Sequences decoded together. More than about 32 need more memory and gain little."""
+    device: str = "auto"
+    """cpu; cuda: one NVIDIA GPU; auto: a GPU if PyTorch finds one. On a cluster, a job gets a GPU for cuda only."""
+    max_batch_size: int | None = None
+    """Sequences decoded together; null: 32 on the CPU, where more gain little, and 256 on a GPU."""
 
     def __post_init__(self) -> None:
         check(self.dtype in DTYPES, "engine.dtype", self.dtype, f"the embedded engine knows {', '.join(DTYPES)}")
-        check(self.max_batch_size >= 1, "engine.max_batch_size", self.max_batch_size, "must be at least 1")
+        check(self.device in DEVICES, "engine.device", self.device, f"must be one of {', '.join(DEVICES)}")
+        fits = self.max_batch_size is None or self.max_batch_size >= 1
+        check(fits, "engine.max_batch_size", self.max_batch_size, "must be at least 1")
