@@ -27,9 +27,9 @@ def _open(settings: EmbeddedSettings, model_dir: Path) -> GenerationEngine:
 
 
 def _size(settings: EmbeddedSettings) -> EngineSize:
-    return (
-        EngineSize(num_replicas=1, in_process=True, cache_fraction=0.5) if settings.device == "cuda" else EngineSize()
-    )
+    if settings.device != "cuda":
+        return EngineSize()  # with "auto", a cluster's job gets no GPU, and so the engine runs on the CPU
+    return EngineSize(num_replicas=1, in_process=True, cache_fraction=0.5)
 
 
 BACKEND = EngineBackend(settings=EmbeddedSettings, decisive=("dtype",), open=_open, size=_size)
