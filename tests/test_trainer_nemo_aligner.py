@@ -98,9 +98,9 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., l
     assert server.stdout is not None
 
     def run(
-        work_dir: Path, *, num_ranks: int = 1, at_step: int | None = None, number: int = signal.SIGKILL
+        work_dir: Path, *, num_ranks: int = 1, at_step: int | None = None, number: int = signal.SIGKILL, **more: int
     ) -> list[int]:
-        job = {"work_dir": str(work_dir), "num_ranks": num_ranks, "at_step": at_step, "signal": int(number)}
+        job = {"work_dir": str(work_dir), "num_ranks": num_ranks, "at_step": at_step, "signal": int(number), **more}
         server.stdin.write(json.dumps(job) + "\n")
         server.stdin.flush()
         for line in server.stdout:
@@ -398,6 +398,35 @@ def test_asked_to_stop_saves_and_goes_on_later(
     of.export(tmp_path / "work", tmp_path / "hf")
     resumed = load_file(tmp_path / "hf" / "model.safetensors")
     assert max_difference(run_of("dpo", tensor_model_parallel_size=2).weights, resumed) < 1e-6
+
+
+def test_a_rank_lost_at_the_end_of_a_save_leaves_the_previous_checkpoint(
+    run_of: Callable[..., Run], launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path
+) -> None:
+    of, work_dir = training("dpo", tensor_model_parallel_size=2), tmp_path / "work"
+    of.prepare(model_dir, work_dir)
+    assert launch(work_dir, num_ranks=2, lost_at_save=2) == [1, 9]
+    names = sorted(path.name for path in (work_dir / "nemo" / "checkpoints").iterdir())
+    assert [(name.split("step=")[1][0], name.endswith("-unfinished")) for name in names] == [
+        ("1", False), ("2", False), ("2", True)
+    ]  # fmt: skip
+    of.prepare(model_dir, work_dir)
+    assert launch(work_dir, num_ranks=2) == [0, 0], (work_dir / "log_0.txt").read_text()[-3000:]
+    of.export(work_dir, tmp_path / "hf")
+    resumed = load_file(tmp_path / "hf" / "model.safetensors")
+    assert max_difference(run_of("dpo", tensor_model_parallel_size=2).weights, resumed) < 1e-6
+
+
+def test_an_unfinished_first_checkpoint_is_removed_because_nemo_would_refuse_it(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    of, checkpoints = training("dpo"), tmp_path / "work" / "nemo" / "checkpoints"
+    of.prepare(model_dir, tmp_path / "work")
+    first = checkpoints / "dpo--step=1-consumed_samples=4-epoch=1-last"
+    first.mkdir(parents=True)
+    (checkpoints / f"{first.name}-unfinished").touch()
+    of.prepare(model_dir, tmp_path / "work")
+    assert not list(checkpoints.iterdir())
 
 
 @pytest.mark.parametrize("algorithm", ["dpo", "sft"])

@@ -2,7 +2,8 @@
 
 Started as `python -m tests.trainer_fork_server`. Reads a JSON object a line from standard input,
 `{"work_dir": ..., "num_ranks": 2, "at_step": null, "signal": null}`, runs one process per rank and answers with a line
-`{"exit_codes": [0, 0]}`. Everything that the ranks print goes to `<work_dir>/log_<rank>.txt`.
+`{"exit_codes": [0, 0]}`. With `"lost_at_save": 2`, rank 1 is gone when its second save ends. Everything that the ranks
+print goes to `<work_dir>/log_<rank>.txt`.
 
 Not covered: that `train` works in a process of its own, which the tests with torchrun and `Trainer` do.
 """
@@ -58,6 +59,8 @@ def _fork(job: dict, rank: int, port: int) -> int:
 
         if job["at_step"] is not None and rank == 0:
             _signal_at(job["at_step"], job["signal"])
+        if job.get("lost_at_save") and rank == 1:
+            _die_at_the_end_of_save(job["lost_at_save"])
         run_session(Path(job["work_dir"]), adapt_plan=cpu.adapt_plan)
         code = 0
     except BaseException:
@@ -80,6 +83,23 @@ def _signal_at(step: int, number: int) -> None:
             os.kill(os.getpid(), number)
 
     MetricsFile.log_metrics = log_and_signal
+
+
+def _die_at_the_end_of_save(number: int) -> None:
+    """End this process without a word when the other ranks wait for it, at the end of its save number `number`."""
+    from nemo_srl.trainers.nemo_aligner import session
+
+    saves = []
+    finish = session.finish_checkpoint
+
+    def die(checkpoint_path: object, barrier_before: bool = False) -> None:
+        if checkpoint_path not in saves:
+            saves.append(checkpoint_path)
+        if len(saves) == number:
+            os._exit(9)
+        finish(checkpoint_path, barrier_before)
+
+    session.finish_checkpoint = die
 
 
 if __name__ == "__main__":

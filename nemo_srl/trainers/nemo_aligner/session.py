@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.multiprocessing
 from nemo.utils import logging as nemo_logging
+from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
 from nemo.utils.exp_manager import exp_manager
 from nemo_aligner.algorithms import dpo as dpo_algorithm
 from nemo_aligner.algorithms import supervised as supervised_algorithm
@@ -59,6 +60,7 @@ def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None]) -> 
     torch.multiprocessing.set_start_method("spawn", force=True)
     algorithm = "dpo" if "dpo" in cfg.trainer else "sft"
     dpo_algorithm.tqdm = supervised_algorithm.tqdm = StepBar
+    NeMoModelCheckpoint.remove_checkpoint_unfinished_marker = staticmethod(finish_checkpoint)
     trainer = resolve_and_create_trainer(cfg, algorithm)
     exp_manager(trainer, cfg.exp_manager)
     model = _load_model(cfg, trainer, algorithm, work_dir / START_DIR)
@@ -71,6 +73,18 @@ def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None]) -> 
     if loop.step < cfg.num_steps:
         torch.distributed.barrier()  # a launcher may end all ranks as soon as the first one ends
         raise StoppedError(f"training was asked to stop and saved step {loop.step} of {cfg.num_steps}")
+
+
+def finish_checkpoint(checkpoint_path: Any, barrier_before: bool = False) -> None:
+    """Remove the marker of an unfinished checkpoint, when all ranks have done their part.
+
+    Takes the place of NeMo's function. That one hides that the barrier failed, goes on, and marks the previous
+    checkpoint, which it wants to remove. So if a node died at the end of a save, no checkpoint would be left.
+    """
+    if barrier_before and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    if os.environ["RANK"] == "0":
+        NeMoModelCheckpoint.format_checkpoint_unfinished_marker_path(checkpoint_path).unlink(missing_ok=True)
 
 
 def _load_plan(work_dir: Path) -> DictConfig:

@@ -132,19 +132,26 @@ def last_checkpoint(work_dir: Path) -> Path:
 
 
 def _keep_newest_checkpoint(work_dir: Path) -> None:
-    """Remove all complete checkpoints but the newest.
+    """Remove all checkpoints but the newest complete one.
 
     A training leaves two when it is killed after it wrote the new one and before it removed the old one. NeMo's
-    exp_manager then refuses to choose. A checkpoint is marked as unfinished before it is removed, as NeMo does, so
-    that one that is half removed is never taken for a complete one.
+    exp_manager then refuses to choose. It refuses an unfinished one, too, when there is no other. A checkpoint is
+    marked as unfinished before it is removed, as NeMo does, so that one that is half removed is never taken for a
+    complete one.
     """
-    found = (work_dir / planning.NEMO_DIR / "checkpoints").glob("*-step=*-last")
-    whole = [path for path in found if not path.with_name(f"{path.name}-unfinished").exists()]
-    for path in sorted(whole, key=lambda path: int(path.name.split("-step=")[1].split("-")[0]))[:-1]:
-        marker = path.with_name(f"{path.name}-unfinished")
-        marker.touch()
+
+    def rank(path: Path) -> tuple[bool, int]:
+        return not marker(path).exists(), int(path.name.split("-step=")[1].split("-")[0])
+
+    def marker(path: Path) -> Path:
+        return path.with_name(f"{path.name}-unfinished")
+
+    found = sorted((work_dir / planning.NEMO_DIR / "checkpoints").glob("*-step=*-last"), key=rank)
+    is_complete = bool(found) and rank(found[-1])[0]
+    for path in found[:-1] if is_complete else found:
+        marker(path).touch()
         shutil.rmtree(path)
-        marker.unlink()
+        marker(path).unlink()
 
 
 def _load_tokenizer(model_dir: Path, spec: hf.ModelSpec) -> tuple[Encode, int]:
