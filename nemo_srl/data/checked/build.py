@@ -1,0 +1,140 @@
+"""Makes the files of `data/checked/` from tasks and models' answers. The same input and seed give the same files.
+
+Every example has a true score that is known: from the damage that was done, and from what code sees in the text. Where
+the two disagree, the text is not used.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from nemo_srl.data.checked import rows
+from nemo_srl.data.checked.damage import Sample
+from nemo_srl.data.checked.instructions import Composer, Task
+from nemo_srl.data.checked.topics import topics
+from nemo_srl.data.checked.truth import MAX_SCORE, CheckedInstruction, true_score
+from nemo_srl.records import Candidate, EFTExample, IFTExample, Prompt
+
+SPLITS = ("train", "prompts", "held_out")
+
+_NUM_INSTRUCTIONS = {"train": 2, "prompts": 2, "held_out": 1}
+_NUM_VARIANTS = 3
+"""Instructions that are made of a task. Those beyond the numbers above only lend their answers (`mismatched`)."""
+_LEFT_OUT = ("code",)
+"""Categories of the seed whose answers do not end as sentences do."""
+_HELD_OUT_ANSWERS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedSeed:
+    """The tables. `prompts[t]` are the prompts of iteration t + 1."""
+
+    instructions: Mapping[str, Sequence[CheckedInstruction]]
+    ift: Sequence[IFTExample]
+    eft: Sequence[EFTExample]
+    eft_eval: Sequence[EFTExample]
+    prompts: Sequence[Sequence[Prompt]]
+
+
+def seed_tasks(ift: Iterable[IFTExample], eft: Iterable[EFTExample]) -> list[Task]:
+    """The tasks of another seed with their good answers, as training tasks."""
+    good = [*ift, *(x for x in eft if x.score == MAX_SCORE)]
+    return [
+        Task(
+            task_id=x.example_id, split="train", category=x.category, instruction=x.instruction, response=x.response,
+            topic_words=[],
+        )
+        for x in good
+        if x.category not in _LEFT_OUT
+    ]  # fmt: skip
+
+
+def build(
+    tasks: Sequence[Task], answers: Sequence[Candidate], *, seed: int, num_eft: int, num_iterations: int = 2
+) -> CheckedSeed:
+    """All tables. `answers` are models' answers to instructions that an earlier call made."""
+    made = _instructions(tasks, random.Random(f"{seed}/instructions"))
+    by_split: dict[str, list[CheckedInstruction]] = {split: [] for split in SPLITS}
+    prompts: list[list[Prompt]] = [[] for _ in range(num_iterations)]
+    for number, task in enumerate(tasks):
+        used = made[task.key][: _NUM_INSTRUCTIONS[task.split] if task.topic_words else 1]
+        by_split[task.split] += used
+        if task.split == "prompts":
+            prompts[number % num_iterations] += [Prompt(prompt_id=x.key, text=x.instruction) for x in used]
+    own = _model_samples([x for xs in by_split.values() for x in xs], answers)
+    train, held_out = (_pools(by_split[split], made, f"{seed}/{split}") for split in ("train", "held_out"))
+    return CheckedSeed(
+        instructions=by_split,
+        ift=[
+            IFTExample(example_id=x.key, instruction=x.instruction, response=x.response, category=x.category)
+            for x in by_split["train"]
+        ],
+        eft=_eft(by_split["train"], train, own, random.Random(f"{seed}/eft"), num_eft),
+        eft_eval=_eft_eval(by_split["held_out"], held_out, own, random.Random(f"{seed}/eft_eval")),
+        prompts=prompts,
+    )
+
+
+def _instructions(tasks: Sequence[Task], rng: random.Random) -> dict[str, list[CheckedInstruction]]:
+    composer = Composer(topics({t.key: (t.instruction, t.response, t.topic_words) for t in tasks}), rng)
+    return {t.key: composer.instructions(t, _NUM_VARIANTS if t.response else _NUM_INSTRUCTIONS[t.split]) for t in tasks}
+
+
+def _model_samples(
+    instructions: Iterable[CheckedInstruction], answers: Iterable[Candidate]
+) -> dict[str, list[Sample]]:
+    """Different answers of models to each instruction. The texts of instructions find them, so that answers to
+    instructions that have changed are not used."""
+    by_text = {x.instruction: x for x in instructions}
+    found: dict[str, list[Sample]] = defaultdict(list)
+    for answer in answers:
+        x = by_text.get(answer.prompt)
+        if x and answer.response and all(answer.response != s.text for s in found[x.key]):
+            true = true_score(x, answer.response, finish_reason=answer.finish_reason)
+            found[x.key].append(Sample("model", answer.response, true))
+    return found
+
+
+def _pools(
+    instructions: Sequence[CheckedInstruction], made: Mapping[str, Sequence[CheckedInstruction]], seed: str
+) -> dict[str, list[Sample]]:
+    """The samples that can be made for each instruction, from answers of the same split."""
+    found = {}
+    for x in instructions:
+        same_task = [y.response for y in made[x.task_id] if y.response != x.response]
+        others = [y.response for y in instructions if y.task_id != x.task_id]
+        found[x.key] = list(rows.samples(x, same_task, others, random.Random(f"{seed}/{x.key}")))
+    return found
+
+
+def _eft(
+    instructions: Sequence[CheckedInstruction],
+    made: Mapping[str, Sequence[Sample]],
+    own: Mapping[str, Sequence[Sample]],
+    rng: random.Random,
+    number: int,
+) -> list[EFTExample]:
+    """Two samples of an instruction, of as many instructions as `number` allows."""
+    chooser, found = rows.Chooser(rows.SHARES, rng), []
+    for x in rng.sample(list(instructions), min(number // 2, len(instructions))):
+        found += rows.examples(x, chooser.choose([*made[x.key], *own.get(x.key, [])], 2))
+    return sorted(found, key=lambda example: example.key)
+
+
+def _eft_eval(
+    instructions: Sequence[CheckedInstruction],
+    made: Mapping[str, Sequence[Sample]],
+    own: Mapping[str, Sequence[Sample]],
+    rng: random.Random,
+) -> list[EFTExample]:
+    """Four samples of each instruction: two of models where there are so many, one with a damage that is never trained,
+    and others."""
+    chooser, found = rows.Chooser(rows.SHARES, rng), []
+    for x in instructions:
+        chosen = [*own.get(x.key, [])[:2], *rng.sample(list(rows.unseen_samples(x, rng)), 1)]
+        chosen += chooser.choose(made[x.key], _HELD_OUT_ANSWERS - len(chosen))
+        found += rows.examples(x, chosen)
+    return found

@@ -1,0 +1,207 @@
+"""Makes instructions with constraints from tasks.
+
+A task is a question, with or without a good answer. To a task with an answer, the composer adds constraints that the
+answer keeps, or that it keeps after a small change (small letters, a phrase at the end). So every instruction gets an
+answer with the full true score. To a task without an answer it adds constraints that a good answer can surely keep.
+Kinds that were used least are the likeliest.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from nemo_srl.data.checked import texts
+from nemo_srl.data.checked.constraints import Constraint
+from nemo_srl.data.checked.topics import Topic, is_content_word, stems
+from nemo_srl.data.checked.truth import MAX_SCORE, CheckedInstruction, true_score
+
+OPENINGS = (
+    "Good question!", "Here you go:", "Of course!", "With pleasure:", "Short answer:", "Let me try:", "Sure!",
+    "Happy to help!",
+)  # fmt: skip
+CLOSINGS = (
+    "That is all.", "Good luck!", "I hope this helps.", "Thanks for asking!", "Now you know.", "Have a nice day!",
+    "Just ask me for more.",
+)  # fmt: skip
+QUESTIONS = (
+    "Does that help?", "Is that clear?", "Shall I go on?", "Would you like to know more?", "What do you think?",
+)  # fmt: skip
+
+_SHARE_WITH_TWO = 0.75
+_SHARE_BEFORE = 0.15
+"""The share of instructions in which a constraint stands before the question."""
+_TRIES = 30
+_WITH_MATERIAL = ("rewrite", "summarise")
+"""Categories whose instructions quote a text to work on."""
+_PIECES = (*_WITH_MATERIAL, "story", "email", "letter", "creative", "code", "translation")
+"""Categories whose answers are pieces of text, to which an assistant adds no words of its own."""
+_CLASHES = [
+    {"sentences", "starts_with", "ends_with", "question"}, {"sentences", "items"}, {"max_words", "min_words"},
+    {"lower_case", "capital_word"}, {"contains", "capital_word"}, {"quoted", "items"},
+]  # fmt: skip
+"""Two kinds of one set are not asked for together, because one of them decides the other, or they look odd together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A question without constraints, and an answer or an empty string: a line of `data/checked/tasks.jsonl`.
+
+    `topic_words` are words that answers are likely to have and other texts are not. A good answer has one or more.
+    """
+
+    task_id: str
+    split: str
+    category: str
+    instruction: str
+    response: str
+    topic_words: list[str]
+
+    @property
+    def key(self) -> str:
+        return self.task_id
+
+
+@dataclass(frozen=True)
+class _Option:
+    """A constraint, and the change after which an answer keeps it. Changes of a lower rank come first."""
+
+    constraint: Constraint
+    change: Callable[[str], str] = str
+    rank: int = 0
+
+
+class Composer:
+    """Makes instructions, and remembers how often it used each kind of constraint."""
+
+    def __init__(self, topics: Mapping[str, Topic], rng: random.Random) -> None:
+        self._topics = topics
+        self._rng = rng
+        self._used: Counter[str] = Counter()
+
+    def instructions(self, task: Task, number: int) -> list[CheckedInstruction]:
+        """At most `number` instructions of the task. No kind of constraint comes twice, except that of a list."""
+        made: list[CheckedInstruction] = []
+        topic = self._topics[task.key]
+        options = list(_of_answer(task, topic, self._rng) if task.response else _without_answer(task, self._rng))
+        for _ in range(_TRIES):
+            taken = {c["kind"] for x in made for c in x.constraints} - {"items"}
+            chosen = self._chosen([o for o in options if o.constraint.kind not in taken])
+            if len(made) == number or not chosen:
+                break
+            x = self._instruction(task, chosen, number=len(made))
+            if not x.response or true_score(x, x.response).score == MAX_SCORE:
+                made.append(x)
+                self._used.update(c["kind"] for c in x.constraints)
+        return made
+
+    def _chosen(self, options: list[_Option]) -> list[_Option]:
+        """One or two options. The number of lines is always asked for when there are lines."""
+        chosen: list[_Option] = []
+        wanted = 2 if self._rng.random() < _SHARE_WITH_TWO else 1
+        while options and len(chosen) < wanted:
+            lines = [o for o in options if o.constraint.kind == "items"]
+            # All options of one kind together have the weight of that kind.
+            number = Counter(o.constraint.kind for o in options)
+            weights = [(1 + self._used[k]) ** -2 / number[k] for k in (o.constraint.kind for o in options)]
+            option = lines[0] if lines else self._rng.choices(options, weights)[0]
+            chosen.append(option)
+            options = [o for o in options if not _clash(o.constraint.kind, option.constraint.kind)]
+        return chosen
+
+    def _instruction(self, task: Task, chosen: list[_Option], *, number: int) -> CheckedInstruction:
+        self._rng.shuffle(chosen)
+        phrases = [o.constraint.phrase(self._rng.randrange(6)) for o in chosen]
+        place = 0 if self._rng.random() < _SHARE_BEFORE else len(phrases)
+        response = task.response
+        for option in sorted(chosen, key=lambda o: o.rank):
+            response = option.change(response)
+        topic = self._topics[task.key]
+        return CheckedInstruction(
+            instruction_id=f"{task.key}-{'abcdef'[number]}",
+            task_id=task.key,
+            split=task.split,
+            category=task.category,
+            instruction=" ".join([*phrases[:1], task.instruction, *phrases[1:]] if not place else [task.instruction, *phrases]),
+            constraints=[{k: v for k, v in asdict(o.constraint).items() if v is not None} for o in chosen],
+            asked=topic.asked,
+            topic=topic.others,
+            response=response,
+        )
+
+
+def _clash(a: str, b: str) -> bool:
+    return a == b or any({a, b} <= kinds for kinds in _CLASHES)
+
+
+def _of_answer(task: Task, topic: Topic, rng: random.Random) -> Iterator[_Option]:
+    """Constraints that the task's answer keeps, as it is or after a change."""
+    answer, in_lines = task.response, "\n" in task.response
+    num_words, found = len(texts.words(answer)), texts.plain_words(answer)
+    if texts.is_list(answer):
+        yield _Option(Constraint("items", len(texts.items(answer))))
+    if not in_lines:
+        yield _Option(Constraint("sentences", len(texts.sentences(answer))))
+        if len(found[0]) >= 3:
+            yield _Option(Constraint("starts_with", found[0].capitalize()))
+        yield _Option(Constraint("ends_with", found[-1]))
+    if num_words >= 6:
+        yield _Option(Constraint("max_words", 5 * (num_words // 5 + 1)))
+    if num_words >= 12:
+        yield _Option(Constraint("min_words", 5 * (num_words // 5)))
+    if num_words >= 12 and "," not in answer:
+        yield _Option(Constraint("no_comma"))
+    new = [w for w in dict.fromkeys(found) if _usable(w) and w in answer and not texts.occurrences(task.instruction, w)]
+    if new := [w for w in new if stems(w) & set(topic.others)] or new:
+        yield _Option(Constraint("contains", rng.choice(new)))
+        capital = rng.choice(new)
+        yield _Option(Constraint("capital_word", capital), partial(_in_capitals, word=capital), rank=2)
+    if task.category not in _WITH_MATERIAL:
+        for word in texts.plain_words(task.instruction)[1:]:
+            if _usable(word) and not texts.occurrences(answer, word):
+                yield _Option(Constraint("avoids", word))
+    yield _Option(Constraint("lower_case"), str.lower, rank=3)
+    if task.category not in _PIECES:
+        yield from _with_own_words(rng, separator="\n" if in_lines else " ")
+    if '"' not in answer and not in_lines:
+        yield _Option(Constraint("quoted"), lambda a: f'"{a}"', rank=4)
+    if answer.endswith("?"):
+        yield _Option(Constraint("question"))
+
+
+def _with_own_words(rng: random.Random, *, separator: str) -> Iterator[_Option]:
+    """Constraints that every answer keeps after a few words of an assistant."""
+    opening, closing, question = rng.choice(OPENINGS), rng.choice(CLOSINGS), rng.choice(QUESTIONS)
+    yield _Option(Constraint("starts_with", opening[:-1]), lambda a: f"{opening}{separator}{a}", rank=1)
+    yield _Option(Constraint("ends_with", closing[:-1]), lambda a: f"{a}{separator}{closing}", rank=1)
+    yield _Option(Constraint("question"), lambda a: f"{a}{separator}{question}", rank=1)
+
+
+def _without_answer(task: Task, rng: random.Random) -> Iterator[_Option]:
+    """Constraints that a good answer to the task can keep."""
+    options: list[tuple[str, Any]] = [("lower_case", None), ("contains", rng.choice(task.topic_words))]
+    if task.category not in _PIECES:
+        options += [("starts_with", rng.choice(OPENINGS)[:-1]), ("ends_with", rng.choice(CLOSINGS)[:-1])]
+        options += [("question", None)]
+    if task.category == "list":
+        options += [("items", rng.choice((3, 4, 5)))]
+    elif task.category in (*_WITH_MATERIAL, "question", "suggest"):
+        options += [("max_words", rng.choice((15, 20, 25))), ("quoted", None)]
+    else:
+        options += [("sentences", rng.choice((1, 2, 3))), ("max_words", rng.choice((20, 25, 30, 40)))]
+        options += [("min_words", rng.choice((15, 20, 25))), ("no_comma", None), ("quoted", None)]
+    for kind, value in options:
+        yield _Option(Constraint(kind, value))
+
+
+def _usable(word: str) -> bool:
+    return word.isalpha() and word.isascii() and len(word) >= 4 and is_content_word(word)
+
+
+def _in_capitals(text: str, word: str) -> str:
+    return re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", word.upper(), text, flags=re.IGNORECASE)

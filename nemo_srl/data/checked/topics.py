@@ -1,0 +1,73 @@
+"""The words that show what a text is about."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from nemo_srl.data.checked import texts
+
+_STOP_WORDS = frozenset(
+    "a about after again all also an and any are as at away back be because been before but by can could do does each "
+    "even every for from get give go good had has have he her him his how i if in into is it its just keep like make "
+    "many may me more most much must my no not of off often on one only or other our out over put same she should so "
+    "some such take than that the their them then there these they thing things this those to too two under until up "
+    "us use used very was way we well were what when where which while who whom why will with without would yes you "
+    "your please three four five list name write explain describe tell".split()
+)
+_MAX_SHARE = 0.03  # a word in more of the tasks says too little about any of them
+_QUOTATION = r"(?<!\w)'(.*)'(?!\w)"
+
+
+def is_content_word(word: str) -> bool:
+    """Whether a word in lower case is no function word."""
+    return word not in _STOP_WORDS
+
+
+def stems(text: str) -> set[str]:
+    """The stems of the words of a text that are no function words."""
+    found = {part for word in texts.plain_words(text) for part in re.split(r"[-/'\u2019]", word) if part}
+    return {_stem(word) for word in found - _STOP_WORDS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topic:
+    """Stems of the words that show what an instruction is about: those it asks with, and others."""
+
+    asked: list[str]
+    others: list[str]
+
+
+def topics(tasks: Mapping[str, tuple[str, str, Sequence[str]]]) -> dict[str, Topic]:
+    """The topic of each task, from what is asked for, a good answer, and words of its topic.
+
+    A quotation in single quotes in the question is material, so its words are among the others. Words of questions and
+    answers are left out if more than 3% of the tasks have them. The given words of a topic all count.
+    """
+    split = {key: _split(asked, response) for key, (asked, response, _) in tasks.items()}
+    share = Counter(stem for asked, found in split.values() for stem in asked | found)
+    common = {stem for stem, count in share.items() if count > max(2, _MAX_SHARE * len(tasks))}
+    return {
+        key: Topic(asked=sorted(asked - common), others=sorted((found - common | stems(" ".join(given))) - asked))
+        for (key, (asked, found)), (_, _, given) in zip(split.items(), tasks.values(), strict=True)
+    }
+
+
+def _split(asked: str, response: str) -> tuple[set[str], set[str]]:
+    material = re.findall(_QUOTATION, asked)
+    return stems(re.sub(_QUOTATION, " ", asked)), stems(" ".join([*material, response]))
+
+
+def _stem(word: str) -> str:
+    """Maps the forms of a word to one: `baking`, `baked` and `bakes` to `bak`. Some other words meet by accident."""
+    if len(word) >= 6:
+        word = word.replace("our", "or")  # colour, color
+    for suffix, shortest in (("ing", 6), ("ed", 5), ("es", 5), ("s", 4)):
+        if len(word) >= shortest and word.endswith(suffix) and not word.endswith("ss"):
+            word = word[: -len(suffix)]
+            break
+    word = re.sub(r"([bdfglmnprt])\1$", r"\1", word)  # planning, plan
+    return re.sub(r"y$", "i", re.sub(r"(?<=..)e$", "", word))
+
