@@ -18,7 +18,7 @@ from nemo_srl.data.checked.topics import topics
 from nemo_srl.data.checked.truth import MAX_SCORE, CheckedInstruction, true_score
 from nemo_srl.records import Candidate, EFTExample, IFTExample, Prompt
 
-SPLITS = ("train", "prompts", "held_out")
+SPLITS = ("train", "held_out", "prompts")
 
 _NUM_INSTRUCTIONS = {"train": 2, "prompts": 2, "held_out": 1}
 _NUM_VARIANTS = 3
@@ -56,7 +56,7 @@ def build(
     tasks: Sequence[Task], answers: Sequence[Candidate], *, seed: int, num_eft: int, num_iterations: int = 2
 ) -> CheckedSeed:
     """All tables. `answers` are models' answers to instructions that an earlier call made."""
-    made = _instructions(tasks, random.Random(f"{seed}/instructions"))
+    made = _instructions(tasks, f"{seed}/instructions")
     by_split: dict[str, list[CheckedInstruction]] = {split: [] for split in SPLITS}
     prompts: list[list[Prompt]] = [[] for _ in range(num_iterations)]
     for number, task in enumerate(tasks):
@@ -78,9 +78,16 @@ def build(
     )
 
 
-def _instructions(tasks: Sequence[Task], rng: random.Random) -> dict[str, list[CheckedInstruction]]:
-    composer = Composer(topics({t.key: (t.instruction, t.response, t.topic_words) for t in tasks}), rng)
-    return {t.key: composer.instructions(t, _NUM_VARIANTS if t.response else _NUM_INSTRUCTIONS[t.split]) for t in tasks}
+def _instructions(tasks: Sequence[Task], seed: str) -> dict[str, list[CheckedInstruction]]:
+    """The instructions of each task. Those of a split are not similar to those of an earlier one."""
+    words = topics({t.key: (t.instruction, t.response, t.topic_words) for t in tasks})
+    made: dict[str, list[CheckedInstruction]] = {}
+    for split in SPLITS:
+        earlier = [x.instruction for xs in made.values() for x in xs]
+        composer = Composer(words, random.Random(f"{seed}/{split}"), apart_from=earlier)
+        for task in (t for t in tasks if t.split == split):
+            made[task.key] = composer.instructions(task, _NUM_VARIANTS if task.response else _NUM_INSTRUCTIONS[split])
+    return made
 
 
 def _model_samples(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from nemo_srl.data.checked import texts
 from nemo_srl.data.checked.constraints import Constraint
 from nemo_srl.data.checked.topics import Topic, is_content_word, stems
 from nemo_srl.data.checked.truth import MAX_SCORE, CheckedInstruction, true_score
+from nemo_srl.data.dedup import RougeLIndex
 
 OPENINGS = (
     "Good question!", "Here you go:", "Of course!", "With pleasure:", "Short answer:", "Let me try:", "Sure!",
@@ -37,6 +38,7 @@ _SHARE_WITH_TWO = 0.75
 _SHARE_BEFORE = 0.15
 """The share of instructions in which a constraint stands before the question."""
 _TRIES = 30
+_MAX_ROUGE_L = 0.7
 _WITH_MATERIAL = ("rewrite", "summarise")
 """Categories whose instructions quote a text to work on."""
 _PIECES = (*_WITH_MATERIAL, "story", "email", "letter", "creative", "code", "translation")
@@ -79,9 +81,11 @@ class _Option:
 class Composer:
     """Makes instructions, and remembers how often it used each kind of constraint."""
 
-    def __init__(self, topics: Mapping[str, Topic], rng: random.Random) -> None:
+    def __init__(self, topics: Mapping[str, Topic], rng: random.Random, *, apart_from: Sequence[str] = ()) -> None:
+        """No instruction has a ROUGE-L F1 of 0.7 or more with one of `apart_from`."""
         self._topics = topics
         self._rng = rng
+        self._others = RougeLIndex(_MAX_ROUGE_L, apart_from)
         self._used: Counter[str] = Counter()
 
     def instructions(self, task: Task, number: int) -> list[CheckedInstruction]:
@@ -95,7 +99,8 @@ class Composer:
             if len(made) == number or not chosen:
                 break
             x = self._instruction(task, chosen, number=len(made))
-            if not x.response or true_score(x, x.response).score == MAX_SCORE:
+            good = not x.response or true_score(x, x.response).score == MAX_SCORE
+            if good and not self._others.is_duplicate(x.instruction):
                 made.append(x)
                 self._used.update(c["kind"] for c in x.constraints)
         return made
@@ -149,7 +154,7 @@ def _of_answer(task: Task, topic: Topic, rng: random.Random) -> Iterator[_Option
         yield _Option(Constraint("sentences", len(texts.sentences(answer))))
         if len(found[0]) >= 3:
             yield _Option(Constraint("starts_with", found[0].capitalize()))
-        yield _Option(Constraint("ends_with", found[-1]))
+        yield _Option(Constraint("ends_with", re.sub(r"^\W+|\W+$", "", texts.words(answer)[-1])))
     if num_words >= 6:
         yield _Option(Constraint("max_words", 5 * (num_words // 5 + 1)))
     if num_words >= 12:
@@ -161,9 +166,9 @@ def _of_answer(task: Task, topic: Topic, rng: random.Random) -> Iterator[_Option
         yield _Option(Constraint("contains", rng.choice(new)))
         capital = rng.choice(new)
         yield _Option(Constraint("capital_word", capital), partial(_in_capitals, word=capital), rank=2)
-    if task.category not in _WITH_MATERIAL:
+    if task.category not in _PIECES:
         for word in texts.plain_words(task.instruction)[1:]:
-            if _usable(word) and not texts.occurrences(answer, word):
+            if _usable(word) and stems(word) & set(topic.asked) and not texts.occurrences(answer, word):
                 yield _Option(Constraint("avoids", word))
     yield _Option(Constraint("lower_case"), str.lower, rank=3)
     if task.category not in _PIECES:
