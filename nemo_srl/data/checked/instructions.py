@@ -100,7 +100,8 @@ class Composer:
                 break
             x = self._instruction(task, chosen, number=len(made))
             good = not x.response or true_score(x, x.response).score == MAX_SCORE
-            if good and not self._others.is_duplicate(x.instruction):
+            new = set(x.checks) not in [set(m.checks) for m in made] and not self._others.is_duplicate(x.instruction)
+            if good and new:
                 made.append(x)
                 self._used.update(c["kind"] for c in x.constraints)
         return made
@@ -116,7 +117,7 @@ class Composer:
             weights = [(1 + self._used[k]) ** -2 / number[k] for k in (o.constraint.kind for o in options)]
             option = lines[0] if lines else self._rng.choices(options, weights)[0]
             chosen.append(option)
-            options = [o for o in options if not _clash(o.constraint.kind, option.constraint.kind)]
+            options = [o for o in options if not _clash(o.constraint, option.constraint)]
         return chosen
 
     def _instruction(self, task: Task, chosen: list[_Option], *, number: int) -> CheckedInstruction:
@@ -140,8 +141,9 @@ class Composer:
         )
 
 
-def _clash(a: str, b: str) -> bool:
-    return a == b or any({a, b} <= kinds for kinds in _CLASHES)
+def _clash(a: Constraint, b: Constraint) -> bool:
+    same_words = isinstance(a.value, str) and str(a.value).lower() == str(b.value).lower()
+    return a.kind == b.kind or same_words or any({a.kind, b.kind} <= kinds for kinds in _CLASHES)
 
 
 def _of_answer(task: Task, topic: Topic, rng: random.Random) -> Iterator[_Option]:

@@ -7,15 +7,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nemo_srl.data.checked import texts
-
 _STOP_WORDS = frozenset(
-    "a about after again all also an and any are as at away back be because been before but by can could do does each "
-    "even every for from get give go good had has have he her him his how i if in into is it its just keep like make "
-    "many may me more most much must my no not of off often on one only or other our out over put same she should so "
-    "some such take than that the their them then there these they thing things this those to too two under until up "
-    "us use used very was way we well were what when where which while who whom why will with without would yes you "
-    "your please three four five list name write explain describe tell".split()
+    "a about after again all also am an and any are arent as at away back be because been before being but by can "
+    "cant could describe did do does doesnt dont each even every explain five for four from get give go good had "
+    "has have he her him his how i if im in into is isnt it its ive just keep lets like list ll make many may me "
+    "more most much must my name no not of off often on one only or other our out over please put s same she should "
+    "so some such t take tell than that thats the their them then there these they thing things this those three to "
+    "too two under until up us use used very was way we well were weve what whats when where which while who whom "
+    "whose why will with without wont would write yes you youll your youre youve".split()
 )
 _MAX_SHARE = 0.03  # a word in more of the tasks says too little about any of them
 _QUOTATION = r"(?<!\w)'(.*)'(?!\w)"
@@ -28,7 +27,7 @@ def is_content_word(word: str) -> bool:
 
 def stems(text: str) -> set[str]:
     """The stems of the words of a text that are no function words."""
-    found = {part for word in texts.plain_words(text) for part in re.split(r"[-/'\u2019]", word) if part}
+    found = set(re.findall(r"[^\W_]+", re.sub(r"['\u2019](?=\w)", "", text.lower())))
     return {_stem(word) for word in found - _STOP_WORDS}
 
 

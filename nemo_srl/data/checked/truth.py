@@ -8,10 +8,10 @@
 
 An answer without words has no point. All points but the first are exact in the sense of `texts` and `constraints`.
 
-`on_topic` is a check of words. Each instruction has a list of words that answers to it are likely to have and other
-texts are not (`topics`), and the words that it asks with. The answer needs two of these together (one is enough in an
-answer of up to five words). One must be of the first list. And the answer must not repeat the instruction. So the check
-takes a false or senseless answer with the right words for relevant, and it misses a good answer with unusual words.
+`on_topic` is a check of words. Each instruction has a list of words that it asks with, and of words that answers to it
+are likely to have and other texts are not (`topics`). The answer needs two of these words, or one in an answer of up to
+five words. Sentences whose words all stand in the instruction, in the same order, do not count. So the check takes a
+false or senseless answer with the right words for relevant, and it misses an answer with unusual words.
 `data/checked/README.md` says how often.
 """
 
@@ -33,7 +33,6 @@ from nemo_srl.records import FinishReason
 MAX_SCORE = 5
 
 _SHORT_ANSWER = 5
-_ECHO_SHARE, _ECHO_LENGTH = 0.8, 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,16 +97,12 @@ def true_score(instruction: CheckedInstruction, answer: str, *, finish_reason: F
 
 
 def is_on_topic(instruction: CheckedInstruction, answer: str) -> bool:
-    """Whether the answer's words are about the instruction, and are not its own words repeated."""
-    found = stems(answer)
-    topic = found & set(instruction.topic)
+    """Whether the answer has words of the topic, in sentences that are not the instruction's own."""
+    asked = tokenize(instruction.instruction)
+    new = [s for s in texts.sentences(answer) if not _is_part(tokenize(s), asked)]
     needed = 1 if len(texts.words(answer)) <= _SHORT_ANSWER else 2
-    if not topic or len(topic | found & set(instruction.asked)) < needed:
-        return False
-    return not is_echo(instruction.instruction, answer)
+    return len(stems(" ".join(new)) & {*instruction.asked, *instruction.topic}) >= needed
 
 
-def is_echo(instruction: str, answer: str) -> bool:
-    """Whether the answer is little more than the instruction: at least 80% of its words in order, and not many more."""
-    asked, said = tokenize(instruction), tokenize(answer)
-    return len(said) <= _ECHO_LENGTH * len(asked) and LCSseq.similarity(asked, said) >= _ECHO_SHARE * len(asked)
+def _is_part(said: list[str], asked: list[str]) -> bool:
+    return LCSseq.similarity(asked, said) == len(said)
