@@ -16,9 +16,13 @@ from nemo_srl.data.checked.damage import Sample
 from nemo_srl.data.checked.instructions import Composer, Task
 from nemo_srl.data.checked.topics import topics
 from nemo_srl.data.checked.truth import MAX_SCORE, CheckedInstruction, true_score
+from nemo_srl.data.dedup import RougeLIndex
 from nemo_srl.records import Candidate, EFTExample, IFTExample, Prompt
 
 SPLITS = ("train", "held_out", "prompts")
+
+MAX_ROUGE_L = 0.7
+"""No instruction of a split has this ROUGE-L F1 or more with one of another split (the limit of `prompts`)."""
 
 _NUM_INSTRUCTIONS = {"train": 2, "prompts": 2, "held_out": 1}
 _NUM_VARIANTS = 3
@@ -83,10 +87,11 @@ def _instructions(tasks: Sequence[Task], seed: str) -> dict[str, list[CheckedIns
     words = topics({t.key: (t.instruction, t.response, t.topic_words) for t in tasks})
     made: dict[str, list[CheckedInstruction]] = {}
     for split in SPLITS:
-        earlier = [x.instruction for xs in made.values() for x in xs]
-        composer = Composer(words, random.Random(f"{seed}/{split}"), apart_from=earlier)
+        earlier = RougeLIndex(MAX_ROUGE_L, [x.instruction for xs in made.values() for x in xs])
         for task in (t for t in tasks if t.split == split):
-            made[task.key] = composer.instructions(task, _NUM_VARIANTS if task.response else _NUM_INSTRUCTIONS[split])
+            composer = Composer(task, words[task.key], random.Random(f"{seed}/{task.key}"))
+            number = _NUM_VARIANTS if task.response else _NUM_INSTRUCTIONS[split]
+            made[task.key] = composer.instructions(number, apart_from=earlier)
     return made
 
 
@@ -124,10 +129,13 @@ def _eft(
     rng: random.Random,
     number: int,
 ) -> list[EFTExample]:
-    """Two samples of an instruction, of as many instructions as `number` allows."""
+    """Two samples of an instruction, of as many instructions as `number` allows. Good answers of models are rare, so
+    they come first. Otherwise what a model wrote would mostly be bad, and its style would be enough to know that."""
     chooser, found = rows.Chooser(rows.SHARES, rng), []
-    for x in rng.sample(list(instructions), min(number // 2, len(instructions))):
-        found += rows.examples(x, chooser.choose([*made[x.key], *own.get(x.key, [])], 2))
+    good = {x.key: [s for s in own.get(x.key, []) if s.true.score >= MAX_SCORE - 1][:1] for x in instructions}
+    shuffled = rng.sample(list(instructions), len(instructions))
+    for x in sorted(shuffled, key=lambda x: not good[x.key])[: number // 2]:
+        found += rows.examples(x, chooser.choose([*made[x.key], *own.get(x.key, [])], 2, first=good[x.key]))
     return sorted(found, key=lambda example: example.key)
 
 
@@ -141,7 +149,6 @@ def _eft_eval(
     and others."""
     chooser, found = rows.Chooser(rows.SHARES, rng), []
     for x in instructions:
-        chosen = [*own.get(x.key, [])[:2], *rng.sample(list(rows.unseen_samples(x, rng)), 1)]
-        chosen += chooser.choose(made[x.key], _HELD_OUT_ANSWERS - len(chosen))
-        found += rows.examples(x, chosen)
+        first = [*own.get(x.key, [])[:2], rng.choice(list(rows.unseen_samples(x, rng)))]
+        found += rows.examples(x, chooser.choose(made[x.key], _HELD_OUT_ANSWERS, first=first))
     return found

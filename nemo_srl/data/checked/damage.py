@@ -2,16 +2,16 @@
 
     cut          broken off inside a sentence               loses complete
     looped       a part of it is repeated                   loses no_loop
-    swapped      the answer to another task                 loses on_topic
+    swapped      the answer to another task                 loses on_topic, and with it both constraints
     mismatched   an answer to the same task that was made for other constraints
     broken       one constraint is broken                   loses the points of this constraint
     dropped      an item of a list is left out              loses the points of the number of items
-    shuffled     its words in a random order                loses on_topic and complete
-    echoed       the instruction instead of an answer       loses on_topic
+    shuffled     its words in a random order                loses the same points
+    echoed       the instruction instead of an answer       loses the same points
 
 `Sample` joins what the damage says with what code sees (`truth`). They must agree. Only in shuffled words code cannot
-see that nothing is said. What a damage says nothing of, such as the constraints that a swapped answer keeps by chance,
-is what code sees.
+see that nothing is said. What a damage says nothing of, such as the constraints that a cut answer keeps, is what code
+sees.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ from nemo_srl.data.checked.constraints import Constraint
 from nemo_srl.data.checked.instructions import CLOSINGS, OPENINGS, QUESTIONS
 from nemo_srl.data.checked.truth import CheckedInstruction, TrueScore, true_score
 
+_OFF_TOPIC = frozenset({"on_topic", "first_constraint", "second_constraint"})
 LOST: Mapping[str, frozenset[str]] = {
     "cut": frozenset({"complete"}),
     "looped": frozenset({"no_loop"}),
-    "swapped": frozenset({"on_topic"}),
-    "shuffled": frozenset({"on_topic", "complete"}),
-    "echoed": frozenset({"on_topic"}),
+    "swapped": _OFF_TOPIC,
+    "shuffled": _OFF_TOPIC,
+    "echoed": _OFF_TOPIC,
 }
 """The points that an answer loses by a damage, whatever the instruction. `lost_by_breaking` says it of constraints."""
 
 _TRIES = 8
+_WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def sample(x: CheckedInstruction, kind: str, text: str, lost: frozenset[str] = f
     """The sample of a text that lost these points. None if code sees one of them in it."""
     seen = true_score(x, text)
     if kind == "shuffled":
-        return Sample(kind, text, replace(seen, on_topic=False, complete=False))
+        return Sample(kind, text, replace(seen, **dict.fromkeys(lost, False)))
     return None if any(getattr(seen, point) for point in lost) else Sample(kind, text, seen)
 
 
@@ -87,10 +89,10 @@ def looped(answer: str, rng: random.Random) -> str | None:
 
 
 def shuffled(answer: str, rng: random.Random) -> str:
-    """The words of the answer in a random order, on one line."""
-    found = answer.split()
+    """The words of the answer in a random order. Marks and line breaks stay where they are."""
+    found = _WORD.findall(answer)
     rng.shuffle(found)
-    return " ".join(found)
+    return _WORD.sub(lambda _: found.pop(), answer)
 
 
 def without_item(answer: str, rng: random.Random) -> str | None:

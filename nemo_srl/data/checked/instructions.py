@@ -3,15 +3,14 @@
 A task is a question, with or without a good answer. To a task with an answer, the composer adds constraints that the
 answer keeps, or that it keeps after a small change (small letters, a phrase at the end). So every instruction gets an
 answer with the full true score. To a task without an answer it adds constraints that a good answer can surely keep.
-Kinds that were used least are the likeliest.
+What is chosen for a task depends on nothing but the task and its topic, so tasks can be added and changed.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -38,7 +37,6 @@ _SHARE_WITH_TWO = 0.75
 _SHARE_BEFORE = 0.15
 """The share of instructions in which a constraint stands before the question."""
 _TRIES = 30
-_MAX_ROUGE_L = 0.7
 _WITH_MATERIAL = ("rewrite", "summarise")
 """Categories whose instructions quote a text to work on."""
 _PIECES = (*_WITH_MATERIAL, "story", "email", "letter", "creative", "code", "translation")
@@ -79,31 +77,28 @@ class _Option:
 
 
 class Composer:
-    """Makes instructions, and remembers how often it used each kind of constraint."""
+    """Makes the instructions of one task."""
 
-    def __init__(self, topics: Mapping[str, Topic], rng: random.Random, *, apart_from: Sequence[str] = ()) -> None:
-        """No instruction has a ROUGE-L F1 of 0.7 or more with one of `apart_from`."""
-        self._topics = topics
+    def __init__(self, task: Task, topic: Topic, rng: random.Random) -> None:
+        self._task = task
+        self._topic = topic
         self._rng = rng
-        self._others = RougeLIndex(_MAX_ROUGE_L, apart_from)
-        self._used: Counter[str] = Counter()
 
-    def instructions(self, task: Task, number: int) -> list[CheckedInstruction]:
-        """At most `number` instructions of the task. No kind of constraint comes twice, except that of a list."""
-        made: list[CheckedInstruction] = []
-        topic = self._topics[task.key]
-        options = list(_of_answer(task, topic, self._rng) if task.response else _without_answer(task, self._rng))
+    def instructions(self, number: int, *, apart_from: RougeLIndex) -> list[CheckedInstruction]:
+        """At most `number` instructions, which are similar to none of `apart_from`. No kind of constraint comes twice,
+        except that of a list."""
+        task, made = self._task, list[CheckedInstruction]()
+        options = list(_of_answer(task, self._topic, self._rng) if task.response else _without_answer(task, self._rng))
         for _ in range(_TRIES):
             taken = {c["kind"] for x in made for c in x.constraints} - {"items"}
             chosen = self._chosen([o for o in options if o.constraint.kind not in taken])
             if len(made) == number or not chosen:
                 break
-            x = self._instruction(task, chosen, number=len(made))
+            x = self._instruction(chosen, number=len(made))
             good = not x.response or true_score(x, x.response).score == MAX_SCORE
-            new = set(x.checks) not in [set(m.checks) for m in made] and not self._others.is_duplicate(x.instruction)
+            new = set(x.checks) not in [set(m.checks) for m in made] and not apart_from.is_duplicate(x.instruction)
             if good and new:
                 made.append(x)
-                self._used.update(c["kind"] for c in x.constraints)
         return made
 
     def _chosen(self, options: list[_Option]) -> list[_Option]:
@@ -112,31 +107,29 @@ class Composer:
         wanted = 2 if self._rng.random() < _SHARE_WITH_TWO else 1
         while options and len(chosen) < wanted:
             lines = [o for o in options if o.constraint.kind == "items"]
-            # All options of one kind together have the weight of that kind.
-            number = Counter(o.constraint.kind for o in options)
-            weights = [(1 + self._used[k]) ** -2 / number[k] for k in (o.constraint.kind for o in options)]
-            option = lines[0] if lines else self._rng.choices(options, weights)[0]
+            kind = self._rng.choice(sorted({o.constraint.kind for o in lines or options}))
+            option = self._rng.choice([o for o in options if o.constraint.kind == kind])
             chosen.append(option)
             options = [o for o in options if not _clash(o.constraint, option.constraint)]
         return chosen
 
-    def _instruction(self, task: Task, chosen: list[_Option], *, number: int) -> CheckedInstruction:
+    def _instruction(self, chosen: list[_Option], *, number: int) -> CheckedInstruction:
         self._rng.shuffle(chosen)
-        phrases = [o.constraint.phrase(self._rng.randrange(6)) for o in chosen]
-        place = 0 if self._rng.random() < _SHARE_BEFORE else len(phrases)
-        response = task.response
+        task, response = self._task, self._task.response
         for option in sorted(chosen, key=lambda o: o.rank):
             response = option.change(response)
-        topic = self._topics[task.key]
+        parts = [task.instruction, *(o.constraint.phrase(self._rng.randrange(6)) for o in chosen)]
+        if self._rng.random() < _SHARE_BEFORE:
+            parts[:2] = parts[1::-1]
         return CheckedInstruction(
             instruction_id=f"{task.key}-{'abcdef'[number]}",
             task_id=task.key,
             split=task.split,
             category=task.category,
-            instruction=" ".join([*phrases[:1], task.instruction, *phrases[1:]] if not place else [task.instruction, *phrases]),
+            instruction=" ".join(parts),
             constraints=[{k: v for k, v in asdict(o.constraint).items() if v is not None} for o in chosen],
-            asked=topic.asked,
-            topic=topic.others,
+            asked=self._topic.asked,
+            topic=self._topic.others,
             response=response,
         )
 

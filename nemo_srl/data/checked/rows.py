@@ -21,13 +21,14 @@ from nemo_srl.data.checked.truth import MAX_SCORE, CheckedInstruction, true_scor
 from nemo_srl.records import EFTExample
 
 SHARES: Mapping[tuple[str, int], float] = {
-    ("clean", 5): 0.22, ("clean", 4): 0.12, ("clean", 3): 0.14, ("clean", 2): 0.16,
-    ("cut", 4): 0.12, ("cut", 3): 0.04, ("cut", 2): 0.01, ("cut", 1): 0.02,
-    ("looped", 4): 0.11, ("looped", 3): 0.03, ("looped", 1): 0.02, ("looped", 0): 0.01,
+    ("clean", 5): 0.20, ("clean", 4): 0.10, ("clean", 3): 0.12, ("clean", 2): 0.20,
+    ("cut", 4): 0.11, ("cut", 3): 0.05, ("cut", 2): 0.01, ("cut", 1): 0.02,
+    ("looped", 4): 0.11, ("looped", 3): 0.04, ("looped", 2): 0.01, ("looped", 1): 0.02, ("looped", 0): 0.01,
 }  # fmt: skip
 """The share of training examples by form and score."""
 
 _NUM_OTHERS = 12
+_WEIGHTS = {"model": 3}
 
 
 def samples(
@@ -36,9 +37,7 @@ def samples(
     """Samples of an instruction: its answer, and damaged ones. `same_task` are answers to the task under other
     constraints, and `others` are answers to other tasks."""
     for kind, text, lost in _undivided(x, same_task, others, rng):
-        found = sample(x, kind, text, lost)
-        # Few would call an answer on another topic a good one because it keeps a constraint by chance.
-        if not found or (kind == "swapped" and found.true.score == MAX_SCORE - 1):
+        if not (found := sample(x, kind, text, lost)):
             continue
         yield found
         for name, change in (("cut", damage.cut), ("looped", damage.looped)):
@@ -88,24 +87,29 @@ class Chooser:
         self._shares = shares
         self._rng = rng
         self._cells: Counter[tuple[str, int]] = Counter()
-        self._kinds: Counter[str] = Counter()
+        self._kinds: Counter[tuple[tuple[str, int], str]] = Counter()
 
-    def choose(self, found: Sequence[Sample], number: int) -> list[Sample]:
-        """`number` samples with different scores and texts, from the cells that lack most; fewer if there are not so
-        many. Among the samples of a cell, one of the kinds that were chosen least."""
+    def choose(self, found: Sequence[Sample], number: int, *, first: Sequence[Sample] = ()) -> list[Sample]:
+        """`number` samples with different scores: those of `first`, and then from the cells that lack most. Fewer if
+        there are not so many. Among the samples of a cell, one of the kinds that were chosen least for it; models'
+        answers are chosen three times as often as others, so that the judge sees many of those that it will judge."""
         cells: dict[tuple[str, int], list[Sample]] = defaultdict(list)
+        chosen = list(first)
+        for s in first:
+            self._cells[s.form, s.true.score] += 1
+            self._kinds[(s.form, s.true.score), s.kind] += 1
         for s in found:
-            if (s.form, s.true.score) in self._shares:
+            if (s.form, s.true.score) in self._shares and s.true.score not in [f.true.score for f in first]:
                 cells[s.form, s.true.score].append(s)
-        chosen: list[Sample] = []
         while cells and len(chosen) < number:
             cell = min(sorted(cells), key=lambda c: (self._cells[c] + self._rng.random()) / self._shares[c])
-            options = sorted(cells.pop(cell), key=lambda s: (self._kinds[s.kind], s.text))
-            least = [s for s in options if s.kind == options[0].kind]
-            chosen.append(self._rng.choice(least))
+            used = {s.kind: self._kinds[cell, s.kind] / _WEIGHTS.get(s.kind, 1) for s in cells[cell]}
+            kind = min(sorted(used), key=used.__getitem__)
+            chosen.append(self._rng.choice([s for s in cells[cell] if s.kind == kind]))
             self._cells[cell] += 1
-            self._kinds[chosen[-1].kind] += 1
-            cells = {c: rest for c, rest in cells.items() if c[1] != cell[1]}  # type: ignore[assignment]
+            self._kinds[cell, kind] += 1
+            for other in [c for c in cells if c[1] == cell[1]]:
+                del cells[other]
         return chosen
 
 

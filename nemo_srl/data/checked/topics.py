@@ -8,16 +8,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _STOP_WORDS = frozenset(
-    "a about after again all also am an and any are arent as at away back be because been before being but by can "
-    "cant could describe did do does doesnt dont each even every explain five for four from get give go good had "
-    "has have he her him his how i if im in into is isnt it its ive just keep lets like list ll make many may me "
-    "more most much must my name no not of off often on one only or other our out over please put s same she should "
-    "so some such t take tell than that thats the their them then there these they thing things this those three to "
-    "too two under until up us use used very was way we well were weve what whats when where which while who whom "
-    "whose why will with without wont would write yes you youll your youre youve".split()
+    "a about add after again all also am an and answer answers any are arent as ask asks at away back be because "
+    "been before being between big brief but by call called can cant change compare could day days describe did "
+    "difference different do does doesnt dont each email emails end even every explain find first five for four "
+    "from get give go good had has have he help helpful helps her him his how i idea ideas if im in include into is "
+    "isnt it its ive just keep know lets like line lines list ll long make many may me mean means message messages "
+    "more most much must my name need needs new no not number of off often on one only or other our out over people "
+    "person plan plans please put question questions ready reason reasons rewrite s said same say says sentence "
+    "sentences she short should show shows simple small so some someone something start step steps such suggest "
+    "summarise sure t take tell text than that thats the their them then there these they thing things this those "
+    "three time times to today too turn two under until up us use used very want was way ways we well were weve "
+    "what whats when where which while who whom whose why will with without wont word words would write yes you "
+    "youll your youre youve".split()
 )
+"""Function words, and words that any instruction or answer may have."""
 _MAX_SHARE = 0.03  # a word in more of the tasks says too little about any of them
-_QUOTATION = r"(?<!\w)'(.*)'(?!\w)"
+_MATERIAL = r"(?<!\w)'(.*)'(?!\w)"
 
 
 def is_content_word(word: str) -> bool:
@@ -42,21 +48,26 @@ class Topic:
 def topics(tasks: Mapping[str, tuple[str, str, Sequence[str]]]) -> dict[str, Topic]:
     """The topic of each task, from what is asked for, a good answer, and words of its topic.
 
-    A quotation in single quotes in the question is material, so its words are among the others. Words of questions and
-    answers are left out if more than 3% of the tasks have them. The given words of a topic all count.
+    A quotation in single quotes in the question is material, so its words are among the others. Words of an answer are
+    left out if more than 3% of the tasks have them. The given words of a topic all count.
     """
     split = {key: _split(asked, response) for key, (asked, response, _) in tasks.items()}
     share = Counter(stem for asked, found in split.values() for stem in asked | found)
     common = {stem for stem, count in share.items() if count > max(2, _MAX_SHARE * len(tasks))}
     return {
-        key: Topic(asked=sorted(asked - common), others=sorted((found - common | stems(" ".join(given))) - asked))
+        key: Topic(asked=sorted(asked), others=sorted((found - common | stems(" ".join(given))) - asked))
         for (key, (asked, found)), (_, _, given) in zip(split.items(), tasks.values(), strict=True)
     }
 
 
 def _split(asked: str, response: str) -> tuple[set[str], set[str]]:
-    material = re.findall(_QUOTATION, asked)
-    return stems(re.sub(_QUOTATION, " ", asked)), stems(" ".join([*material, response]))
+    material = re.findall(_MATERIAL, asked)
+    return stems(without_material(asked)), stems(" ".join([*material, response]))
+
+
+def without_material(instruction: str) -> str:
+    """The instruction without the text in single quotes that it asks to work on."""
+    return re.sub(_MATERIAL, " ", instruction)
 
 
 def _stem(word: str) -> str:

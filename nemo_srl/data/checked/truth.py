@@ -3,16 +3,17 @@
     on_topic            the answer says something about what was asked
     complete            the model ended it, and it ends as a finished text does
     no_loop             it does not repeat itself
-    first_constraint    it keeps the first constraint of the instruction
-    second_constraint   it keeps the second one; when there is only one, that one counts for both points
+    first_constraint    it is on topic and keeps the first constraint of the instruction
+    second_constraint   it is on topic and keeps the second one; a constraint that is alone counts for both points
 
-An answer without words has no point. All points but the first are exact in the sense of `texts` and `constraints`.
+So an answer on another topic has 2 points at most, and one on the topic that is complete has 3 or more, whether or not
+it keeps the constraints. An answer without words has no point.
 
-`on_topic` is a check of words. Each instruction has a list of words that it asks with, and of words that answers to it
+All points but the first are exact in the sense of `texts` and `constraints`. `on_topic` is a check of words. Each instruction has a list of words that it asks with, and of words that answers to it
 are likely to have and other texts are not (`topics`). The answer needs two of these words, or one in an answer of up to
-five words. Sentences whose words all stand in the instruction, in the same order, do not count. So the check takes a
-false or senseless answer with the right words for relevant, and it misses an answer with unusual words.
-`data/checked/README.md` says how often.
+five words. It needs a word that the question does not have. Sentences whose words all stand in the instruction, in the
+same order, do not count. So the check takes a false or senseless answer with the right words for relevant, and it misses
+an answer with unusual words. `data/checked/README.md` says how often.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from rapidfuzz.distance import LCSseq
 
 from nemo_srl.data.checked import texts
 from nemo_srl.data.checked.constraints import Constraint
-from nemo_srl.data.checked.topics import stems
+from nemo_srl.data.checked.topics import stems, without_material
 from nemo_srl.data.dedup import tokenize
 from nemo_srl.errors import DataError
 from nemo_srl.records import FinishReason
@@ -86,22 +87,24 @@ class TrueScore:
 def true_score(instruction: CheckedInstruction, answer: str, *, finish_reason: FinishReason = "stop") -> TrueScore:
     """The points of `answer`. `finish_reason` is `length` for an answer that was cut off at the token limit."""
     first, second = instruction.checks
-    there = bool(texts.words(answer))
+    there, on_topic = bool(texts.words(answer)), is_on_topic(instruction, answer)
     return TrueScore(
-        on_topic=is_on_topic(instruction, answer),
+        on_topic=on_topic,
         complete=there and finish_reason == "stop" and texts.is_ended(answer),
         no_loop=there and not texts.has_loop(answer),
-        first_constraint=first.holds(answer),
-        second_constraint=second.holds(answer),
+        first_constraint=on_topic and first.holds(answer),
+        second_constraint=on_topic and second.holds(answer),
     )
 
 
 def is_on_topic(instruction: CheckedInstruction, answer: str) -> bool:
-    """Whether the answer has words of the topic, in sentences that are not the instruction's own."""
+    """Whether the answer has words of the topic, and others than those of the question."""
     asked = tokenize(instruction.instruction)
-    new = [s for s in texts.sentences(answer) if not _is_part(tokenize(s), asked)]
+    own = " ".join(s for s in texts.sentences(answer) if not _is_part(tokenize(s), asked))
+    said = stems(own)
     needed = 1 if len(texts.words(answer)) <= _SHORT_ANSWER else 2
-    return len(stems(" ".join(new)) & {*instruction.asked, *instruction.topic}) >= needed
+    has_new_word = not said <= stems(without_material(instruction.instruction))
+    return has_new_word and len(said & {*instruction.asked, *instruction.topic}) >= needed
 
 
 def _is_part(said: list[str], asked: list[str]) -> bool:
