@@ -55,7 +55,8 @@ def main(options: Options) -> None:
     for name, examples in {"eft": made.eft, "eft_eval": made.eft_eval}.items():
         print(f"{name} by score: {dict(sorted(Counter(x.score for x in examples).items()))}")
     found = surface_accuracy(made.eft, made.eft_eval, max_score=MAX_SCORE)
-    print(f"surface baseline, pairwise accuracy: {found.value:.3f} [{found.low:.3f}, {found.high:.3f}], {found.n} pairs")
+    interval = f"[{found.low:.3f}, {found.high:.3f}]"
+    print(f"pairwise accuracy of the surface baseline on eft_eval: {found.value:.3f} {interval}, {found.n} pairs")
 
 
 if __name__ == "__main__":

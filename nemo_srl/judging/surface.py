@@ -46,8 +46,7 @@ class SurfaceBaseline:
 
     def scores(self, examples: Sequence[EFTExample]) -> list[float]:
         """The predicted score of each example."""
-        predicted: _Floats = self._standardised(_matrix(examples)) @ self._weights + self._offset
-        return predicted.tolist()
+        return [float(s) for s in self._standardised(_matrix(examples)) @ self._weights + self._offset]
 
     def _standardised(self, raw: _Floats) -> _Floats:
         standardised: _Floats = (raw - self._mean) / self._deviation

@@ -7,7 +7,7 @@ the two disagree, the text is not used.
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,7 +45,7 @@ class CheckedSeed:
 
 def seed_tasks(ift: Iterable[IFTExample], eft: Iterable[EFTExample]) -> list[Task]:
     """The tasks of another seed with their good answers, as training tasks."""
-    good = [*ift, *(x for x in eft if x.score == MAX_SCORE)]
+    good: list[IFTExample | EFTExample] = [*ift, *(x for x in eft if x.score == MAX_SCORE)]
     return [
         Task(
             task_id=x.example_id, split="train", category=x.category, instruction=x.instruction, response=x.response,
@@ -69,7 +69,8 @@ def build(
         if task.split == "prompts":
             prompts[number % num_iterations] += [Prompt(prompt_id=x.key, text=x.instruction) for x in used]
     own = _model_samples([x for xs in by_split.values() for x in xs], answers)
-    train, held_out = (_pools(by_split[split], made, f"{seed}/{split}") for split in ("train", "held_out"))
+    train = _pools(by_split["train"], made, own, f"{seed}/train")
+    held_out = _pools(by_split["held_out"], made, {}, f"{seed}/held_out")
     return CheckedSeed(
         instructions=by_split,
         ift=[
@@ -95,36 +96,39 @@ def _instructions(tasks: Sequence[Task], seed: str) -> dict[str, list[CheckedIns
     return made
 
 
-def _model_samples(
-    instructions: Iterable[CheckedInstruction], answers: Iterable[Candidate]
-) -> dict[str, list[Sample]]:
+def _model_samples(instructions: Iterable[CheckedInstruction], answers: Iterable[Candidate]) -> dict[str, list[Sample]]:
     """Different answers of models to each instruction. The texts of instructions find them, so that answers to
-    instructions that have changed are not used."""
+    instructions that have changed are not used. An answer that was cut off after a sentence is not used either, because
+    its text does not show it."""
     by_text = {x.instruction: x for x in instructions}
     found: dict[str, list[Sample]] = defaultdict(list)
     for answer in answers:
         x = by_text.get(answer.prompt)
         if x and answer.response and all(answer.response != s.text for s in found[x.key]):
             true = true_score(x, answer.response, finish_reason=answer.finish_reason)
-            found[x.key].append(Sample("model", answer.response, true))
+            if true == true_score(x, answer.response):
+                found[x.key].append(Sample("model", answer.response, true))
     return found
 
 
 def _pools(
-    instructions: Sequence[CheckedInstruction], made: Mapping[str, Sequence[CheckedInstruction]], seed: str
+    instructions: Sequence[CheckedInstruction],
+    made: Mapping[str, Sequence[CheckedInstruction]],
+    own: Mapping[str, Sequence[Sample]],
+    seed: str,
 ) -> dict[str, list[Sample]]:
-    """The samples that can be made for each instruction, from answers of the same split."""
+    """The samples that can be made for each instruction, from answers of the same split and from models' answers."""
     found = {}
     for x in instructions:
         same_task = [y.response for y in made[x.task_id] if y.response != x.response]
         others = [y.response for y in instructions if y.task_id != x.task_id]
-        found[x.key] = list(rows.samples(x, same_task, others, random.Random(f"{seed}/{x.key}")))
+        found[x.key] = list(rows.samples(x, same_task, others, own.get(x.key, ()), random.Random(f"{seed}/{x.key}")))
     return found
 
 
 def _eft(
     instructions: Sequence[CheckedInstruction],
-    made: Mapping[str, Sequence[Sample]],
+    pools: Mapping[str, Sequence[Sample]],
     own: Mapping[str, Sequence[Sample]],
     rng: random.Random,
     number: int,
@@ -135,20 +139,20 @@ def _eft(
     good = {x.key: [s for s in own.get(x.key, []) if s.true.score >= MAX_SCORE - 1][:1] for x in instructions}
     shuffled = rng.sample(list(instructions), len(instructions))
     for x in sorted(shuffled, key=lambda x: not good[x.key])[: number // 2]:
-        found += rows.examples(x, chooser.choose([*made[x.key], *own.get(x.key, [])], 2, first=good[x.key]))
+        found += rows.examples(x, chooser.choose(pools[x.key], 2, first=good[x.key]))
     return sorted(found, key=lambda example: example.key)
 
 
 def _eft_eval(
     instructions: Sequence[CheckedInstruction],
-    made: Mapping[str, Sequence[Sample]],
+    pools: Mapping[str, Sequence[Sample]],
     own: Mapping[str, Sequence[Sample]],
     rng: random.Random,
 ) -> list[EFTExample]:
     """Four samples of each instruction: two of models where there are so many, one with a damage that is never trained,
-    and others."""
+    and others. The instructions are in a random order, so that the first ones can stand for all."""
     chooser, found = rows.Chooser(rows.SHARES, rng), []
-    for x in instructions:
+    for x in rng.sample(list(instructions), len(instructions)):
         first = [*own.get(x.key, [])[:2], rng.choice(list(rows.unseen_samples(x, rng)))]
-        found += rows.examples(x, chooser.choose(made[x.key], _HELD_OUT_ANSWERS, first=first))
+        found += rows.examples(x, chooser.choose(pools[x.key], _HELD_OUT_ANSWERS, first=first))
     return found

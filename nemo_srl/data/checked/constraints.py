@@ -7,6 +7,7 @@ the first and the last words.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,8 +62,7 @@ def _is_question(answer: str, _: None) -> bool:
 
 
 def _is_quoted(answer: str, _: None) -> bool:
-    text = answer.strip()
-    return len(text) > 2 and (text[0], text[-1]) in (('"', '"'), ("\u201c", "\u201d"))
+    return re.fullmatch(r'\s*("[^"]+"|\u201c[^\u201c\u201d]+\u201d)\s*', answer) is not None
 
 
 def _in_capitals(answer: str, word: str) -> bool:
@@ -73,12 +73,20 @@ KINDS: Mapping[str, Kind] = {
     "sentences": Kind(
         int,
         lambda answer, n: len(texts.sentences(answer)) == n,
-        ("Use exactly {} sentence{s}.", "Answer in exactly {} sentence{s}.", "Write {} sentence{s}, no more and no less."),
+        (
+            "Use exactly {} sentence{s}.",
+            "Answer in exactly {} sentence{s}.",
+            "Write {} sentence{s}, no more and no less.",
+        ),
     ),
     "items": Kind(
         int,
         lambda answer, n: len(texts.items(answer)) == n,
-        ("Give exactly {} item{s}, one on each line.", "Make a list of exactly {} line{s}.", "Write exactly {} line{s}, one for each item."),
+        (
+            "Give exactly {} item{s}, one on each line.",
+            "Make a list of exactly {} line{s}.",
+            "Write exactly {} line{s}, one for each item.",
+        ),
     ),
     "max_words": Kind(
         int,

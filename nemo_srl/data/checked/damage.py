@@ -69,7 +69,7 @@ def cut(answer: str, rng: random.Random) -> str | None:
     if len(ends) < 6:
         return None
     kept = min(len(ends) - 1, max(3, round(len(ends) * rng.uniform(0.4, 0.95))))
-    return answer[: ends[kept - 1]].rstrip(".,;:!?\"\n -")
+    return answer[: ends[kept - 1]].rstrip('.,;:!?"\n -')
 
 
 def looped(answer: str, rng: random.Random) -> str | None:
@@ -85,7 +85,7 @@ def looped(answer: str, rng: random.Random) -> str | None:
         return None
     length = rng.randint(3, 7)
     start = rng.randrange(max(1, len(found) - length))
-    return " ".join([*found[:start], *(found[start : start + length] * rng.randint(3, 5))]).rstrip(".,;:!?\"")
+    return " ".join([*found[:start], *(found[start : start + length] * rng.randint(3, 5))]).rstrip('.,;:!?"')
 
 
 def shuffled(answer: str, rng: random.Random) -> str:

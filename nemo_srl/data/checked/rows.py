@@ -27,16 +27,21 @@ SHARES: Mapping[tuple[str, int], float] = {
 }  # fmt: skip
 """The share of training examples by form and score."""
 
+_NONE: frozenset[str] = frozenset()
 _NUM_OTHERS = 12
 _WEIGHTS = {"model": 3}
 
 
 def samples(
-    x: CheckedInstruction, same_task: Sequence[str], others: Sequence[str], rng: random.Random
+    x: CheckedInstruction, same_task: Sequence[str], others: Sequence[str], own: Sequence[Sample], rng: random.Random
 ) -> Iterator[Sample]:
-    """Samples of an instruction: its answer, and damaged ones. `same_task` are answers to the task under other
-    constraints, and `others` are answers to other tasks."""
-    for kind, text, lost in _undivided(x, same_task, others, rng):
+    """Samples of an instruction: its good answer and those of models (`own`), as they are and damaged. `same_task` are
+    answers to the task under other constraints, and `others` are answers to other tasks."""
+    yield from (s for s in own if not s.true.complete)
+    for kind, text, lost in [
+        *_whole(x, same_task, others, rng),
+        *((s.kind, s.text, _NONE) for s in own if s.true.complete),
+    ]:
         if not (found := sample(x, kind, text, lost)):
             continue
         yield found
@@ -45,19 +50,19 @@ def samples(
                 yield found
 
 
-def _undivided(
+def _whole(
     x: CheckedInstruction, same_task: Sequence[str], others: Sequence[str], rng: random.Random
 ) -> Iterator[tuple[str, str, frozenset[str]]]:
     """Whole texts: kind, text, and the points that it lost."""
-    yield "intact", x.response, frozenset()
+    yield "intact", x.response, _NONE
     for text in _padded(x, rng):
-        yield "intact", text, frozenset()
+        yield "intact", text, _NONE
     for text in same_task:
-        yield "mismatched", text, frozenset()
+        yield "mismatched", text, _NONE
     for constraint in dict.fromkeys(x.checks):
-        if text := damage.broken(x, x.response, constraint, rng):
+        if (bad := damage.broken(x, x.response, constraint, rng)) is not None:
             name = "dropped" if constraint.kind == "items" else "broken"
-            yield name, text, damage.lost_by_breaking(x, constraint)
+            yield name, bad, damage.lost_by_breaking(x, constraint)
     for text in rng.sample(list(others), min(_NUM_OTHERS, len(others))):
         yield "swapped", text, LOST["swapped"]
 

@@ -7,20 +7,26 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-_STOP_WORDS = frozenset(
-    "a about add after again all also am an and answer answers any are arent as ask asks at away back be because "
-    "been before being between big brief but by call called can cant change compare could day days describe did "
-    "difference different do does doesnt dont each email emails end even every explain find first five for four "
-    "from get give go good had has have he help helpful helps her him his how i idea ideas if im in include into is "
-    "isnt it its ive just keep know lets like line lines list ll long make many may me mean means message messages "
-    "more most much must my name need needs new no not number of off often on one only or other our out over people "
-    "person plan plans please put question questions ready reason reasons rewrite s said same say says sentence "
-    "sentences she short should show shows simple small so some someone something start step steps such suggest "
-    "summarise sure t take tell text than that thats the their them then there these they thing things this those "
-    "three time times to today too turn two under until up us use used very want was way ways we well were weve "
-    "what whats when where which while who whom whose why will with without wont word words would write yes you "
-    "youll your youre youve".split()
-)
+_STOP_WORDS = frozenset([
+    "a", "about", "add", "after", "again", "all", "also", "am", "an", "and", "answer", "answers", "any", "are",
+    "arent", "as", "ask", "asks", "at", "away", "back", "be", "because", "been", "before", "being", "between",
+    "big", "brief", "but", "by", "call", "called", "can", "cant", "change", "compare", "could", "day", "days",
+    "describe", "did", "difference", "different", "do", "does", "doesnt", "dont", "each", "email", "emails", "end",
+    "even", "every", "explain", "find", "first", "five", "for", "four", "from", "get", "give", "go", "good", "had",
+    "has", "have", "he", "help", "helpful", "helps", "her", "him", "his", "how", "i", "idea", "ideas", "if", "im",
+    "in", "include", "into", "is", "isnt", "it", "its", "ive", "just", "keep", "know", "lets", "like", "line",
+    "lines", "list", "ll", "long", "make", "many", "may", "me", "mean", "means", "message", "messages", "more",
+    "most", "much", "must", "my", "name", "need", "needs", "new", "no", "not", "number", "of", "off", "often", "on",
+    "one", "only", "or", "other", "our", "out", "over", "people", "person", "plan", "plans", "please", "put",
+    "question", "questions", "ready", "reason", "reasons", "rewrite", "s", "said", "same", "say", "says",
+    "sentence", "sentences", "she", "short", "should", "show", "shows", "simple", "small", "so", "some", "someone",
+    "something", "start", "step", "steps", "such", "suggest", "summarise", "sure", "t", "take", "tell", "text",
+    "than", "that", "thats", "the", "their", "them", "then", "there", "these", "they", "thing", "things", "this",
+    "those", "three", "time", "times", "to", "today", "too", "turn", "two", "under", "until", "up", "us", "use",
+    "used", "very", "want", "was", "way", "ways", "we", "well", "were", "weve", "what", "whats", "when", "where",
+    "which", "while", "who", "whom", "whose", "why", "will", "with", "without", "wont", "word", "words", "would",
+    "write", "yes", "you", "youll", "your", "youre", "youve",
+])  # fmt: skip
 """Function words, and words that any instruction or answer may have."""
 _MAX_SHARE = 0.03  # a word in more of the tasks says too little about any of them
 _MATERIAL = r"(?<!\w)'(.*)'(?!\w)"
@@ -80,4 +86,3 @@ def _stem(word: str) -> str:
             break
     word = re.sub(r"([bdfglmnprt])\1$", r"\1", word)  # planning, plan
     return re.sub(r"y$", "i", re.sub(r"(?<=..)e$", "", word))
-

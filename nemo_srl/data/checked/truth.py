@@ -6,14 +6,15 @@
     first_constraint    it is on topic and keeps the first constraint of the instruction
     second_constraint   it is on topic and keeps the second one; a constraint that is alone counts for both points
 
-So an answer on another topic has 2 points at most, and one on the topic that is complete has 3 or more, whether or not
-it keeps the constraints. An answer without words has no point.
+So an answer on another topic has 2 points at most. One on the topic that is complete and has no loop has 3 or more,
+whether or not it keeps the constraints. An answer without words has no point. All points but the first are exact, in
+the sense of `texts` and `constraints`.
 
-All points but the first are exact in the sense of `texts` and `constraints`. `on_topic` is a check of words. Each instruction has a list of words that it asks with, and of words that answers to it
-are likely to have and other texts are not (`topics`). The answer needs two of these words, or one in an answer of up to
-five words. It needs a word that the question does not have. Sentences whose words all stand in the instruction, in the
-same order, do not count. So the check takes a false or senseless answer with the right words for relevant, and it misses
-an answer with unusual words. `data/checked/README.md` says how often.
+`on_topic` is a check of words. Each instruction has a list of words that it asks with, and of words that answers to it
+are likely to have and other texts are not (`topics`). The answer needs two of these words, or one if it has up to five
+words. It needs a word that the question does not have. Sentences whose words all stand in the instruction, in the same
+order, do not count. So the check takes a false or senseless answer with the right words for relevant, and it misses an
+answer with unusual words. `data/checked/README.md` says how often.
 """
 
 from __future__ import annotations
