@@ -4,8 +4,8 @@
     python recipes/build_checked_seed.py output_dir=data/mine seed=2 num_eft=800
 
 Input: `tasks.jsonl` and models' answers (`answers*.jsonl`) in `input_dir`, and the seed in `data/seed/`. This program
-needs no model. The answers are those of `recipes/evaluate.py` to the instructions that this program wrote before. The
-last lines that it prints are the numbers of examples by score, and what the surface of answers says of their scores.
+needs no model. The answers are those of `recipes/evaluate.py` to the instructions that this program wrote before. It
+prints the numbers of examples by score, and how many pairs of answers their surface puts in the right order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nemo_srl.artifacts import read_jsonl, to_line, write_atomic
 from nemo_srl.data.checked import build as checked
 from nemo_srl.data.checked.instructions import Task
 from nemo_srl.data.checked.truth import MAX_SCORE
-from nemo_srl.judging.surface import surface_accuracy
+from nemo_srl.judging.surface import cross_validated_accuracy, surface_accuracy
 from nemo_srl.records import Candidate, EFTExample, IFTExample
 
 
@@ -54,9 +54,13 @@ def main(options: Options) -> None:
         print(f"{len(list(records)):6d}  {name}")
     for name, examples in {"eft": made.eft, "eft_eval": made.eft_eval}.items():
         print(f"{name} by score: {dict(sorted(Counter(x.score for x in examples).items()))}")
-    found = surface_accuracy(made.eft, made.eft_eval, max_score=MAX_SCORE)
-    interval = f"[{found.low:.3f}, {found.high:.3f}]"
-    print(f"pairwise accuracy of the surface baseline on eft_eval: {found.value:.3f} {interval}, {found.n} pairs")
+    figures = {
+        "eft_eval": surface_accuracy(made.eft, made.eft_eval, max_score=MAX_SCORE),
+        "eft_eval, cross-validated": cross_validated_accuracy(made.eft_eval, max_score=MAX_SCORE),
+        "eft, cross-validated": cross_validated_accuracy(made.eft, max_score=MAX_SCORE),
+    }
+    for name, f in figures.items():
+        print(f"surface baseline on {name}: {f.value:.3f} [{f.low:.3f}, {f.high:.3f}] of {f.n} pairs")
 
 
 if __name__ == "__main__":

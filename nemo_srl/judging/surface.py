@@ -55,9 +55,27 @@ class SurfaceBaseline:
 
 def surface_accuracy(train: Sequence[EFTExample], held_out: Sequence[EFTExample], *, max_score: float) -> Estimate:
     """The baseline's pairwise accuracy on `held_out` after fitting on `train`, a tie counting one half."""
+    return _accuracy(held_out, SurfaceBaseline(train).scores(held_out), max_score)
+
+
+def cross_validated_accuracy(examples: Sequence[EFTExample], *, max_score: float, num_folds: int = 9) -> Estimate:
+    """The same for examples that are left out in turn, those of an instruction together. So it is the most that their
+    own surface tells."""
+    instructions = sorted({x.instruction for x in examples})
+    fold = {text: i % num_folds for i, text in enumerate(instructions)}
+    order: list[EFTExample] = []
+    predicted: list[float] = []
+    for k in range(num_folds):
+        left_out = [x for x in examples if fold[x.instruction] == k]
+        order += left_out
+        predicted += SurfaceBaseline([x for x in examples if fold[x.instruction] != k]).scores(left_out)
+    return _accuracy(order, predicted, max_score)
+
+
+def _accuracy(examples: Sequence[EFTExample], predicted: Sequence[float], max_score: float) -> Estimate:
     by_instruction: dict[str, list[tuple[float, float]]] = {}
-    for x, predicted in zip(held_out, SurfaceBaseline(train).scores(held_out), strict=True):
-        by_instruction.setdefault(x.instruction, []).append((x.score, predicted))
+    for x, score in zip(examples, predicted, strict=True):
+        by_instruction.setdefault(x.instruction, []).append((x.score, score))
     groups = [ScoreGroup(human=[s for s, _ in g], model=[p for _, p in g]) for g in by_instruction.values()]
     return reward_model_metrics(groups, max_score=max_score)["pairwise_accuracy_ties_half"]
 

@@ -122,16 +122,17 @@ def broken(x: CheckedInstruction, answer: str, constraint: Constraint, rng: rand
     return None
 
 
-def _closing(rng: random.Random) -> str:
-    return rng.choice(CLOSINGS)
+def _joined(answer: str, *, before: str = "", after: str = "") -> str:
+    """The answer with words before or after it: in small letters if it is, and inside its quotation marks."""
+    gap = "\n" if "\n" in answer else " "
+    quote = '"' if answer.startswith('"') and answer.endswith('"') else ""
+    parts = [before, answer.strip('"') if quote else answer, after]
+    text = gap.join(filter(None, parts))
+    return quote + (text.lower() if answer == answer.lower() else text) + quote
 
 
 def _longer(answer: str, value: object, rng: random.Random) -> str:
-    return f"{answer}{_gap(answer)}{_closing(rng)}"
-
-
-def _gap(answer: str) -> str:
-    return "\n" if "\n" in answer else " "
+    return _joined(answer, after=rng.choice(CLOSINGS))
 
 
 def _without_sentence(answer: str, rng: random.Random) -> str:
@@ -149,7 +150,7 @@ def _too_long(answer: str, value: int, rng: random.Random) -> str:
     text = answer
     for more in rng.sample(CLOSINGS, 4):
         if len(texts.words(text)) <= value:
-            text += _gap(answer) + more
+            text = _joined(text, after=more)
     return text
 
 
@@ -169,28 +170,34 @@ def _without_word(answer: str, word: str, rng: random.Random) -> str:
 
 
 def _with_word(answer: str, word: str, rng: random.Random) -> str:
-    more = rng.choice(("That is all about {}.", "So much for {}.", "This is what I know about {}.")).format(word)
-    return f"{answer}{_gap(answer)}{more}"
+    if rng.random() < 0.5:
+        return _joined(answer, before=f"About {word}:")
+    more = rng.choice(("That is all about {}.", "So much for {}.", "This is what I know about {}."))
+    return _joined(answer, after=more.format(word))
 
 
 def _other_start(answer: str, phrase: str, rng: random.Random) -> str:
     for opening in OPENINGS:
         if opening[:-1] == phrase:
-            return answer[len(opening) :].lstrip()
-    return f"{rng.choice(OPENINGS)}{_gap(answer)}{answer}"
+            return re.sub(rf"^(\"?){re.escape(opening)}\s+", r"\1", answer, flags=re.IGNORECASE)
+    return _joined(answer, before=rng.choice(OPENINGS))
 
 
 def _other_end(answer: str, phrase: str, rng: random.Random) -> str:
     for closing in CLOSINGS:
         if closing[:-1] == phrase:
-            return answer[: answer.lower().rfind(closing.lower())].rstrip()
+            return _without_end(answer, closing)
     return _longer(answer, phrase, rng)
+
+
+def _without_end(answer: str, end: str) -> str:
+    return re.sub(rf"\s+{re.escape(end)}(\"?)$", r"\1", answer, flags=re.IGNORECASE)
 
 
 def _no_question(answer: str, value: None, rng: random.Random) -> str:
     for question in QUESTIONS:
         if answer.lower().rstrip('"').endswith(question.lower()) and rng.random() < 0.6:
-            return answer[: answer.lower().rfind(question.lower())].rstrip()
+            return _without_end(answer, question)
     return _longer(answer, value, rng)
 
 

@@ -80,4 +80,5 @@ def is_ended(text: str) -> bool:
     text = text.rstrip()
     if _ENDED.search(text) or _SIGNATURE.search(text):
         return True
-    return is_list(text) and not any(_ENDED.search(item.rstrip()) for item in items(text))
+    last_is_item = _MARKER.match(text.split("\n")[-1]) is not None
+    return last_is_item and is_list(text) and not any(_ENDED.search(item.rstrip()) for item in items(text))

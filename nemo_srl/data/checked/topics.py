@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -76,6 +77,7 @@ def without_material(instruction: str) -> str:
     return re.sub(_MATERIAL, " ", instruction)
 
 
+@functools.cache
 def _stem(word: str) -> str:
     """Maps the forms of a word to one: `baking`, `baked` and `bakes` to `bak`. Some other words meet by accident."""
     if len(word) >= 6:
