@@ -60,15 +60,17 @@ def build(
     tasks: Sequence[Task], answers: Sequence[Candidate], *, seed: int, num_eft: int, num_iterations: int = 2
 ) -> CheckedSeed:
     """All tables. `answers` are models' answers to instructions that an earlier call made."""
+    # The seed's questions ask for things that code does not check ("in one sentence"), so only good answers are known.
+    from_seed = {task.key for task in tasks if not task.topic_words}
     made = _instructions(tasks, f"{seed}/instructions")
     by_split: dict[str, list[CheckedInstruction]] = {split: [] for split in SPLITS}
     prompts: list[list[Prompt]] = [[] for _ in range(num_iterations)]
     for number, task in enumerate(tasks):
-        used = made[task.key][: _NUM_INSTRUCTIONS[task.split] if task.topic_words else 1]
+        used = made[task.key][: 1 if task.key in from_seed else _NUM_INSTRUCTIONS[task.split]]
         by_split[task.split] += used
         if task.split == "prompts":
             prompts[number % num_iterations] += [Prompt(prompt_id=x.key, text=x.instruction) for x in used]
-    own = _model_samples([x for xs in by_split.values() for x in xs], answers)
+    own = _model_samples([x for xs in by_split.values() for x in xs if x.task_id not in from_seed], answers)
     train = _pools(by_split["train"], made, own, f"{seed}/train")
     held_out = _pools(by_split["held_out"], made, {}, f"{seed}/held_out")
     return CheckedSeed(
