@@ -75,7 +75,10 @@ def run(session: Session, chosen: dict[str, Part], *, seconds: float) -> None:
     )
     for name, part in chosen.items():
         session.begin(name, min(part.share * seconds, ends - time.monotonic()))
-        part.run(session)
+        try:
+            part.run(session)
+        except Exception as e:  # such as a figure that is missing: the other parts go on
+            session.fail(name, f"{type(e).__name__}: {e}")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import random
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,8 @@ def main(case: dict[str, Any]) -> dict[str, Any]:
     (directory / "pairs.json").write_text(json.dumps(pairs))
     num_prompts = TINY_NUM_PROMPTS if is_tiny else NUM_PROMPTS
     workloads = make_workloads(model_dir, num_prompts=num_prompts, small=is_tiny)
+    if not is_tiny:  # a GPU would be done too soon
+        workloads = [replace(w, max_tokens=2 * w.max_tokens) for w in workloads]
     (directory / "workloads.json").write_text(json.dumps([asdict(w) for w in workloads]))
     without_end_tokens(model_dir, directory / "endless")
     return {"num_pairs": num_pairs, "max_length": max_length}

@@ -94,6 +94,7 @@ def static_batches(model: Any, case: dict[str, Any], workload: dict[str, Any]) -
 
 
 def continuous_batching(model: Any, case: dict[str, Any], workload: dict[str, Any]) -> int:
+    """Each call also makes the cache and the CUDA graphs."""
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     # Its cache takes what is free. On a GPU that is right. On a CPU it would take the memory of the whole machine.

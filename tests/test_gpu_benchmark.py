@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import gpu
 import gpu_device
 import gpu_dpo
 import gpu_models
@@ -104,6 +105,20 @@ def test_a_measurement_that_fails_is_a_row_with_its_reason_and_the_next_one_goes
     assert session.measure("good", good, {"n": 21}) == {"twice": 42, "device": "cpu"}
     assert [(row.name, row.result, row.failed) for row in session.rows] == [
         ("bad", "failed: exit status 1: the disk is full", True)
+    ]
+
+
+def test_a_part_that_fails_does_not_end_the_others(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = {"name": "m", "peak_tflops": 1.0, "peak_source": "", "matmul_tflops": 1.0, "python": "", "versions": {}}
+    monkeypatch.setattr(session, "measure", lambda *args: machine)
+    chosen = {
+        "one": gpu.Part(lambda session: session.about["absent"], 0.5),
+        "two": gpu.Part(lambda session: session.add("speed", "7 s"), 0.5),
+    }
+    gpu.run(session, chosen, seconds=60)
+    assert [(row.part, row.result, row.failed) for row in session.rows[1:]] == [
+        ("one", "failed: KeyError: 'absent'", True),
+        ("two", "7 s", False),
     ]
 
 
