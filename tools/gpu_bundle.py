@@ -9,7 +9,7 @@ sentencepiece, accelerate and what these need. The archive has two folders for P
 
 `benchmarks/gpu_bare.sh` unpacks it and runs the doctor and the benchmark; benchmarks/README.md says how. This program
 downloads wheels for that Python and installs nothing here. Files that no training imports are left out of the archive.
-It has about 50 MB then, and three minutes pass.
+It then has about 40 MB, and making it takes some minutes.
 """
 
 from __future__ import annotations
