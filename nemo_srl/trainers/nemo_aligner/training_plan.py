@@ -28,6 +28,8 @@ from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 PLAN_FILE = "plan.yaml"
 START_DIR = "start"
 """The starting weights: an extracted .nemo (`model_config.yaml`, `model_weights/`)."""
+REFERENCE_DIR = "reference"
+"""DPO's reference log-probabilities (`reference.py`)."""
 NEMO_DIR = "nemo"
 """NeMo's log directory, with `checkpoints/` below it."""
 TOKENIZER_DIR = "start/tokenizer"
