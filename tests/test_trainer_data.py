@@ -71,6 +71,8 @@ def test_sft_loss_is_on_the_response_and_its_end_only() -> None:
     assert batch["tokens"].tolist() == [[5, 6, 7, 8, 2, 2, 2, 2], [5, 2, 2, 2, 2, 2, 2, 2]]
     learnt = [batch["labels"][i][batch["loss_mask"][i] == 1].tolist() for i in range(2)]
     assert learnt == [[8, 2], [2]]  # padding is the same token as the end, and is not learnt
+    assert batch["labels"].tolist() == [[-100, -100, 8, 2, *[-100] * 4], [2, *[-100] * 7]]
+    assert batch["length"].tolist() == [4, 1]
 
 
 def test_dpo_labels_are_the_responses() -> None:

@@ -365,6 +365,17 @@ def test_two_data_parallel_ranks_train_the_same_model(run_of: Callable[..., Run]
     assert_same_training(run_of("dpo"), run_of("dpo", devices=2))
 
 
+def test_rows_of_unequal_length_in_a_micro_batch_change_nothing(run_of: Callable[..., Run]) -> None:
+    """Padding is counted, and rows of similar length stand together, so that there is less of it."""
+    one, two, all_rows = (run_of("dpo", micro_batch_size=size) for size in (1, 2, 4))
+    assert_same_training(one, two)
+    assert_same_training(one, all_rows)
+    padding = [run.summary["padding"] for run in (one, two, all_rows)]
+    assert 0 < padding[0] < padding[1] < padding[2] < 0.3, "a pair alone has padding, since its sides differ"
+    lengths = sorted(max(len(r.chosen), len(r.rejected)) for r in DPO_ROWS)
+    assert lengths[3] > 1.2 * lengths[0]
+
+
 def assert_same_training(alone: Run, parallel: Run) -> None:
     assert max_difference(alone.weights, parallel.weights) < 1e-4
     for key in ("loss", "grad_norm"):  # Adam hides a wrong gradient norm from the weights
@@ -398,6 +409,58 @@ def test_asked_to_stop_saves_and_goes_on_later(
     of.export(tmp_path / "work", tmp_path / "hf")
     resumed = load_file(tmp_path / "hf" / "model.safetensors")
     assert max_difference(run_of("dpo", tensor_model_parallel_size=2).weights, resumed) < 1e-6
+
+
+def reference_files(work_dir: Path) -> list[Path]:
+    return sorted((work_dir / "reference").iterdir())
+
+
+def assert_reference_is_that_of_transformers(work_dir: Path, model_dir: Path) -> None:
+    chunks = [load_file(path) for path in reference_files(work_dir)]
+    model = HuggingFace(model_dir)
+    for side in ("chosen", "rejected"):
+        with torch.no_grad():
+            expected = torch.cat([model.response_logps(r.prompt, getattr(r, side)) for r in DPO_ROWS])
+        torch.testing.assert_close(torch.cat([chunk[side] for chunk in chunks]), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_reference_log_probabilities_are_computed_once(
+    run_of: Callable[..., Run], launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path
+) -> None:
+    """Two data-parallel ranks share the chunks. After a kill, only the damaged one is computed again."""
+    of, work_dir = training("dpo", devices=2), tmp_path / "work"
+    of.optim.save_interval = 100
+    of.prepare(model_dir, work_dir)
+    launch(work_dir, num_ranks=2, at_step=1, chunk_rows=3)
+    first, second = reference_files(work_dir)
+    assert_reference_is_that_of_transformers(work_dir, model_dir)
+    whole = second.read_bytes()
+    second.write_bytes(whole[:-4])
+    before = first.stat().st_mtime_ns
+    of.prepare(model_dir, work_dir)
+    assert launch(work_dir, num_ranks=2, chunk_rows=3) == [0, 0], (work_dir / "log_0.txt").read_text()[-3000:]
+    assert (first.stat().st_mtime_ns, second.read_bytes()) == (before, whole)
+    of.export(work_dir, tmp_path / "hf")
+    resumed = load_file(tmp_path / "hf" / "model.safetensors")
+    assert max_difference(run_of("dpo", devices=2).weights, resumed) < 1e-6
+
+
+def test_lost_reference_log_probabilities_are_an_error_after_the_first_step(
+    launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path
+) -> None:
+    """With dropout, which the reference does not have."""
+    of, work_dir = training("dpo"), tmp_path / "work"
+    of.optim.hidden_dropout = of.optim.attention_dropout = 0.1
+    of.prepare(model_dir, work_dir)
+    assert launch(work_dir, at_step=2) == [-signal.SIGKILL]
+    assert_reference_is_that_of_transformers(work_dir, model_dir)
+    reference_files(work_dir)[0].unlink()
+    of.prepare(model_dir, work_dir)
+    assert launch(work_dir) == [1]
+    assert "1 of 1 files with the reference's log-probabilities are missing" in (work_dir / "log_0.txt").read_text()
+    shutil.rmtree(work_dir)  # what the message says
+    of.prepare(model_dir, work_dir)
+    assert launch(work_dir) == [0]
 
 
 def test_a_rank_lost_at_the_end_of_a_save_leaves_the_previous_checkpoint(

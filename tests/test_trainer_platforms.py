@@ -136,14 +136,12 @@ from nemo_srl.trainers.nemo_aligner.platforms import cuda
 cuda.install()
 import megatron.core.optimizer as optimizer
 import nemo.collections.nlp.parts.nlp_overrides as overrides
-import nemo_aligner.utils.distributed as aligner
 from megatron.core.extensions import transformer_engine
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from nemo_srl.trainers.nemo_aligner.platforms import adam, modules, stand_ins
 assert transformer_engine.TENorm is modules.Norm
 assert optimizer.Adam is adam.FusedAdam
 assert overrides.HAVE_APEX
-assert aligner.DistributedLogprob.__module__ == "nemo_aligner.utils.distributed"
 assert FileSystemWriterAsync.write_preloaded_data_multiproc.__module__ == stand_ins.__name__
 assert devices == (torch.cuda.current_device, torch.cuda.Stream, torch.Tensor.cuda, torch.autocast)
 """

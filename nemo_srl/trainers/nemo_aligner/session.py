@@ -46,7 +46,7 @@ from nemo_srl.trainers.nemo_aligner import losses, reference, targets
 from nemo_srl.trainers.nemo_aligner.batches import batch_dpo, collate_dpo, collate_sft
 from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, read_rows
 from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, MetricsFile
-from nemo_srl.trainers.nemo_aligner.micro_batches import MicroBatches
+from nemo_srl.trainers.nemo_aligner.micro_batches import MicroBatches, Targets
 from nemo_srl.trainers.nemo_aligner.progress import StepBar
 from nemo_srl.trainers.nemo_aligner.stopping import StopRequest
 from nemo_srl.trainers.nemo_aligner.training_plan import NEMO_DIR, PLAN_FILE, START_DIR, TOKENIZER_DIR
@@ -71,8 +71,11 @@ def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None]) -> 
     progress = retrieve_custom_trainer_state_dict(trainer) or {}  # empty at the first start
     init_distributed(trainer, model, cfg.model.transformer_engine)
     rows = list(read_rows(work_dir / TRAIN_FILE))
+    loader = _build_loader(cfg, algorithm, rows, model.tokenizer.eos_id, progress.get("consumed_samples", 0))
+    init_using_ptl(trainer, model, loader, rows)
     micro_batches = _compute_what_is_needed(model, cfg.model.data.pad_length_to_multiple_of)
-    loop = _build_loop(cfg, trainer, model, algorithm, work_dir, rows, micro_batches, progress)
+    metrics = _open_metrics(cfg, work_dir, progress) if trainer.is_global_zero else None
+    loop = _build_loop(cfg, trainer, model, loader, micro_batches, metrics)
     if progress:
         loop.load_state_dict(progress)
     if algorithm == "dpo":
@@ -129,7 +132,7 @@ def _reference_of_batch(batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def _compute_what_is_needed(model: Any, multiple: int) -> MicroBatches:
     """Little padding, and logits only where there is a target."""
-    where = targets.Targets()
+    where = Targets()
     targets.install(model, where)
     micro_batches = MicroBatches(where, multiple=multiple)
     sft_model.get_iterator_k_split = dpo_model.get_iterator_k_split = micro_batches
@@ -139,49 +142,45 @@ def _compute_what_is_needed(model: Any, multiple: int) -> MicroBatches:
     return micro_batches
 
 
-def _build_loop(
-    cfg: DictConfig,
-    trainer: Any,
-    model: Any,
-    algorithm: str,
-    work_dir: Path,
-    rows: list[dict[str, Any]],
-    micro_batches: MicroBatches,
-    progress: dict[str, int],
-) -> Any:
-    pad_id, multiple = model.tokenizer.eos_id, micro_batches.multiple
+def _build_loader(cfg: DictConfig, algorithm: str, rows: list[dict[str, Any]], pad_id: int, consumed: int) -> Any:
+    multiple = cfg.model.data.pad_length_to_multiple_of
     sft = partial(collate_sft, pad_id=pad_id, multiple=multiple)
-    loader = build_dataloader(
+    return build_dataloader(
         cfg=cfg,
         dataset=rows,
-        consumed_samples=progress.get("consumed_samples", 0),
+        consumed_samples=consumed,
         mbs=cfg.model.micro_batch_size,
         gbs=cfg.model.global_batch_size,
         collate_fn=partial(collate_dpo, pad_id=pad_id) if algorithm == "dpo" else sft,
     )
-    init_using_ptl(trainer, model, loader, rows)
+
+
+def _build_loop(
+    cfg: DictConfig, trainer: Any, model: Any, loader: Any, micro_batches: MicroBatches, metrics: MetricsFile | None
+) -> Any:
     optimizer, scheduler = extract_optimizer_scheduler_from_ptl_model(model)
-    loggers = []
-    if trainer.is_global_zero:
-        beta = cfg.model.dpo.ref_policy_kl_penalty if algorithm == "dpo" else None
-        metrics = MetricsFile(work_dir / METRICS_FILE, beta=beta, first_step=progress.get("step", 0))
+    if metrics is not None:
         _record_step(optimizer, metrics, micro_batches)
-        loggers.append(metrics)
     arguments = {
-        "cfg": cfg.trainer[algorithm],
         "model": model,
         "optimizer": optimizer,
         "scheduler": scheduler,
         "train_dataloader": loader,
         "val_dataloader": loader,  # there is no validation, but the loop asks for the length of a loader
         "test_dataloader": None,
-        "logger": CustomLoggerWrapper(loggers),
+        "logger": CustomLoggerWrapper([] if metrics is None else [metrics]),
         "ckpt_callback": add_custom_checkpoint_callback(trainer, model),
         "run_timer": StopRequest(),
     }
-    if algorithm == "dpo":
-        return DPOTrainer(collate_fn=partial(batch_dpo, pad_id=pad_id, multiple=multiple), **arguments)
-    return SupervisedTrainer(**arguments)
+    if "dpo" in cfg.trainer:
+        collate = partial(batch_dpo, pad_id=model.tokenizer.eos_id, multiple=micro_batches.multiple)
+        return DPOTrainer(cfg=cfg.trainer.dpo, collate_fn=collate, **arguments)
+    return SupervisedTrainer(cfg=cfg.trainer.sft, **arguments)
+
+
+def _open_metrics(cfg: DictConfig, work_dir: Path, progress: dict[str, int]) -> MetricsFile:
+    beta = cfg.model.dpo.ref_policy_kl_penalty if "dpo" in cfg.model else None
+    return MetricsFile(work_dir / METRICS_FILE, beta=beta, first_step=progress.get("step", 0))
 
 
 def _record_step(optimizer: Any, metrics: MetricsFile, micro_batches: MicroBatches) -> None:

@@ -22,22 +22,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from nemo_aligner.models.nlp.gpt import megatron_gpt_dpo_model as dpo_model
 
-
-class Targets:
-    """Where the micro-batch that is in the model has targets."""
-
-    def __init__(self) -> None:
-        self._mask: torch.Tensor | None = None
-
-    def set(self, mask: torch.Tensor) -> None:
-        """`mask` [rows, sequence] is on the CPU, so that counting its tokens need not wait for a GPU."""
-        self._mask = mask
-
-    def index(self, device: torch.device) -> torch.Tensor:
-        """The places in hidden states of shape [sequence, rows], flat, in the order of `mask`'s rows."""
-        assert self._mask is not None, "no micro-batch was handed out"
-        row, position = self._mask.nonzero(as_tuple=True)
-        return (position * len(self._mask) + row).to(device, non_blocking=True)
+from nemo_srl.trainers.nemo_aligner.micro_batches import Targets
 
 
 def install(model: Any, targets: Targets) -> None:
