@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +134,13 @@ class Training:
         return dict(NemoAlignerTrainer(self.settings).export(work_dir, model_dir))
 
 
-def training(algorithm: str, preference_loss: str = "dpo", **trainer: Any) -> Training:
-    common = {"learning_rate": 1e-3, "min_learning_rate": 1e-4, "max_seq_length": 128, "gradient_clip_val": 0.0}
-    optim: OptimConfig = SFTConfig(global_batch_size=4, max_epochs=2, save_interval=1, **common)
-    if algorithm == "dpo":
-        dpo = {**common, "beta": BETA, "preference_loss": preference_loss}
-        optim = DPOConfig(global_batch_size=4, max_epochs=3, save_interval=1, **dpo)
-    return Training(algorithm, optim, NemoAlignerSettings(**{"precision": "32", **trainer}))
+def training(algorithm: str, *, optim: dict[str, Any] | None = None, **trainer: Any) -> Training:
+    """`optim` and `trainer` are settings that differ from the usual ones."""
+    usual = {"learning_rate": 1e-3, "min_learning_rate": 1e-4, "max_seq_length": 128, "gradient_clip_val": 0.0}
+    usual |= {"global_batch_size": 4, "save_interval": 1, "max_epochs": 2 if algorithm == "sft" else 3}
+    config = SFTConfig if algorithm == "sft" else partial(DPOConfig, beta=BETA)
+    settings = NemoAlignerSettings(**{"precision": "32", **trainer})
+    return Training(algorithm, config(**{**usual, **(optim or {})}), settings)
 
 
 @pytest.fixture(scope="module")
@@ -270,8 +271,8 @@ class HuggingFace:
         return torch.stack(losses).mean()
 
     def sft_loss(self) -> torch.Tensor:
-        """Mean per token of a row, then over rows: micro-batches of one row, which NeMo averages alike."""
-        return torch.stack([-self.response_logps(r.prompt, r.response).mean() for r in SFT_ROWS]).mean()
+        """Mean over all tokens of all rows."""
+        return -torch.cat([self.response_logps(r.prompt, r.response) for r in SFT_ROWS]).mean()
 
     def gradients(self) -> dict[str, torch.Tensor]:
         return nemo_layout({k: p.grad for k, p in self.model.named_parameters() if p.grad is not None})
@@ -326,7 +327,7 @@ def test_logged_rewards_are_beta_times_the_log_ratios(killed_dpo: Killed, model_
 
 def test_a_users_loss_trains_as_nemo_aligners_own(run_of: Callable[..., Run], killed: Callable[..., Killed]) -> None:
     """DPO's formula written by a user, in a training that was also killed and went on: the plan keeps the path."""
-    own, users = run_of("dpo"), killed("dpo", preference_loss="tests.user_losses:dpo").run
+    own, users = run_of("dpo"), killed("dpo", optim={"preference_loss": "tests.user_losses:dpo"}).run
     for key in ("loss", "preference_loss", "acc", "rewards_margin"):
         assert [step[key] for step in users.steps] == pytest.approx([step[key] for step in own.steps], rel=1e-4)
     assert max_difference(own.weights, users.weights) < 1e-4
@@ -334,8 +335,8 @@ def test_a_users_loss_trains_as_nemo_aligners_own(run_of: Callable[..., Run], ki
 
 
 def test_a_users_loss_gets_the_judges_scores(run_of: Callable[..., Run]) -> None:
-    own = run_of("dpo", preference_loss="rpo_sq")
-    users = run_of("dpo", preference_loss="tests.user_losses:rpo_sq", pipeline_model_parallel_size=2)
+    own = run_of("dpo", optim={"preference_loss": "rpo_sq"})
+    users = run_of("dpo", optim={"preference_loss": "tests.user_losses:rpo_sq"}, pipeline_model_parallel_size=2)
     assert own.steps[0]["loss"] == pytest.approx((4.0 - 1.0) ** 2)
     assert_same_training(own, users)
 
@@ -458,17 +459,46 @@ def untied_with_scaled_rope(directory: Path) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("kind", ["tied, TP=2", "untied, llama3 rope, odd vocabulary, PP=2"])
-def test_sft_loss_and_gradient_norm_equal_those_of_transformers(
-    launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path, kind: str
+ALL_ROWS = {"global_batch_size": len(SFT_ROWS), "max_epochs": 1}
+"""One batch of all rows, so that the order in which NeMo draws them does not matter."""
+
+
+@pytest.fixture(scope="module")
+def sft_step_in_transformers(model_dir: Path) -> tuple[float, float]:
+    """Loss and gradient norm of `ALL_ROWS`."""
+    reference = HuggingFace(model_dir)
+    loss = reference.sft_loss()
+    loss.backward()
+    return loss.item(), norm(reference.gradients())
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {},
+        {"micro_batch_size": 2},
+        {"micro_batch_size": 4},
+        {"micro_batch_size": 2, "devices": 2},
+        {"micro_batch_size": 2, "pipeline_model_parallel_size": 2},
+        {"micro_batch_size": 4, "tensor_model_parallel_size": 2, "sequence_parallel": True},
+    ],
+    ids=["1", "2", "4", "2, DP=2", "2, PP=2", "4, TP=2+SP"],
+)
+def test_every_token_of_a_global_batch_counts_alike_whatever_the_micro_batches(
+    run_of: Callable[..., Run], sft_step_in_transformers: tuple[float, float], layout: dict[str, Any]
 ) -> None:
-    """One batch of all rows, so that the order in which NeMo draws them does not matter."""
-    if kind.startswith("tied"):
-        of = training("sft", tensor_model_parallel_size=2)
-    else:
-        of = training("sft", pipeline_model_parallel_size=2)
-        model_dir = untied_with_scaled_rope(tmp_path / "model")
-    of.optim.global_batch_size, of.optim.max_epochs = len(SFT_ROWS), 1
+    (step,) = run_of("sft", optim=ALL_ROWS, **layout).steps
+    loss, grad_norm = sft_step_in_transformers
+    assert step["loss"] == pytest.approx(loss, rel=1e-5)
+    assert step["grad_norm"] == pytest.approx(grad_norm, rel=1e-4)
+
+
+def test_sft_of_another_llama_in_a_pipeline_equals_transformers(
+    launch: Callable[..., list[int]], tmp_path: Path
+) -> None:
+    """Untied embeddings, Llama 3's rotary scaling, and a vocabulary that 128 does not divide."""
+    model_dir = untied_with_scaled_rope(tmp_path / "model")
+    of = training("sft", optim=ALL_ROWS, pipeline_model_parallel_size=2)
     of.prepare(model_dir, tmp_path / "work")
     assert launch(tmp_path / "work", num_ranks=2) == [0, 0]
     (step,) = steps_of(tmp_path / "work")

@@ -39,7 +39,7 @@ from nemo_aligner.utils.utils import load_from_nemo, retrieve_model_state_dict_i
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_srl.errors import ConfigError, StoppedError
-from nemo_srl.trainers.nemo_aligner import losses
+from nemo_srl.trainers.nemo_aligner import losses, objectives
 from nemo_srl.trainers.nemo_aligner.batches import collate_dpo, collate_sft
 from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, read_rows
 from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, MetricsFile
@@ -112,6 +112,8 @@ def _load_model(cfg: DictConfig, trainer: Any, algorithm: str, start_dir: Path) 
             losses.install(model, loss)
         # The reference is a copy of the starting weights, which NeMo-Aligner swaps in for every batch.
         model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(model, megatron_amp_O2=cfg.model.megatron_amp_O2)
+    else:
+        objectives.average_over_tokens(model)
     return model
 
 
