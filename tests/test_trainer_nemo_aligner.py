@@ -270,6 +270,10 @@ class HuggingFace:
             losses.append(-torch.nn.functional.logsigmoid(BETA * margin))
         return torch.stack(losses).mean()
 
+    def chosen_nll(self) -> torch.Tensor:
+        """Iterative RPO's second term: for each pair the mean over the chosen response's tokens, then over pairs."""
+        return torch.stack([-self.response_logps(r.prompt, r.chosen).mean() for r in DPO_ROWS]).mean()
+
     def sft_loss(self) -> torch.Tensor:
         """Mean over all tokens of all rows."""
         return -torch.cat([self.response_logps(r.prompt, r.response) for r in SFT_ROWS]).mean()
@@ -301,6 +305,20 @@ def test_dpo_gradients_equal_those_of_transformers(killed_dpo: Killed, model_dir
     actual = {name: moment / (1 - ADAM_BETA1) for name, moment in moments.items()}
     assert max_difference(actual, expected) < 1e-4 * max(float(g.abs().max()) for g in expected.values())
     assert run.steps[0]["grad_norm"] == pytest.approx(norm(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("layout", [{}, {"micro_batch_size": 2, "devices": 2}], ids=["1", "2, DP=2"])
+def test_the_likelihood_of_the_chosen_response_is_averaged_over_its_tokens(
+    run_of: Callable[..., Run], model_dir: Path, layout: dict[str, Any]
+) -> None:
+    """Pang et al. 2024, arXiv 2404.19733, equation 1."""
+    step = run_of("dpo", optim={"sft_loss_weight": 0.5, "max_epochs": 1}, **layout).steps[0]
+    reference = HuggingFace(model_dir)
+    nll = reference.chosen_nll()
+    (reference.dpo_loss() + 0.5 * nll).backward()
+    assert step["sft_loss"] == pytest.approx(nll.item(), rel=1e-5)
+    assert step["loss"] == pytest.approx(math.log(2) + 0.5 * nll.item(), rel=1e-5)
+    assert step["grad_norm"] == pytest.approx(norm(reference.gradients()), rel=1e-4)
 
 
 def test_logged_rewards_are_beta_times_the_log_ratios(killed_dpo: Killed, model_dir: Path) -> None:

@@ -87,7 +87,8 @@ class DPOConfig(OptimConfig):
     """A loss of NeMo-Aligner: dpo, ipo, rpo_sq, rpo_bwd_kl or rpo_fwd_kl. Or your own function, my.module:function,
     with the signature in `nemo_srl/trainers/nemo_aligner/losses.py`."""
     sft_loss_weight: float = 0.0
-    """Weight of the negative log-likelihood of the chosen response (Iterative RPO)."""
+    """Weight of the negative log-likelihood of the chosen response, averaged over its tokens (Iterative RPO, Pang et
+    al. 2024, arXiv 2404.19733; 1 there)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

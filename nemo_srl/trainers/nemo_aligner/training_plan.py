@@ -165,7 +165,7 @@ def _model_section(
             "log_prob_forward_micro_batch_size": trainer.micro_batch_size,
             "ref_policy_kl_penalty": optim.beta,
             "preference_average_log_probs": False,
-            "sft_average_log_probs": False,
+            "sft_average_log_probs": True,
             "gt_reward_scale": 1.0,
             "preference_loss": optim.preference_loss,  # a user's function too: `session.py` installs it from here
             "preference_loss_weight": 1.0,
