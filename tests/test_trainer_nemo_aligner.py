@@ -124,9 +124,11 @@ class Training:
     algorithm: str
     optim: OptimConfig
     settings: NemoAlignerSettings
+    rows: int | None
+    """How many of the rows it trains on; None: all."""
 
     def prepare(self, model_dir: Path, work_dir: Path) -> None:
-        rows = SFT_ROWS if self.algorithm == "sft" else DPO_ROWS
+        rows = (SFT_ROWS if self.algorithm == "sft" else DPO_ROWS)[: self.rows]
         task = TrainingTask(algorithm=self.algorithm, model_dir=model_dir, rows=rows, optim=self.optim, seed=1234)
         NemoAlignerTrainer(self.settings).prepare(task, work_dir)
 
@@ -134,13 +136,15 @@ class Training:
         return dict(NemoAlignerTrainer(self.settings).export(work_dir, model_dir))
 
 
-def training(algorithm: str, *, optim: dict[str, Any] | None = None, **trainer: Any) -> Training:
+def training(
+    algorithm: str, *, optim: dict[str, Any] | None = None, rows: int | None = None, **trainer: Any
+) -> Training:
     """`optim` and `trainer` are settings that differ from the usual ones."""
     usual = {"learning_rate": 1e-3, "min_learning_rate": 1e-4, "max_seq_length": 128, "gradient_clip_val": 0.0}
     usual |= {"global_batch_size": 4, "save_interval": 1, "max_epochs": 2 if algorithm == "sft" else 3}
     config = SFTConfig if algorithm == "sft" else partial(DPOConfig, beta=BETA)
     settings = NemoAlignerSettings(**{"precision": "32", **trainer})
-    return Training(algorithm, config(**{**usual, **(optim or {})}), settings)
+    return Training(algorithm, config(**{**usual, **(optim or {})}), settings, rows)
 
 
 @pytest.fixture(scope="module")
@@ -538,6 +542,17 @@ def test_dropout_changes_the_training(
     plain = [step["loss"] for step in run_of("sft").steps]
     assert losses != plain
     assert losses == pytest.approx(plain, rel=0.2)
+
+
+def test_the_reference_is_computed_without_dropout(run_of: Callable[..., Run], model_dir: Path) -> None:
+    """With one pair the logged values give it: log pi from `sft_loss`, log pi - log pi_ref from `rewards_chosen`."""
+    dropout = {"hidden_dropout": 0.2, "attention_dropout": 0.2}
+    first = run_of("dpo", rows=1, optim={"global_batch_size": 1, "sft_loss_weight": 1.0, **dropout}).steps[0]
+    with torch.no_grad():
+        logps = HuggingFace(model_dir).response_logps(DPO_ROWS[0].prompt, DPO_ROWS[0].chosen)
+    assert first["sft_loss"] != pytest.approx(-logps.mean().item(), rel=1e-3), "the policy has dropout"
+    reference = -first["sft_loss"] * len(logps) - first["rewards_chosen"] / BETA
+    assert reference == pytest.approx(logps.sum().item(), abs=1e-3)
 
 
 def test_checkpoints_hold_parameters_and_optimizer_state_and_little_else(

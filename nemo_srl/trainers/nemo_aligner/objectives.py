@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.num_microbatches_calculator import get_num_microbatches
+from nemo_aligner.utils.train_utils import set_eval, set_train
 
 
 def average_over_tokens(model: Any) -> None:
@@ -37,3 +38,15 @@ def average_over_tokens(model: Any) -> None:
         return upstream(batch, forward_only)
 
     model.get_loss_and_metrics = get_loss_and_metrics
+
+
+def reference_log_probs(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+    """The reference's log-probability of each label, [2 x pairs, sequence], first those of the chosen responses.
+
+    `model` is a `MegatronGPTDPOModel`. Upstream asks the reference in the middle of the training, with the policy's
+    dropout. The reference is a fixed model, so it has none.
+    """
+    set_eval(model)
+    log_probs: torch.Tensor = type(model).get_ref_policy_logprobs(model, batch)
+    set_train(model)
+    return log_probs

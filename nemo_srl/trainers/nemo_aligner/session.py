@@ -112,6 +112,7 @@ def _load_model(cfg: DictConfig, trainer: Any, algorithm: str, start_dir: Path) 
             losses.install(model, loss)
         # The reference is a copy of the starting weights, which NeMo-Aligner swaps in for every batch.
         model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(model, megatron_amp_O2=cfg.model.megatron_amp_O2)
+        model.get_ref_policy_logprobs = partial(objectives.reference_log_probs, model)
     else:
         objectives.average_over_tokens(model)
     return model
