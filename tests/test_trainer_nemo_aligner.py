@@ -183,7 +183,7 @@ def killed(
             of.export(work_dir, base / "hf")
         (checkpoint,) = (work_dir / "nemo" / "checkpoints").glob("*-last")
         assert "step=1" in checkpoint.name
-        moments = read_first_moments(checkpoint)
+        moments = read_moments(checkpoint)
         nemo_to_hf(checkpoint, base / "after_step_1", template_hf_dir=model_dir)
         # As if it had been killed between writing this checkpoint and removing the one before.
         older = checkpoint.with_name(checkpoint.name.replace("step=1", "step=0"))
@@ -208,16 +208,16 @@ def killed_sft(killed: Callable[..., Killed]) -> Killed:
     return killed("sft")
 
 
-def read_first_moments(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Adam's `exp_avg` per parameter by NeMo's names; after one step it is (1 - beta1) x the gradient."""
-    prefix, reader = "optimizer.state.exp_avg.", CheckpointReader(checkpoint)
+def read_moments(checkpoint: Path, name: str = "exp_avg") -> dict[str, torch.Tensor]:
+    """Adam's `exp_avg` (after one step: (1 - beta1) x gradient) or `exp_avg_sq` per parameter, by NeMo's names."""
+    prefix, reader = f"optimizer.state.{name}.", CheckpointReader(checkpoint)
     moments = {}
     for key in reader.tensor_keys():
         if key.startswith(prefix):
-            shape, name = reader.shape(key), key.removeprefix(prefix)
+            shape, parameter = reader.shape(key), key.removeprefix(prefix)
             # They are stored flat, per part that tensor parallelism would cut.
             flat = reader.read(key, (0,) * len(shape), shape)
-            moments[name.removeprefix("model.")] = flat.reshape(reader.shape(name))
+            moments[parameter.removeprefix("model.")] = flat.reshape(reader.shape(parameter))
     return moments
 
 
@@ -553,6 +553,17 @@ def test_the_reference_is_computed_without_dropout(run_of: Callable[..., Run], m
     assert first["sft_loss"] != pytest.approx(-logps.mean().item(), rel=1e-3), "the policy has dropout"
     reference = -first["sft_loss"] * len(logps) - first["rewards_chosen"] / BETA
     assert reference == pytest.approx(logps.sum().item(), abs=1e-3)
+
+
+def test_adam_has_the_betas_that_were_set(launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path) -> None:
+    of = training("dpo", optim={"max_epochs": 1, "adam_beta1": 0.7, "adam_beta2": 0.6})
+    of.prepare(model_dir, tmp_path / "work")
+    assert launch(tmp_path / "work") == [0]
+    first, second = (read_moments(last_checkpoint(tmp_path / "work"), name) for name in ("exp_avg", "exp_avg_sq"))
+    gradients = {name: moment / (1 - 0.7) for name, moment in first.items()}
+    assert norm(gradients) == pytest.approx(steps_of(tmp_path / "work")[0]["grad_norm"], rel=1e-5)
+    squares = {name: gradient.square() * (1 - 0.6) for name, gradient in gradients.items()}
+    assert max_difference(second, squares) < 1e-5 * max(float(s.max()) for s in squares.values())
 
 
 def test_checkpoints_hold_parameters_and_optimizer_state_and_little_else(

@@ -240,7 +240,7 @@ def _optim_section(optim: OptimConfig, *, num_steps: int) -> dict[str, Any]:
         "name": "mcore_distributed_optim",
         "lr": optim.learning_rate,
         "weight_decay": optim.weight_decay,
-        "betas": [0.9, 0.98],
+        "betas": [optim.adam_beta1, optim.adam_beta2],
         "overlap_grad_sync": False,
         "overlap_param_sync": False,
         "grad_sync_dtype": "fp32",
