@@ -116,11 +116,11 @@ class Experiment:
             if isinstance(backend, TrainerBackend):
                 chosen[f"{section}.version"] = backend.version
         digests = {f"input {name}": x.digest() for name, x in inputs.items()}
-        return {"stage": stage.name, "iteration": iteration, **chosen, **digests}
+        return {"stage": stage.name, "version": stage.version, "iteration": iteration, **chosen, **digests}
 
     def _schema(self, stage: Stage[Any]) -> Schema:
         """How an older run directory may differ: settings that it does not know, and old names."""
-        defaults = _chosen(_flatten(asdict(Config())), stage.settings)
+        defaults = {"version": 1, **_chosen(_flatten(asdict(Config())), stage.settings)}
         defaults |= _chosen(_flatten(asdict(self.cfg)), stage.added)
         renamed = {
             f"input {need.formerly}": f"input {name}"

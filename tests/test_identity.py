@@ -23,7 +23,7 @@ from nemo_srl.trainers import nemo_aligner
 from tests.support import composed
 
 OLD: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "run_of_e18f2b0.json").read_text())
-CHANGED = dict.fromkeys(("sft", "policy", "refresh"), r"trainer\.version: 1 -> 2")
+CHANGED = {**dict.fromkeys(("sft", "policy", "refresh"), r" trainer\.version: 1 -> 2"), "pairs": r" version: 1 -> 2"}
 """The stages that make something else now than in e18f2b0, and what is said of them."""
 SETTINGS = {
     "judge.rubric": "'Grade: {instruction} / {response} Score:'", "judge.max_tokens": 12, "judge.temperature": 1.0,
@@ -135,7 +135,7 @@ def test_a_changed_setting_is_refused_by_name_whether_the_old_version_knew_it_or
     old_run(tmp_path / "run")
     cfg = settings(tmp_path / "run")
     place = {"judge": "judgements", "pairs": "pairs"}[section]
-    stage, row = stage_named(place), OLD[f"iter_01/{place}"]
+    stage, row = replace(stage_named(place), version=1), OLD[f"iter_01/{place}"]
     setattr(cfg, section, replace(getattr(cfg, section), **changes))
     with Experiment(cfg) as exp, pytest.raises(StaleArtifactError, match=said) as e:
         exp.run(stage, 1, **given(stage, row, tmp_path / "elsewhere"))
