@@ -10,6 +10,7 @@ import torch
 from nemo_srl.config import DPOConfig
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.protocols import DPORow, SFTRow, TrainingTask
+from nemo_srl.records import FinishReason
 from nemo_srl.trainers import open_trainer
 from nemo_srl.trainers.nemo_aligner.batches import collate_dpo, collate_sft
 from nemo_srl.trainers.nemo_aligner.data import read_rows, tokenize_rows, write_rows
@@ -30,8 +31,8 @@ def encode(text: str) -> list[int]:
     return ids
 
 
-def dpo_row(prompt: str = "ab", chosen: str = "cd", rejected: str = "efg") -> DPORow:
-    return DPORow(prompt=prompt, chosen=chosen, rejected=rejected, chosen_reward=4.0, rejected_reward=1.0)
+def dpo_row(prompt: str = "ab", chosen: str = "cd", rejected: str = "efg", **more: FinishReason) -> DPORow:
+    return DPORow(prompt=prompt, chosen=chosen, rejected=rejected, chosen_reward=4.0, rejected_reward=1.0, **more)
 
 
 def test_responses_end_with_end_of_sequence() -> None:
@@ -41,6 +42,18 @@ def test_responses_end_with_end_of_sequence() -> None:
     assert pair["chosen_ids"] == [*encode("cd"), EOS]
     assert pair["rejected_ids"] == [*encode("efg"), EOS]
     assert (pair["chosen_reward"], pair["rejected_reward"]) == (4.0, 1.0)
+
+
+@pytest.mark.parametrize("cut", ["chosen", "rejected"])
+def test_a_response_that_was_cut_off_has_no_end(cut: str) -> None:
+    row = dpo_row(**{f"{cut}_finish_reason": "length"})  # type: ignore[arg-type]
+    (pair,), statistics = tokenize_rows([row], encode=encode, eos_token_id=EOS, max_seq_length=9)
+    assert pair["chosen_ids"] == encode("cd") + [EOS] * (cut == "rejected")
+    assert pair["rejected_ids"] == encode("efg") + [EOS] * (cut == "chosen")
+    assert statistics.num_tokens == (2 + 2) + (2 + 3) + 1
+    (item,) = collate_dpo([pair], pad_id=EOS)
+    learnt = {side: [x for x in item[f"{side}_labels"].tolist() if x != -100] for side in ("chosen", "rejected")}
+    assert learnt == {"chosen": pair["chosen_ids"], "rejected": pair["rejected_ids"]}
 
 
 def test_rows_that_are_too_long_are_dropped_and_counted() -> None:

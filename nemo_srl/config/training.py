@@ -40,6 +40,10 @@ class OptimConfig:
     global_batch_size: int = 16
     max_epochs: int = 1
     weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    """How much Adam's mean of the gradients keeps at each step."""
+    adam_beta2: float = 0.98
+    """How much Adam's mean of their squares keeps at each step. Llama was trained with 0.95."""
     gradient_clip_val: float = 1.0
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -58,7 +62,7 @@ class OptimConfig:
         for key in ("global_batch_size", "max_epochs", "max_seq_length", "save_interval"):
             check(getattr(self, key) >= 1, f"{name}.{key}", getattr(self, key), "must be at least 1")
         check(0 <= self.warmup_fraction < 1, f"{name}.warmup_fraction", self.warmup_fraction, "must be in [0, 1)")
-        for key in ("hidden_dropout", "attention_dropout"):
+        for key in ("adam_beta1", "adam_beta2", "hidden_dropout", "attention_dropout"):
             check(0 <= getattr(self, key) < 1, f"{name}.{key}", getattr(self, key), "must be in [0, 1)")
         if self.learning_rate != MISSING:
             check(self.learning_rate > 0, f"{name}.learning_rate", self.learning_rate, "must be above 0")
@@ -87,7 +91,8 @@ class DPOConfig(OptimConfig):
     """A loss of NeMo-Aligner: dpo, ipo, rpo_sq, rpo_bwd_kl or rpo_fwd_kl. Or your own function, my.module:function,
     with the signature in `nemo_srl/trainers/nemo_aligner/losses.py`."""
     sft_loss_weight: float = 0.0
-    """Weight of the negative log-likelihood of the chosen response (Iterative RPO)."""
+    """Weight of the negative log-likelihood of the chosen response, averaged over its tokens (Iterative RPO, Pang et
+    al. 2024, arXiv 2404.19733; 1 there)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

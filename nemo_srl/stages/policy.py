@@ -18,6 +18,8 @@ def task(ctx: Context) -> TrainingTask:
             rejected=ctx.chat.response_text(p.rejected),
             chosen_reward=p.chosen_score,
             rejected_reward=p.rejected_score,
+            chosen_finish_reason=p.chosen_finish_reason,
+            rejected_finish_reason=p.rejected_finish_reason,
         )
         for p in ctx.read("pairs", PreferencePair)
     ]

@@ -43,6 +43,8 @@ class TrainerBackend:
     """A dataclass whose instances are `TrainerSettings`; its first field is `name`, the trainer's own name."""
     decisive: tuple[str, ...]
     """The settings that change what is trained, and so are part of an artifact's identity."""
+    version: int = 1
+    """Raise it when the same task gives another model than before. Models of older versions are then refused."""
     open: Callable[[Any], Trainer]
     check: Callable[[Any, Sequence[OptimConfig], ModelSpec], None]
     """Raises `ConfigError` for settings with which one of these trainings of this model could not start.

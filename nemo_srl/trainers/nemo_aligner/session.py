@@ -42,7 +42,7 @@ from nemo_aligner.utils.utils import load_from_nemo
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_srl.errors import ConfigError, StoppedError
-from nemo_srl.trainers.nemo_aligner import losses, reference, targets
+from nemo_srl.trainers.nemo_aligner import losses, objectives, reference, targets
 from nemo_srl.trainers.nemo_aligner.batches import batch_dpo, collate_dpo, collate_sft
 from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, read_rows
 from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, MetricsFile
@@ -122,6 +122,8 @@ def _load_model(cfg: DictConfig, trainer: Any, algorithm: str, start_dir: Path) 
         if (loss := losses.find(cfg.model.dpo.preference_loss)) is not None:
             losses.install(model, loss)
         model.get_ref_policy_logprobs = _reference_of_batch
+    else:
+        objectives.average_over_tokens(model)
     return model
 
 

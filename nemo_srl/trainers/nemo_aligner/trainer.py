@@ -24,6 +24,9 @@ from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, Encode, tokenize_row
 from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, read_metrics
 from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 
+VERSION = 2
+"""Raise it when the same task trains another model than before. Then models of older versions are refused, and
+trainings that an older version began start again."""
 DATA_FILE = "data.json"
 _TASK_FILE = "task.json"
 """What was prepared. `prepare` writes it last, and does nothing when it finds the same again."""
@@ -51,8 +54,7 @@ class NemoAlignerTrainer:
         )
         plan = planning.make_plan(task.optim, self._settings, seed=task.seed, spec=spec, train=statistics)
         identity = {
-            # A training that an older version began has no reference log-probabilities. It starts again.
-            "layout": 2,
+            "version": VERSION,
             "algorithm": task.algorithm,
             "model_dir": str(task.model_dir.resolve()),
             "model_digest": hf.digest(task.model_dir),

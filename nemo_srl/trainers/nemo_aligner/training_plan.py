@@ -167,7 +167,7 @@ def _model_section(
             "log_prob_forward_micro_batch_size": trainer.micro_batch_size,
             "ref_policy_kl_penalty": optim.beta,
             "preference_average_log_probs": False,
-            "sft_average_log_probs": False,
+            "sft_average_log_probs": True,
             "gt_reward_scale": 1.0,
             "preference_loss": optim.preference_loss,  # a user's function too: `session.py` installs it from here
             "preference_loss_weight": 1.0,
@@ -242,7 +242,7 @@ def _optim_section(optim: OptimConfig, *, num_steps: int) -> dict[str, Any]:
         "name": "mcore_distributed_optim",
         "lr": optim.learning_rate,
         "weight_decay": optim.weight_decay,
-        "betas": [0.9, 0.98],
+        "betas": [optim.adam_beta1, optim.adam_beta2],
         "overlap_grad_sync": False,
         "overlap_param_sync": False,
         "grad_sync_dtype": "fp32",
