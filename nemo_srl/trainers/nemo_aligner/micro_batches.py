@@ -49,7 +49,7 @@ class MicroBatches:
     def part(self, batch: dict[str, Any], index: torch.Tensor) -> dict[str, Any]:
         """The rows `index` of `batch`, cut to the longest of them. Their targets are the next ones in the model."""
         width = round_up(int(row_lengths(batch)[index].max()), self.multiple)
-        part = {k: v[index][:, :width] if v.ndim == 2 else v[index] for k, v in batch.items()}
+        part = {k: v[index][:, :width].contiguous() if v.ndim == 2 else v[index] for k, v in batch.items()}
         # A pair is two sequences: first all chosen ones, then all rejected ones, as NeMo-Aligner's model takes them.
         sides = ("chosen_", "rejected_") if "chosen" in batch else ("",)
         self._targets.set(torch.cat([part[f"{side}labels"] for side in sides]) != IGNORED_LABEL)
