@@ -3,6 +3,8 @@
     settings.py   what can be set
     batching.py   which sequences run together, and which tokens their prompts share
     llama.py      the model: weights, prefill of a prefix tree, one decoding step
+    prefill.py    which prompts are computed together, and their attention
+    cuda_graphs.py  decoding steps on a GPU, recorded and replayed
     kv_cache.py   keys and values of the sequences of a batch
     sampling.py   temperature, top-p and the randomness of each sample
     stop.py       stop strings
