@@ -126,9 +126,7 @@ def _training(name: str, times: int, work: Trained, cfg: Config, spec: ModelSpec
     )  # fmt: skip
 
 
-def _generation(
-    name: str, times: int, work: Generated, cfg: Config, spec: ModelSpec, a: Assumptions
-) -> StageEstimate:
+def _generation(name: str, times: int, work: Generated, cfg: Config, spec: ModelSpec, a: Assumptions) -> StageEstimate:
     size = engine_size(cfg)
     num_gpus = size.num_gpus or 1
     rate = a.generation_tokens_per_second * 70e9 / num_parameters(spec) * num_gpus

@@ -17,7 +17,7 @@ class Assumptions:
     """Dense bfloat16 TFLOP/s of one GPU (data sheet of the H100 SXM)."""
     training_mfu: float = 0.35
     """Share of `peak_tflops` that model FLOPs reach if no pipeline stage waits. Megatron's best is 0.47. NeMo-Aligner's
-    DPO with the platform `cuda` reached 0.40 (one H200, Llama-3.2-1B's shape, bf16-O2, 40,600 tokens/s)."""
+    DPO without Transformer Engine reached 0.40 (one H200, Llama-3.2-1B's shape, bf16-O2, 40,600 tokens/s)."""
     generation_tokens_per_second: float = 1000.0
     """Output tokens per second and GPU of a 70B model in bfloat16. A model of half the size writes twice as many. This
     is half of what TensorRT-LLM publishes for Llama-3.3-70B in FP8 (2,209 on H100, TP2, 1000 tokens in, 1000 out)."""

@@ -74,7 +74,9 @@ def memory_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> tuple[list[str
             + ("" if m.total <= a.gpu_memory_gb * 1e9 else "  DOES NOT FIT")
         )
     if m.host:
-        lines.append(f"{'on the host':14} {m.host / 1e9:24.1f}  at least, for Adam's moments; when a checkpoint is written, more")
+        lines.append(
+            f"{'on the host':14} {m.host / 1e9:24.1f}  at least, for Adam's moments; when a checkpoint is written, more"
+        )
     if estimates.engine_size(cfg).num_gpus:
         e = estimates.engine_memory(cfg, spec, a)
         engine_fits = e.num_sequences >= 1 and e.total <= a.gpu_memory_gb * 1e9
@@ -128,7 +130,8 @@ def main(overrides: list[str]) -> None:
         if f.name.endswith("_parallel_size")
     )
     print(f"model            {cfg.model.path}: {num_parameters(spec) / 1e9:.2f} billion parameters")
-    print(f"training         {counted(t.world_size, 'GPU')} = {sizes}{t.data_parallel_size} (data); all sizes fit the model")
+    gpus = counted(t.world_size, "GPU")
+    print(f"training         {gpus} = {sizes}{t.data_parallel_size} (data); all sizes fit the model")
     if (e := estimates.engine_size(cfg)).num_gpus:
         of = f"TP {e.tensor_parallel_size} x PP {e.pipeline_parallel_size}; nodes: {e.num_nodes}"
         print(f"generation       {counted(e.num_gpus, 'GPU')} = {counted(e.num_replicas, 'replica')} of {of}")

@@ -135,7 +135,7 @@ Layout = tuple[str, int]
 """Precision and number of data-parallel ranks."""
 LAYOUTS: list[Layout] = [("32", 1), ("32", 2), ("bf16-O2", 1), ("bf16-O2", 2)]
 NUM_TOKENS = 512
-"""Of each row: so many that activations are larger than a copy of all gradients, which gloo makes when it adds them up."""
+"""Of each row. Activations are then larger than the copy of all gradients that gloo makes to add them up."""
 
 
 @pytest.fixture(scope="module")

@@ -387,7 +387,10 @@ def test_moments_in_the_hosts_memory_train_the_same_model(
     run_of: Callable[..., Run], killed: Callable[..., Killed]
 ) -> None:
     """Also when the training was killed and went on from a checkpoint."""
-    offloaded, usual = killed("sft", precision="bf16-O2", optimizer_cpu_offload=True), run_of("sft", precision="bf16-O2")
+    offloaded, usual = (
+        killed("sft", precision="bf16-O2", optimizer_cpu_offload=True),
+        run_of("sft", precision="bf16-O2"),
+    )
     assert norm(offloaded.first_moments) > 0
     assert max_difference(usual.weights, offloaded.run.weights) == 0
     timeless = [[{k: v for k, v in s.items() if k != "step_time"} for s in run.steps] for run in (usual, offloaded.run)]

@@ -144,15 +144,22 @@ def test_moments_at_home_make_the_same_steps_and_stay_there(monkeypatch: pytest.
         offloaded.load_state_dict(offloaded.state_dict())
     for ours, theirs in zip(*(x.param_groups[0]["params"] for x in (offloaded, usual)), strict=True):
         assert torch.equal(ours, theirs)
-        assert all(torch.equal(offloaded.state[ours][key], usual.state[theirs][key]) for key in ("exp_avg", "exp_avg_sq"))
+        assert all(
+            torch.equal(offloaded.state[ours][key], usual.state[theirs][key]) for key in ("exp_avg", "exp_avg_sq")
+        )
     assert offloaded.param_groups[0]["step"] == 3
     found = [m for p in offloaded.param_groups[0]["params"] for m in offloaded.state[p].values()]
     assert all(a is b for a, b in zip(found, moments, strict=True)), "the same memory, from the beginning to the end"
 
 
 def test_moments_at_home_are_refused_where_nvidias_adam_trains() -> None:
-    for refused in (lambda: check_offload(True, "ngc"), lambda: NemoAlignerSettings(platform="ngc", optimizer_cpu_offload=True)):
-        with pytest.raises(ConfigError, match=r"trainer\.optimizer_cpu_offload=True.*Set it to false, or.*platform=cuda"):
+    for refused in (
+        lambda: check_offload(True, "ngc"),
+        lambda: NemoAlignerSettings(platform="ngc", optimizer_cpu_offload=True),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"trainer\.optimizer_cpu_offload=True.*Set it to false, or.*platform=cuda"
+        ):
             refused()
     for platform in ("cpu", "cuda"):
         check_offload(True, platform)

@@ -52,7 +52,7 @@ def training_memory(optim: OptimConfig, trainer: NemoAlignerSettings, spec: Mode
 
 
 def bytes_per_parameter(trainer: NemoAlignerSettings) -> tuple[float, float, float]:
-    """(weights and gradients, optimizer on the GPU, optimizer in the host's memory) of the distributed optimizer [D]."""
+    """(weights and gradients, optimizer on the GPU, optimizer on the host) of the distributed optimizer [D]."""
     d = trainer.data_parallel_size
     weights, optimizer = (6.0, 12.0 / d) if trainer.precision == "bf16-O2" else (8.0, 8.0 / d)
     host = 8.0 / d if trainer.optimizer_cpu_offload else 0.0
@@ -89,11 +89,11 @@ def unrotated_bytes_per_layer(spec: ModelSpec, trainer: NemoAlignerSettings, *, 
 def logits_bytes(optim: OptimConfig, trainer: NemoAlignerSettings, spec: ModelSpec, *, num_tokens: int) -> float:
     """What the last stage holds of the logits of one micro-batch at its peak, and the output layer's gradient.
 
-    SFT: the logits as computed, and in float32, which megatron-core's cross entropy changes in place. DPO: NeMo-Aligner's
-    `DistributedLogprob` (nemo_aligner/utils/distributed.py) has in its backward pass the softmax in float32, the targets
-    as one-hot numbers of 8 bytes, and their product with a mask, of 8 bytes again. A bit later the gradient of the output
-    layer's weights is there, and the logits' gradient. In a pipeline, the logits and most activations are on different
-    ranks; both are counted all the same.
+    SFT: the logits as computed, and in float32, which megatron-core's cross entropy changes in place. DPO: the backward
+    pass of NeMo-Aligner's `DistributedLogprob` (nemo_aligner/utils/distributed.py) has the softmax in float32, the
+    targets as one-hot numbers of 8 bytes, and their product with a mask, again of 8 bytes. A bit later there are the
+    gradients of the logits and of the output layer's weights. In a pipeline, the logits and most activations are on
+    different ranks; both are counted all the same.
     """
     size = _bytes_per_element(trainer)
     per_logit = 4 + 8 + 8 if isinstance(optim, DPOConfig) else 4 if size == 4 else 2 + 4

@@ -113,8 +113,8 @@ def check_offload(optimizer_cpu_offload: bool, platform: str) -> None:
     """Raise `ConfigError` if the platform's Adam cannot keep its moments in the host's memory."""
     if optimizer_cpu_offload and platform == "ngc":
         raise ConfigError(
-            "trainer.optimizer_cpu_offload=True: the platform ngc trains with the Adam of NVIDIA's packages, which keeps "
-            f"its moments on the GPU. Set it to false, or set {_SETTING}=cuda, which works in NVIDIA's containers, too."
+            "trainer.optimizer_cpu_offload=True: the platform ngc has the Adam of NVIDIA's packages. Its moments stay "
+            f"on the GPU. Set it to false, or set {_SETTING}=cuda, which works in NVIDIA's containers, too."
         )
 
 
