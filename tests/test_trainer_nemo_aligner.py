@@ -417,6 +417,20 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert timeless[0] == timeless[1]
 
 
+def test_moments_in_the_hosts_memory_train_the_same_model(
+    run_of: Callable[..., Run], killed: Callable[..., Killed]
+) -> None:
+    """Also when the training was killed and went on from a checkpoint."""
+    offloaded, usual = (
+        killed("sft", precision="bf16-O2", optimizer_cpu_offload=True),
+        run_of("sft", precision="bf16-O2"),
+    )
+    assert norm(offloaded.first_moments) > 0
+    assert max_difference(usual.weights, offloaded.run.weights) == 0
+    timeless = [[{k: v for k, v in s.items() if k != "step_time"} for s in run.steps] for run in (usual, offloaded.run)]
+    assert timeless[0] == timeless[1]
+
+
 def test_asked_to_stop_saves_and_goes_on_later(
     run_of: Callable[..., Run], launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path
 ) -> None:

@@ -163,6 +163,11 @@ def test_precisions() -> None:
     assert {p: m["precision"] for p, m in models.items()} == {"bf16": "bf16", "bf16-O2": "bf16", "32": "32"}
 
 
+def test_where_adams_moments_stay_is_in_the_plan_only_if_it_is_not_usual() -> None:
+    usual, offloaded = plan()["model"]["optim"], plan(optimizer_cpu_offload=True)["model"]["optim"]
+    assert offloaded == {**usual, "optimizer_cpu_offload": True}
+
+
 def test_linear_and_no_rope_scaling() -> None:
     linear = dataclasses.replace(SPEC, rope_scaling={"type": "linear", "factor": 2.0})
     assert plan(spec=linear)["model"]["seq_len_interpolation_factor"] == 2.0

@@ -158,7 +158,7 @@ def _model_section(
         "activations_checkpoint_method": None,
         "activations_checkpoint_num_layers": None,
         "peft": {"peft_scheme": "none", "restore_from_path": None},
-        "optim": _optim_section(optim, num_steps=num_steps),
+        "optim": _optim_section(optim, trainer, num_steps=num_steps),
         "data": _data_section(section, optim, trainer),
     }
     if isinstance(optim, DPOConfig):
@@ -236,7 +236,7 @@ def _rope_scaling(spec: ModelSpec) -> dict[str, Any]:
     )
 
 
-def _optim_section(optim: OptimConfig, *, num_steps: int) -> dict[str, Any]:
+def _optim_section(optim: OptimConfig, trainer: NemoAlignerSettings, *, num_steps: int) -> dict[str, Any]:
     return {
         # Megatron-core's own. The checkpoints of Apex's `distributed_fused_adam` depend on the parallel layout.
         "name": "mcore_distributed_optim",
@@ -246,6 +246,8 @@ def _optim_section(optim: OptimConfig, *, num_steps: int) -> dict[str, Any]:
         "overlap_grad_sync": False,
         "overlap_param_sync": False,
         "grad_sync_dtype": "fp32",
+        # Ours, not NeMo's: the platforms `cpu` and `cuda` read it.
+        **({"optimizer_cpu_offload": True} if trainer.optimizer_cpu_offload else {}),
         "sched": {
             "name": "CosineAnnealing",
             # Upstream has constant_steps of 1000. With that, a short run would fall to min_lr right after its
