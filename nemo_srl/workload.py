@@ -60,8 +60,8 @@ class Trained:
     """Tokens of all sequences of a row."""
     num_sequences: int
     """Sequences of a row: 1, or 2 for a pair."""
-    num_forward_passes: int
-    """A training step costs as much as three forward passes. DPO's reference adds one."""
+    num_forward_passes: float
+    """A training step costs as much as three forward passes. DPO's reference adds one per row, once."""
 
 
 Work = Generated | Trained

@@ -43,7 +43,7 @@ def training_memory(optim: OptimConfig, trainer: NemoAlignerSettings, spec: Mode
         weights_and_gradients=parameters * weights,
         optimizer=parameters * optimizer,
         activations=layers * per_layer,
-        logits=logits_bytes(optim, trainer, spec, num_tokens=num_tokens),
+        logits=logits_bytes(trainer, spec, num_tokens=num_tokens),
         # The largest parameter: megatron-core's copy of its clipped gradient, or both of its moments on their visit.
         step=table / tp / trainer.data_parallel_size * (8 if trainer.optimizer_cpu_offload else 4),
         overhead=OVERHEAD_BYTES if trainer.world_size > 1 else ONE_GPU_OVERHEAD_BYTES,
@@ -86,17 +86,16 @@ def unrotated_bytes_per_layer(spec: ModelSpec, trainer: NemoAlignerSettings, *, 
     return num_tokens * _bytes_per_element(trainer) * heads * spec.head_dim / trainer.tensor_model_parallel_size
 
 
-def logits_bytes(optim: OptimConfig, trainer: NemoAlignerSettings, spec: ModelSpec, *, num_tokens: int) -> float:
+def logits_bytes(trainer: NemoAlignerSettings, spec: ModelSpec, *, num_tokens: int) -> float:
     """What the last stage holds of the logits of one micro-batch at its peak, and the output layer's gradient.
 
-    SFT: the logits as computed, and in float32, which megatron-core's cross entropy changes in place. DPO: the backward
-    pass of NeMo-Aligner's `DistributedLogprob` (nemo_aligner/utils/distributed.py) has the softmax in float32, the
-    targets as one-hot numbers of 8 bytes, and their product with a mask, again of 8 bytes. A bit later there are the
-    gradients of the logits and of the output layer's weights. In a pipeline, the logits and most activations are on
-    different ranks; both are counted all the same.
+    Logits exist only for tokens with a target (`targets.py`). Here all tokens count, because prompts may be short. In
+    the forward pass there are the logits as computed and in float32; in the backward pass, the softmax in float32 and
+    the gradient. With float32 these are the same tensor. A bit later there are the gradients of the logits and of the
+    output layer's weights. In a pipeline, the logits and most activations are on different ranks; both are counted.
     """
     size = _bytes_per_element(trainer)
-    per_logit = 4 + 8 + 8 if isinstance(optim, DPOConfig) else 4 if size == 4 else 2 + 4
+    per_logit = 4 if size == 4 else 4 + size
     logits = num_tokens * spec.vocab_size
     later = size * (logits + spec.vocab_size * spec.hidden_size)
     return max(per_logit * logits, later) / trainer.tensor_model_parallel_size
