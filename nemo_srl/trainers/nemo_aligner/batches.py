@@ -1,7 +1,7 @@
 """The rows that `data.py` writes, as batches for NeMo-Aligner's loops.
 
 Batches have the keys, shapes and padding of those from NeMo's `GPTSFTDataset` and NeMo-Aligner's `DPOModelDataset`
-(2.2.1 and 0.7.0), but are built from token ids instead of text.
+(2.2.1 and 0.7.0), but are built from token ids instead of text. Pairs have their `confidence` besides.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def collate_dpo(rows: Sequence[dict[str, Any]], *, pad_id: int) -> list[dict[str
 
 def _dpo_item(row: dict[str, Any], pad_id: int) -> dict[str, Any]:
     length = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) - 1
-    item: dict[str, Any] = {"ignore_example": False}
+    item: dict[str, Any] = {"ignore_example": False, "confidence": row["confidence"]}
     for side in ("chosen", "rejected"):
         ids = torch.tensor(row["prompt_ids"] + row[f"{side}_ids"])
         labels = ids[1:].clone()

@@ -24,8 +24,9 @@ def step_record(metrics: Mapping[str, float], *, step: int, beta: float | None) 
     """What NeMo-Aligner reports about one step, in our names and units. The first step is number 1.
 
     `rewards_chosen`, `rewards_rejected` and `rewards_margin` are beta * (log pi - log pi_ref), summed over
-    the response and averaged over the batch (Rafailov et al. 2023, section 4); `acc` is the share of pairs
-    with a positive margin; `step_time` is in seconds; `loss` is before the step's update.
+    the response and averaged over the batch (Rafailov et al. 2023, section 4). With the losses `dpo_norm` and `simpo`
+    they are averaged over the response's tokens, and `simpo` has no log pi_ref. `acc` is the share of pairs with a
+    positive margin; `step_time` is in seconds; `loss` is before the step's update.
     """
     record = {"step": step, **{key: metrics[key] for key in _SAME_NAME if key in metrics}}
     if beta is not None and "rewards_chosen_mean" in metrics:

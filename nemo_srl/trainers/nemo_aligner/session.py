@@ -106,15 +106,19 @@ def _load_model(cfg: DictConfig, trainer: Any, algorithm: str, start_dir: Path) 
     cls = MegatronGPTDPOModel if algorithm == "dpo" else GPTSFTModel
     model = load_from_nemo(cls, cfg.model, trainer, strict=True, restore_path=str(start_dir))
     init_peft(model, cfg.model)
-    if algorithm == "dpo":
-        _keep_logits_in_float32(model)
-        if (loss := losses.find(cfg.model.dpo.preference_loss)) is not None:
-            losses.install(model, loss)
+    if algorithm == "sft":
+        objectives.average_over_tokens(model)
+        return model
+    _keep_logits_in_float32(model)
+    loss = losses.find(cfg.model.dpo.preference_loss)
+    if loss is not None:
+        objectives.use_preference_loss(model, loss)
+    if loss is None or loss.needs_reference:
         # The reference is a copy of the starting weights, which NeMo-Aligner swaps in for every batch.
         model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(model, megatron_amp_O2=cfg.model.megatron_amp_O2)
         model.get_ref_policy_logprobs = partial(objectives.reference_log_probs, model)
     else:
-        objectives.average_over_tokens(model)
+        model.get_ref_policy_logprobs = objectives.no_reference
     return model
 
 
@@ -165,8 +169,13 @@ def _build_loop(
         "run_timer": StopRequest(),
     }
     if algorithm == "dpo":
-        return DPOTrainer(collate_fn=partial(dpo_custom_collate, eos_id=pad_id), **arguments)
+        return DPOTrainer(collate_fn=partial(_collate_pairs, eos_id=pad_id), **arguments)
     return SupervisedTrainer(**arguments)
+
+
+def _collate_pairs(items: list[dict[str, Any]], **options: Any) -> dict[str, torch.Tensor]:
+    """NeMo-Aligner's batch, with `confidence`, [pairs], which it would leave out."""
+    return {**dpo_custom_collate(items, **options), "confidence": torch.tensor([x["confidence"] for x in items])}
 
 
 def _record_grad_norm(optimizer: Any, metrics: MetricsFile) -> None:
