@@ -83,6 +83,8 @@ class SFTRow:
 class DPORow:
     """Rendered text, as in `SFTRow`. `*_reward` are the judge's mean scores, which some losses (RPO) use.
 
+    `confidence` is the probability that `chosen` is the better response. The loss cdpo uses it.
+
     A response that was cut off at `max_tokens` has the finish reason `length`. The trainer must not end it with an
     end-of-sequence token, because the policy generated none.
     """
@@ -94,6 +96,7 @@ class DPORow:
     rejected_reward: float
     chosen_finish_reason: FinishReason = "stop"
     rejected_finish_reason: FinishReason = "stop"
+    confidence: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ def test_responses_end_with_end_of_sequence() -> None:
     (pair,), _ = tokenize_rows([dpo_row()], encode=encode, eos_token_id=EOS, max_seq_length=9)
     assert pair["chosen_ids"] == [*encode("cd"), EOS]
     assert pair["rejected_ids"] == [*encode("efg"), EOS]
-    assert (pair["chosen_reward"], pair["rejected_reward"]) == (4.0, 1.0)
+    assert (pair["chosen_reward"], pair["rejected_reward"], pair["confidence"]) == (4.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("cut", ["chosen", "rejected"])
@@ -95,6 +95,7 @@ def test_dpo_labels_are_the_responses() -> None:
         "rejected_ids": [9, 9, 9, 2],
         "chosen_reward": 4.0,
         "rejected_reward": 1.0,
+        "confidence": 0.8,
     }
     (item,) = collate_dpo([row], pad_id=2)
     assert item["chosen"].tolist() == [5, 6, 8, 2, 2]
@@ -102,6 +103,7 @@ def test_dpo_labels_are_the_responses() -> None:
     assert item["rejected"].tolist() == [5, 6, 9, 9, 9]
     assert item["rejected_labels"].tolist() == [-100, 9, 9, 9, 2]
     assert (item["chosen_length"], item["rejected_length"]) == (3, 5)
+    assert item["confidence"] == 0.8
     assert item["chosen"].dtype == torch.int64
 
 

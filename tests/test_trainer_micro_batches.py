@@ -16,7 +16,7 @@ def dpo_batch(lengths: list[tuple[int, int, int]], multiple: int = 1, **more: An
     rows = [
         {
             "prompt_ids": [i] * p, "chosen_ids": [i + 10] * c, "rejected_ids": [i + 20] * r,
-            "chosen_reward": 4.0 + i, "rejected_reward": 1.0, **more,
+            "chosen_reward": 4.0 + i, "rejected_reward": 1.0, "confidence": 1.0, **more,
         }
         for i, (p, c, r) in enumerate(lengths)
     ]  # fmt: skip

@@ -28,6 +28,7 @@ from nemo_srl.errors import ConfigError
 from nemo_srl.models.convert import nemo_to_hf
 from nemo_srl.models.distributed_checkpoint import CheckpointReader
 from nemo_srl.protocols import DPORow, SFTRow, TrainingTask
+from nemo_srl.trainers.nemo_aligner import losses
 from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 from nemo_srl.trainers.nemo_aligner.trainer import NemoAlignerTrainer, last_checkpoint
 from tests.tiny import make_model
@@ -38,8 +39,8 @@ QUESTIONS = ["Name a prime.", "Name a color, please.", "What is tall?", "Who sin
 GOOD = ["It is 7.", "Red.", "A tree is tall, and so is a tower.", "The nightingale."]
 BAD = ["It is 8, I am quite sure.", "Seven.", "No.", "Tuesday sings."]
 DPO_ROWS = [
-    DPORow(prompt=PROMPT.format(q), chosen=g, rejected=b, chosen_reward=4.0, rejected_reward=1.0)
-    for q, g, b in zip(QUESTIONS, GOOD, BAD, strict=True)
+    DPORow(prompt=PROMPT.format(q), chosen=g, rejected=b, chosen_reward=4.0, rejected_reward=1.0, confidence=c)
+    for q, g, b, c in zip(QUESTIONS, GOOD, BAD, (1.0, 0.9, 0.7, 0.6), strict=True)
 ]
 SFT_ROWS = [SFTRow(prompt=PROMPT.format(q), response=a) for q in QUESTIONS for a in (*GOOD[:1], *BAD[:1])]
 BETA = 0.3
@@ -155,7 +156,7 @@ def run_of(
     done: dict[str, Run] = {}
 
     def run(algorithm: str, **changes: Any) -> Run:
-        key = json.dumps([algorithm, changes])
+        key = json.dumps([algorithm, changes], sort_keys=True)
         if key not in done:
             base = tmp_path_factory.mktemp(algorithm)
             of, work_dir = training(algorithm, **changes), base / "work"
@@ -266,13 +267,19 @@ class HuggingFace:
         return logps[len(prompt_ids) - 1 :]
 
     def dpo_loss(self) -> torch.Tensor:
+        return self.preference_loss("dpo", beta=BETA)
+
+    def preference_loss(self, name: str, **settings: float) -> torch.Tensor:
         """At the start, where policy and reference are the same model (but only one has gradients)."""
-        losses = []
-        for row in DPO_ROWS:
-            chosen, rejected = (self.response_logps(row.prompt, r).sum() for r in (row.chosen, row.rejected))
-            margin = (chosen - chosen.detach()) - (rejected - rejected.detach())
-            losses.append(-torch.nn.functional.logsigmoid(BETA * margin))
-        return torch.stack(losses).mean()
+        given: dict[str, Any] = {"confidence": torch.tensor([row.confidence for row in DPO_ROWS]), **settings}
+        for side in ("chosen", "rejected"):
+            logps = [self.response_logps(row.prompt, getattr(row, side)) for row in DPO_ROWS]
+            total = torch.stack([x.sum() for x in logps])
+            given |= {side: total - total.detach(), f"policy_{side}_logps": total}
+            given[f"{side}_lengths"] = torch.tensor([len(x) for x in logps])
+        loss = losses.find(name)
+        assert loss is not None
+        return loss(given).mean()
 
     def chosen_nll(self) -> torch.Tensor:
         """Iterative RPO's second term: for each pair the mean over the chosen response's tokens, then over pairs."""
@@ -309,6 +316,41 @@ def test_dpo_gradients_equal_those_of_transformers(killed_dpo: Killed, model_dir
     actual = {name: moment / (1 - ADAM_BETA1) for name, moment in moments.items()}
     assert max_difference(actual, expected) < 1e-4 * max(float(g.abs().max()) for g in expected.values())
     assert run.steps[0]["grad_norm"] == pytest.approx(norm(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "layout"),
+    [
+        ("cdpo", {"beta": BETA, "label_smoothing": 0.1}, {"pipeline_model_parallel_size": 2}),
+        ("ipo", {"beta": BETA}, {}),
+        ("dpo_norm", {"beta": 5.0}, {"micro_batch_size": 2}),
+        ("rdpo", {"beta": BETA, "rdpo_alpha": 0.1}, {"micro_batch_size": 2, "devices": 2}),
+        ("simpo", {"beta": 2.0, "simpo_gamma": 1.0}, {"pipeline_model_parallel_size": 2}),
+    ],
+)
+def test_loss_and_gradient_norm_of_every_preference_loss_equal_those_of_transformers(
+    run_of: Callable[..., Run], model_dir: Path, name: str, settings: dict[str, float], layout: dict[str, Any]
+) -> None:
+    """In a pipeline, the last stage has the lengths and each row's own confidence, too."""
+    step = run_of("dpo", optim={"preference_loss": name, "max_epochs": 1, **settings}, **layout).steps[0]
+    reference = HuggingFace(model_dir)
+    loss = reference.preference_loss(name, **settings)
+    loss.backward()
+    assert step["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert step["grad_norm"] == pytest.approx(norm(reference.gradients()), rel=1e-4)
+
+
+def test_simpo_has_no_reference_and_logs_rewards_per_token(run_of: Callable[..., Run], model_dir: Path) -> None:
+    simpo = {"preference_loss": "simpo", "beta": 2.0, "simpo_gamma": 1.0, "max_epochs": 1}
+    run = run_of("dpo", optim=simpo, pipeline_model_parallel_size=2)
+    rewards = {}
+    with torch.no_grad():
+        for side in ("chosen", "rejected"):
+            logps = [HuggingFace(model_dir).response_logps(r.prompt, getattr(r, side)).mean() for r in DPO_ROWS]
+            rewards[side] = 2.0 * torch.stack(logps)
+    assert run.steps[0]["rewards_chosen"] == pytest.approx(rewards["chosen"].mean().item(), rel=1e-5)
+    assert run.steps[0]["rewards_rejected"] == pytest.approx(rewards["rejected"].mean().item(), rel=1e-5)
+    assert run.steps[0]["acc"] == (rewards["chosen"] > rewards["rejected"]).float().mean().item()
 
 
 @pytest.mark.parametrize("layout", [{}, {"micro_batch_size": 2, "devices": 2}], ids=["1", "2, DP=2"])
@@ -615,10 +657,10 @@ def test_dropout_changes_the_training(
     of.optim.hidden_dropout = of.optim.attention_dropout = 0.1
     of.prepare(model_dir, tmp_path / "work")
     assert launch(tmp_path / "work") == [0]
-    losses = [step["loss"] for step in steps_of(tmp_path / "work")]
+    with_dropout = [step["loss"] for step in steps_of(tmp_path / "work")]
     plain = [step["loss"] for step in run_of("sft").steps]
-    assert losses != plain
-    assert losses == pytest.approx(plain, rel=0.2)
+    assert with_dropout != plain
+    assert with_dropout == pytest.approx(plain, rel=0.2)
 
 
 def test_the_reference_is_computed_without_dropout(run_of: Callable[..., Run], model_dir: Path) -> None:

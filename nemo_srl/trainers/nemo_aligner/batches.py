@@ -1,7 +1,7 @@
 """The rows that `data.py` writes, as batches for NeMo-Aligner's loops.
 
 Batches have the keys, shapes and padding of those from NeMo's `GPTSFTDataset` and NeMo-Aligner's `DPOModelDataset`
-(2.2.1 and 0.7.0), but are built from token ids instead of text.
+(2.2.1 and 0.7.0), but are built from token ids instead of text. Pairs have their `confidence` besides.
 """
 
 from __future__ import annotations
@@ -47,12 +47,11 @@ def collate_dpo(rows: Sequence[dict[str, Any]], *, pad_id: int) -> list[dict[str
 
 
 def batch_dpo(items: Sequence[dict[str, Any]], *, pad_id: int, multiple: int, **_: Any) -> dict[str, torch.Tensor]:
-    """The keys of NeMo-Aligner's `dpo_custom_collate`, and the reference's log-probabilities if the items have them.
+    """The keys of NeMo-Aligner's `dpo_custom_collate`, and what it leaves out: `confidence` [pairs], and
+    `reference_{chosen,rejected}` [pairs, sequence], if the rows have it. The sequence is a multiple of `multiple`.
 
-    Sequences have a common length, a multiple of `multiple`.
-
-    Its attention mask is a square of the sequence's length for every row, and no layer reads it: attention is causal.
-    Here it is one element a row.
+    NeMo-Aligner's attention mask is a square for every row. No layer reads it, because attention is causal. Here it is
+    one element a row.
     """
     batch: dict[str, torch.Tensor] = {}
     length = round_up(max(len(item["chosen"]) for item in items), multiple)
@@ -63,6 +62,7 @@ def batch_dpo(items: Sequence[dict[str, Any]], *, pad_id: int, multiple: int, **
                 batch[key] = torch.stack(rows)
         batch[f"{side}_length"] = torch.tensor([item[f"{side}_length"] for item in items])
         batch[f"{side}_rewards"] = torch.tensor([item[f"{side}_reward"] for item in items], dtype=torch.float32)
+    batch["confidence"] = torch.tensor([item["confidence"] for item in items])
     batch["position_ids"] = torch.arange(length).repeat(len(items), 1)
     batch["attention_mask"] = torch.zeros(len(items), 1, 1, 1, dtype=torch.bool)
     return batch
@@ -70,7 +70,7 @@ def batch_dpo(items: Sequence[dict[str, Any]], *, pad_id: int, multiple: int, **
 
 def _dpo_item(row: dict[str, Any], pad_id: int) -> dict[str, Any]:
     length = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) - 1
-    item: dict[str, Any] = {"ignore_example": False}
+    item: dict[str, Any] = {"ignore_example": False, "confidence": row["confidence"]}
     for side in ("chosen", "rejected"):
         ids = torch.tensor(row["prompt_ids"] + row[f"{side}_ids"])
         labels = ids[1:].clone()

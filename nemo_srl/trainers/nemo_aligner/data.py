@@ -73,7 +73,7 @@ def tokenize_rows(
 
 
 def _row_ids(row: SFTRow | DPORow, encode: Encode, eos_token_id: int) -> tuple[dict[str, Any], list[int], bool]:
-    """The row's ids and rewards, the length with each response, and whether a response would have merged."""
+    """The row as numbers, the length with each response, and whether a response would have merged."""
     prompt_ids = encode(row.prompt)
     found: dict[str, Any] = {"prompt_ids": prompt_ids}
     lengths, any_merged = [], False
@@ -87,7 +87,7 @@ def _row_ids(row: SFTRow | DPORow, encode: Encode, eos_token_id: int) -> tuple[d
         lengths.append(len(prompt_ids) + len(found[f"{name}_ids"]))
         any_merged |= merged
     if isinstance(row, DPORow):
-        found |= {"chosen_reward": row.chosen_reward, "rejected_reward": row.rejected_reward}
+        found |= {key: getattr(row, key) for key in ("chosen_reward", "rejected_reward", "confidence")}
     return found, lengths, any_merged
 
 

@@ -64,6 +64,15 @@ def attach(
         _give(part, found[index])
 
 
+def of_batch(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """In the place of NeMo-Aligner's `get_ref_policy_logprobs`: [2 x pairs, sequence], first of the chosen.
+
+    Zeros for rows that have none, because the loss has no reference.
+    """
+    none = torch.zeros(batch["chosen"].shape)
+    return torch.cat([batch.pop(f"reference_{side}", none) for side in ("chosen", "rejected")])
+
+
 def _compute(model: Any, rows: Sequence[dict[str, Any]], micro_batches: MicroBatches) -> Chunk | None:
     """The log-probabilities of a chunk on the last pipeline stage; None on the others. All ranks of it call this."""
     pad_id, size = model.tokenizer.eos_id, model.cfg.micro_batch_size

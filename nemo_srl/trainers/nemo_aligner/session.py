@@ -78,9 +78,10 @@ def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None]) -> 
     loop = _build_loop(cfg, trainer, model, loader, micro_batches, metrics)
     if progress:
         loop.load_state_dict(progress)
-    if algorithm == "dpo":
+    loss = losses.find(cfg.model.dpo.preference_loss) if algorithm == "dpo" else None
+    if algorithm == "dpo" and (loss is None or loss.needs_reference):
         reference.attach(model, rows, work_dir, micro_batches, step=loop.step)
-        micro_batches.take_padding()
+        micro_batches.take_padding()  # that of the training begins here
     loop.fit()
     if loop.step < cfg.num_steps:
         torch.distributed.barrier()  # a launcher may end all ranks as soon as the first one ends
@@ -118,18 +119,13 @@ def _load_model(cfg: DictConfig, trainer: Any, algorithm: str, start_dir: Path) 
     cls = MegatronGPTDPOModel if algorithm == "dpo" else GPTSFTModel
     model = load_from_nemo(cls, cfg.model, trainer, strict=True, restore_path=str(start_dir))
     init_peft(model, cfg.model)
-    if algorithm == "dpo":
-        if (loss := losses.find(cfg.model.dpo.preference_loss)) is not None:
-            losses.install(model, loss)
-        model.get_ref_policy_logprobs = _reference_of_batch
-    else:
+    if algorithm == "sft":
         objectives.average_over_tokens(model)
+        return model
+    if (loss := losses.find(cfg.model.dpo.preference_loss)) is not None:
+        objectives.use_preference_loss(model, loss)
+    model.get_ref_policy_logprobs = reference.of_batch
     return model
-
-
-def _reference_of_batch(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """[2 x pairs, sequence], first of the chosen. The rows of `batch` bring it along (`reference.attach`)."""
-    return torch.cat([batch.pop(f"reference_{side}") for side in ("chosen", "rejected")])
 
 
 def _compute_what_is_needed(model: Any, multiple: int) -> MicroBatches:

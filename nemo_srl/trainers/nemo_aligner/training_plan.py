@@ -21,7 +21,7 @@ from nemo_srl.config.training import DPOConfig, OptimConfig
 from nemo_srl.errors import ConfigError
 from nemo_srl.models import families
 from nemo_srl.models.spec import ModelSpec
-from nemo_srl.trainers.nemo_aligner import feasibility
+from nemo_srl.trainers.nemo_aligner import feasibility, losses
 from nemo_srl.trainers.nemo_aligner.data import DataStatistics
 from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 
@@ -166,10 +166,11 @@ def _model_section(
             # The same as in training. Otherwise policy and reference would differ by rounding at step 1.
             "log_prob_forward_micro_batch_size": trainer.micro_batch_size,
             "ref_policy_kl_penalty": optim.beta,
-            "preference_average_log_probs": False,
+            "preference_average_log_probs": optim.preference_loss in losses.LENGTH_NORMALIZED,
             "sft_average_log_probs": True,
             "gt_reward_scale": 1.0,
-            "preference_loss": optim.preference_loss,  # a user's function too: `session.py` installs it from here
+            "preference_loss": optim.preference_loss,  # `session.py` installs it from here
+            **{name: getattr(optim, name) for name in losses.SETTINGS},
             "preference_loss_weight": 1.0,
             "sft_loss_weight": optim.sft_loss_weight,
         }
