@@ -23,10 +23,15 @@ from nemo_srl.trainers import nemo_aligner
 from tests.support import composed
 
 OLD: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "run_of_e18f2b0.json").read_text())
-CHANGED = {**dict.fromkeys(("sft", "policy", "refresh"), r" trainer\.version: 1 -> 2"), "pairs": r" version: 1 -> 2"}
+READS_VERDICTS = ("judgements", "evaluation", "anchor", "head_to_head", "eft")
+CHANGED = {
+    **dict.fromkeys(("sft", "policy", "refresh"), r" trainer\.version: 1 -> 2"),
+    **dict.fromkeys(("pairs", *READS_VERDICTS), r" version: 1 -> 2"),
+}
 """The stages that make something else now than in e18f2b0, and what is said of them."""
 SETTINGS = {
     "judge.rubric": "'Grade: {instruction} / {response} Score:'", "judge.max_tokens": 12, "judge.temperature": 1.0,
+    "judge.stop_at_score": True,  # the default of e18f2b0
     "engine.dtype": "float32", "trainer.precision": "32", "trainer.micro_batch_size": 1,
     "sft.learning_rate": 3e-3, "sft.min_learning_rate": 1e-3, "sft.max_epochs": 20, "sft.global_batch_size": 8,
     "sft.max_seq_length": 128, "sft.save_interval": 20,
@@ -115,7 +120,7 @@ def test_what_is_made_in_another_way_now_is_refused_and_never_mixed_with_the_old
 
 def test_work_that_an_older_version_began_goes_on(tmp_path: Path) -> None:
     old_run(tmp_path / "run", finished=False)
-    row, stage = OLD["iter_01/judgements"], stage_named("judgements")
+    row, stage = OLD["iter_01/judgements"], replace(stage_named("judgements"), version=1)
     with Experiment(settings(tmp_path / "run")) as exp:
         exp._launcher = NoJobs()
         with pytest.raises(AssertionError, match="iter_01-judgements was to be made again"):

@@ -91,6 +91,7 @@ STAGE = table_stage(
     "anchor",
     Metric,
     run,
+    version=2,  # what counts as the score of a verdict (nemo_srl/judging/form.py)
     needs={
         "judge": Need(None, formerly="policy"),
         "candidates": Candidate,

@@ -45,6 +45,7 @@ STAGE = table_stage(
     "judgements",
     Judgement,
     run,
+    version=2,  # what counts as the score of a verdict (nemo_srl/judging/form.py)
     needs={"judge": Need(None, formerly="policy"), "candidates": Candidate},
     settings=(*settings_of("judge"), "model.chat_template", "seed"),
     engines=("judge",),
