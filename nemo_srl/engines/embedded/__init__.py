@@ -3,6 +3,8 @@
     settings.py   what can be set
     batching.py   which sequences run together, and which tokens their prompts share
     llama.py      the model: weights, prefill of a prefix tree, one decoding step
+    prefill.py    which prompts are computed together, and their attention
+    cuda_graphs.py  decoding steps on a GPU, recorded and replayed
     kv_cache.py   keys and values of the sequences of a batch
     sampling.py   temperature, top-p and the randomness of each sample
     stop.py       stop strings
@@ -16,7 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nemo_srl.engines import EngineBackend, EngineSize
-from nemo_srl.engines.embedded.settings import EmbeddedSettings
+from nemo_srl.engines.embedded.settings import BATCH_SIZES, EmbeddedSettings
 from nemo_srl.protocols import GenerationEngine
 
 
@@ -29,7 +31,7 @@ def _open(settings: EmbeddedSettings, model_dir: Path) -> GenerationEngine:
 def _size(settings: EmbeddedSettings) -> EngineSize:
     if settings.device != "cuda":
         return EngineSize()  # with "auto", a cluster's job gets no GPU, and so the engine runs on the CPU
-    return EngineSize(num_replicas=1, in_process=True, cache_fraction=0.5)
+    return EngineSize(num_replicas=1, in_process=True, max_batch_size=settings.max_batch_size or BATCH_SIZES["cuda"])
 
 
 BACKEND = EngineBackend(settings=EmbeddedSettings, decisive=("dtype",), open=_open, size=_size)

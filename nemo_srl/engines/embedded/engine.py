@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,10 +25,11 @@ from transformers import AutoTokenizer
 
 from nemo_srl.engines.checks import length_check, missing_samples
 from nemo_srl.engines.embedded.batching import SampleSlot, plan_batches, prefix_tree
-from nemo_srl.engines.embedded.kv_cache import rows_without
+from nemo_srl.engines.embedded.cuda_graphs import CudaGraphs, GraphedSteps
+from nemo_srl.engines.embedded.kv_cache import KVCache, rows_without
 from nemo_srl.engines.embedded.llama import LlamaModel
 from nemo_srl.engines.embedded.sampling import choose, sample_uniforms
-from nemo_srl.engines.embedded.settings import EmbeddedSettings
+from nemo_srl.engines.embedded.settings import BATCH_SIZES, EmbeddedSettings
 from nemo_srl.engines.embedded.stop import StopStrings, cut
 from nemo_srl.errors import ConfigError, EngineError
 from nemo_srl.protocols import GenerationRequest, SamplingParams
@@ -48,7 +50,10 @@ class EmbeddedEngine:
                 "`python recipes/doctor.py platform=cuda` says what is wrong with the GPU."
             )
         self._model = LlamaModel(model_dir, dtype=getattr(torch, settings.dtype), device=device)
-        self._max_batch_size = settings.max_batch_size or (256 if device == "cuda" else 32)
+        self._steps: Steps = self._model
+        if device == "cuda" and settings.cuda_graphs:
+            self._steps = GraphedSteps(self._model, CudaGraphs())
+        self._max_batch_size = settings.max_batch_size or BATCH_SIZES[device]
         self._check = length_check(self._model.spec.max_position_embeddings)
         self._tokenizer = AutoTokenizer.from_pretrained(model_dir)
         self._stop = StopStrings(self._decode)
@@ -89,7 +94,7 @@ class EmbeddedEngine:
             ) from e
 
     def _run_batch(self, slots: list[SampleSlot], params: SamplingParams) -> Iterator[list[Completion]]:
-        batch = _Batch(self._model, slots, params, self._number_tokens() if params.num_logprobs else {})
+        batch = _Batch(self._model, self._steps, slots, params, self._number_tokens() if params.num_logprobs else {})
         end_tokens = frozenset(self._model.spec.eos_token_ids)
 
         def ends(slot: SampleSlot, tokens: list[int]) -> bool:
@@ -143,14 +148,28 @@ class EmbeddedEngine:
         return found
 
 
+class Steps(Protocol):
+    """What decodes: the model itself, or `GraphedSteps` around it."""
+
+    def new_cache(self, *, num_rows: int, max_prompt: int, max_tokens: int) -> KVCache: ...
+
+    def decode(self, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor: ...
+
+
 class _Batch:
     """Sequences that are decoded together: one token each per `step`. A sequence that ends leaves the batch."""
 
     def __init__(
-        self, model: LlamaModel, slots: Sequence[SampleSlot], params: SamplingParams, numbers: Collection[int]
+        self,
+        model: LlamaModel,
+        steps: Steps,
+        slots: Sequence[SampleSlot],
+        params: SamplingParams,
+        numbers: Collection[int],
     ) -> None:
         """`numbers` are token ids. Wherever one of them is chosen, the log-probabilities of all of them are kept."""
         self.model = model
+        self.steps = steps
         self.params = params
         self.slots = list(slots)
         self.tokens: list[list[int]] = [[] for _ in slots]
@@ -167,7 +186,7 @@ class _Batch:
         prompts = [slot.request.prompt_token_ids for slot in self.slots]
         segments, ends = prefix_tree(prompts)
         prefilled = self.model.prefill(segments)
-        self._cache = self.model.new_cache(
+        self._cache = self.steps.new_cache(
             num_rows=len(prompts), max_prompt=max(map(len, prompts)), max_tokens=self.params.max_tokens
         )
         hidden: list[Tensor] = []
@@ -190,15 +209,16 @@ class _Batch:
         num_done, params = len(self.tokens[0]), self.params
         if num_done:
             last = self.model.tensor([tokens[-1] for tokens in self.tokens])
-            self._logits = self.model.decode(last, self._positions, self._cache)
+            self._logits = self.steps.decode(last, self._positions, self._cache)
             self._positions += 1
         uniforms = self._uniforms[:, num_done]
         chosen = choose(self._logits, uniforms, temperature=params.temperature, top_p=params.top_p).tolist()
         for row, token in enumerate(chosen):
             self.tokens[row].append(token)
-            if token in self._is_number:
-                of_row = torch.log_softmax(self._logits[row].float(), -1)
-                self.logprobs[row][num_done] = of_row[self._numbers].tolist()
+        if numeric := [row for row, token in enumerate(chosen) if token in self._is_number]:
+            logprobs = torch.log_softmax(self._logits[numeric].float(), -1)[:, self._numbers]
+            for row, values in zip(numeric, logprobs.tolist(), strict=True):
+                self.logprobs[row][num_done] = values
         if -1 in chosen:
             raise EngineError(
                 f"request {self.slots[chosen.index(-1)].request.key!r}: the model's output is not a number. "

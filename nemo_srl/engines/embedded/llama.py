@@ -13,7 +13,7 @@ rotary scaling other than `llama3` and `linear` (refused here).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,16 +23,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from nemo_srl.engines.embedded.batching import Segment
-from nemo_srl.engines.embedded.kv_cache import KVCache
+from nemo_srl.engines.embedded.kv_cache import KVCache, round_up
+from nemo_srl.engines.embedded.prefill import PrefilledPrompts, attention, chunks
 from nemo_srl.errors import ModelError
 from nemo_srl.models import families, hf
 from nemo_srl.models.spec import ModelSpec
 
 Linear = Callable[[Tensor], Tensor]
 """x [num_tokens, in_features] -> [num_tokens, out_features]."""
-
-_PREFILL_TOKENS = 1024
-"""Tokens that go through a layer together. Fewer would read the weights too often. More would not fit the cache."""
 
 
 @dataclass(frozen=True)
@@ -43,27 +41,6 @@ class Layer:
     post_attention_norm: Tensor
     gate_up: Linear
     down: Linear
-
-
-@dataclass
-class PrefilledPrompts:
-    """Keys and values of segments, and the hidden state [hidden_size] after the last token of each.
-
-    `keys`, `values`: [num_layers, num_tokens, num_groups, head_dim]. `span` says which tokens a segment has there.
-    """
-
-    keys: Tensor
-    values: Tensor
-    spans: dict[int, slice]
-    last_hidden: dict[int, Tensor]
-
-    def span(self, segment: Segment) -> slice:
-        return self.spans[id(segment)]
-
-    def of_prompt(self, end: Segment) -> tuple[Tensor, Tensor]:
-        """Keys and values of the whole prompt whose last segment is `end`."""
-        spans = [self.span(segment) for segment in end.path]
-        return torch.cat([self.keys[:, x] for x in spans], 1), torch.cat([self.values[:, x] for x in spans], 1)
 
 
 class LlamaModel:
@@ -81,13 +58,18 @@ class LlamaModel:
         self.layers = [_read_layer(read, family, i) for i in range(spec.num_layers)]
 
     def new_cache(self, *, num_rows: int, max_prompt: int, max_tokens: int) -> KVCache:
+        """Room for `num_rows` sequences, each with a prompt of up to `max_prompt` tokens and `max_tokens` more."""
+        cache = self.allocate_cache(num_rows, round_up(max_prompt) + round_up(max_tokens))
+        cache.begin(num_rows, max_prompt)
+        return cache
+
+    def allocate_cache(self, max_rows: int, capacity: int) -> KVCache:
         return KVCache(
             num_layers=self.spec.num_layers,
-            num_rows=num_rows,
+            max_rows=max_rows,
             num_groups=self.spec.num_query_groups,
             head_dim=self.spec.head_dim,
-            max_prompt=max_prompt,
-            max_tokens=max_tokens,
+            capacity=capacity,
             dtype=self.dtype,
             device=self.device,
         )
@@ -109,7 +91,7 @@ class LlamaModel:
         keys, values = (torch.empty(*shape, dtype=self.dtype, device=self.device) for _ in range(2))
         done = PrefilledPrompts(keys, values, {}, {})
         offset = 0
-        for chunk in _prefill_chunks(segments):
+        for chunk in chunks(segments, self.device):
             first = offset
             for segment in chunk:
                 done.spans[id(segment)] = slice(offset, offset + len(segment.tokens))
@@ -118,56 +100,36 @@ class LlamaModel:
         return done
 
     def _prefill_chunk(self, chunk: Sequence[Segment], span: slice, done: PrefilledPrompts) -> None:
-        """Compute segments whose parents are done, as one matrix of tokens. Attention goes segment by segment."""
-        spec = self.spec
-        positions = self.tensor([p for segment in chunk for p in range(segment.start, segment.end)])
-        rotary = self._rotary(positions)
-        num_tokens = positions.shape[0]
+        """Compute segments whose parents are done, as one matrix of tokens."""
+        rotary = self._rotary(self.tensor([p for segment in chunk for p in range(segment.start, segment.end)]))
         hidden = self.embedding[self.tensor([token for segment in chunk for token in segment.tokens])]
-        heads_per_group = spec.num_attention_heads // spec.num_query_groups
-        masks = [_causal_mask(segment, heads_per_group, self.dtype, self.device) for segment in chunk]
+        attend = attention(chunk, done)
         for i, layer in enumerate(self.layers):
             query, key, value = self._query_key_value(layer, hidden, rotary)
             done.keys[i, span], done.values[i, span] = key, value
-            attended = torch.empty(num_tokens, self.query_size, dtype=self.dtype, device=self.device)
-            for segment, mask in zip(chunk, masks, strict=True):
-                own = done.span(segment)
-                rows = slice(own.start - span.start, own.stop - span.start)
-                attended[rows] = self._prefill_attention(i, query[rows], segment, mask, done)
-            hidden = self._after_attention(layer, hidden, attended)
+            hidden = self._after_attention(layer, hidden, attend(i, query))
         for segment in chunk:
             done.last_hidden[id(segment)] = hidden[done.span(segment).stop - span.start - 1]
-
-    def _prefill_attention(
-        self, layer: int, query: Tensor, segment: Segment, mask: Tensor, done: PrefilledPrompts
-    ) -> Tensor:
-        """Attention of one segment over its whole path: query [length, num_heads, head_dim] -> [length, query_size]."""
-        spans = [done.span(part) for part in segment.path]
-        # torch's fused attention is slower here. Its rounding depends on how the prompt is cut.
-        key = torch.cat([done.keys[layer, span] for span in spans]).permute(1, 2, 0)
-        value = torch.cat([done.values[layer, span] for span in spans]).transpose(0, 1)
-        length, groups, head_dim = query.shape[0], self.spec.num_query_groups, self.spec.head_dim
-        # The heads of a group share keys. So they count as more queries: [groups, heads x length, head_dim].
-        folded = query.view(length, groups, -1, head_dim).permute(1, 2, 0, 3).reshape(groups, -1, head_dim)
-        scores = torch.add(mask, torch.bmm(folded, key), alpha=1 / math.sqrt(head_dim))
-        out = torch.bmm(torch.softmax(scores, -1), value)
-        return out.view(groups, -1, length, head_dim).permute(2, 0, 1, 3).reshape(length, -1)
 
     @torch.inference_mode()
     def decode(self, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
         """One step: `tokens` at `positions`, both [num_rows] -> logits [num_rows, vocab_size]."""
-        spec, rows = self.spec, cache.num_rows
-        column = cache.open_column()
-        width = cache.width
+        cache.open_column()
+        return self.step(tokens, positions, cache, width=cache.width)
+
+    def step(self, tokens: Tensor, positions: Tensor, cache: KVCache, *, width: int) -> Tensor:
+        """`decode` for the first rows of `cache` and its first `width` columns, the open column among them.
+
+        What changes from step to step is in tensors, and nothing waits for the device. So a CUDA graph can record it.
+        """
+        spec, rows = self.spec, tokens.shape[0]
         mask, scale = cache.mask[:rows, :, :, :width], 1 / math.sqrt(spec.head_dim)
         rotary = self._rotary(positions)
         hidden = self.embedding[tokens]
         batch = rows * spec.num_query_groups
         for i, layer in enumerate(self.layers):
             query, key, value = self._query_key_value(layer, hidden, rotary)
-            keys, values = cache.keys[i, :rows], cache.values[i, :rows]
-            keys[..., column] = key
-            values[:, :, column] = value
+            keys, values = cache.write(i, key, value)
             scores = torch.bmm(query.reshape(batch, -1, spec.head_dim), keys.flatten(0, 1)[..., :width])
             scores = torch.add(mask, scores.view(rows, spec.num_query_groups, -1, width), alpha=scale)
             weights = torch.softmax(scores, -1).view(batch, -1, width)
@@ -278,25 +240,3 @@ def _read_layer(read: _Weights, family: families.Family, layer: int) -> Layer:
         gate_up=merged(family.gate, family.up),
         down=merged(family.down),
     )
-
-
-def _prefill_chunks(segments: Sequence[Segment]) -> Iterable[list[Segment]]:
-    """Chunks of about `_PREFILL_TOKENS` tokens. The segments of a chunk have one depth, so their parents are done."""
-    by_depth: dict[int, list[Segment]] = {}
-    for segment in segments:
-        by_depth.setdefault(len(segment.path), []).append(segment)
-    for depth in sorted(by_depth):
-        chunk: list[Segment] = []
-        for segment in by_depth[depth]:
-            if chunk and sum(len(s.tokens) for s in chunk) + len(segment.tokens) > _PREFILL_TOKENS:
-                yield chunk
-                chunk = []
-            chunk.append(segment)
-        yield chunk
-
-
-def _causal_mask(segment: Segment, heads_per_group: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Additive mask [heads_per_group x length, end]. Every token sees the tokens before it on its path, and itself."""
-    length = len(segment.tokens)
-    mask = torch.full((length, segment.end), -torch.inf, dtype=dtype, device=device).triu_(segment.start + 1)
-    return mask.repeat(heads_per_group, 1)

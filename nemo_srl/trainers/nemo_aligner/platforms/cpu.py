@@ -42,6 +42,10 @@ def install() -> None:
 def adapt_plan(cfg: DictConfig) -> None:
     """Change those settings of a plan that name hardware: the accelerator, and kernels that are not there."""
     cfg.trainer.accelerator = "cpu"
+    # There are no tensor cores to fill. Sequence parallelism cuts sequences into equal parts.
+    cfg.model.data.pad_length_to_multiple_of = (
+        cfg.model.tensor_model_parallel_size if cfg.model.sequence_parallel else 1
+    )
     stand_ins.adapt_plan(cfg)
 
 
@@ -149,9 +153,5 @@ def _map_autocast() -> None:
 
 def _replace_megatron_functions() -> None:
     import megatron.core.tensor_parallel.random as random
-    import nemo_aligner.utils.distributed as aligner
-
-    from nemo_srl.trainers.nemo_aligner.platforms.modules import DistributedLogprob
 
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
-    aligner.DistributedLogprob = DistributedLogprob
