@@ -1,8 +1,8 @@
 """One training by this project's trainer, measured: `gpu_training.py CASE_FILE RESULT_FILE`.
 
-The time of a step is from the end of one step to the end of the next, with everything in between, also the reference's
-log-probabilities. (NeMo-Aligner's own `step_time` leaves these out.) The training is ended after its last measured
-step, before it would write a checkpoint of 14 bytes per parameter.
+The time of a step is from the end of one step to the end of the next, with everything in between. The reference's
+log-probabilities are computed before the first step, so they are in `first_step_seconds` with the start of the process.
+The training is ended after its last measured step, before it would write a checkpoint of 14 bytes per parameter.
 """
 
 from __future__ import annotations
