@@ -9,6 +9,7 @@ import torch
 
 from nemo_srl.trainers.nemo_aligner.batches import batch_dpo, collate_dpo, collate_sft
 from nemo_srl.trainers.nemo_aligner.micro_batches import MicroBatches, Targets
+from nemo_srl.trainers.nemo_aligner.shared_prompts import LAYOUT
 
 
 def dpo_batch(lengths: list[tuple[int, int, int]], multiple: int = 1, **more: Any) -> dict[str, torch.Tensor]:
@@ -68,3 +69,31 @@ def test_a_batch_brings_the_references_log_probabilities_along() -> None:
     assert batch["reference_chosen"].tolist() == [[0, 0, -1.0, -2.0, 0, 0, 0, 0]]
     assert batch["reference_rejected"].tolist() == [[0, 0, -3.0, 0, 0, 0, 0, 0]]
     assert (batch["chosen_labels"] >= 0).tolist() == (batch["reference_chosen"] < 0).tolist()
+
+
+def test_a_pair_is_one_sequence_with_its_prompt_once() -> None:
+    """What the model sees of it, token by token, is what it sees of two sequences."""
+    batch = dpo_batch([(3, 2, 4), (2, 3, 1)])
+    targets = Targets()
+    split = MicroBatches(targets, multiple=4, share_prompts=True)
+    (part,) = split(batch, 1)
+    assert part["chosen"][:, :7].tolist() == [
+        [0, 0, 0, 10, 20, 20, 20],
+        [1, 1, 11, 11, *part["chosen"][1, 4:7].tolist()],
+    ]
+    assert part["chosen"].shape == (2, 8)
+    assert part["rejected"].shape == (0, 8)
+    assert part["position_ids"].tolist()[0][:7] == [0, 1, 2, 3, 3, 4, 5]
+    assert LAYOUT.positions is not None
+    assert LAYOUT.positions.T.tolist() == part["position_ids"].tolist()
+    visible = LAYOUT.visible
+    assert visible is not None
+    assert visible[0, 0, 5].nonzero().flatten().tolist() == [0, 1, 2, 4, 5], "the prompt and the rejected response"
+    assert visible[0, 0, 3].nonzero().flatten().tolist() == [0, 1, 2, 3]
+    labels = torch.cat([part["chosen_labels"], part["rejected_labels"]])
+    index = targets.index(torch.device("cpu"))
+    # Flat places in [sequence, pairs]: the last token of a prompt predicts the first token of both responses.
+    assert [int(i) // 2 for i in index] == [2, 3, 1, 2, 3, 2, 4, 5, 6, 1]
+    assert [int(i) % 2 for i in index] == [0, 0, 1, 1, 1, 0, 0, 0, 0, 1]
+    assert len(index) == int((labels >= 0).sum())
+    assert split.take_padding() == pytest.approx(1 - (3 + 1 + 3 + 2 + 2 + 0) / 16)

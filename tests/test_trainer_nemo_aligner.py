@@ -436,7 +436,7 @@ def test_rows_of_unequal_length_in_a_micro_batch_change_nothing(run_of: Callable
     assert_same_training(one, two)
     assert_same_training(one, all_rows)
     padding = [run.summary["padding"] for run in (one, two, all_rows)]
-    assert 0 < padding[0] < padding[1] < padding[2] < 0.3, "a pair alone has padding, since its sides differ"
+    assert padding[0] == 0 < padding[1] < padding[2] < 0.3
     lengths = sorted(max(len(r.chosen), len(r.rejected)) for r in DPO_ROWS)
     assert lengths[3] > 1.2 * lengths[0]
 
@@ -488,6 +488,24 @@ def test_asked_to_stop_saves_and_goes_on_later(
     of.export(tmp_path / "work", tmp_path / "hf")
     resumed = load_file(tmp_path / "hf" / "model.safetensors")
     assert max_difference(run_of("dpo", tensor_model_parallel_size=2).weights, resumed) < 1e-6
+
+
+def test_a_pair_as_two_sequences_trains_the_same_model(
+    run_of: Callable[..., Run], launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path
+) -> None:
+    """As on a GPU. On the CPU, a pair has its prompt once."""
+    of, work_dir = training("dpo", micro_batch_size=2), tmp_path / "work"
+    of.prepare(model_dir, work_dir)
+    assert launch(work_dir, share_prompts=0) == [0], (work_dir / "log_0.txt").read_text()[-3000:]
+    two = Run(work_dir, tmp_path / "hf", of.export(work_dir, tmp_path / "hf"))
+    one = run_of("dpo", micro_batch_size=2)
+    assert_same_training(one, two)
+    assert two.summary["padding"] > one.summary["padding"] > 0
+
+
+def test_megatrons_own_attention_leaves_out_the_other_response_too(run_of: Callable[..., Run]) -> None:
+    """It is used with dropout, here with one that drops nothing."""
+    assert_same_training(run_of("dpo"), run_of("dpo", optim={"attention_dropout": 1e-12}))
 
 
 def reference_files(work_dir: Path) -> list[Path]:

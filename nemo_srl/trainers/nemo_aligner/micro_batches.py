@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from nemo_srl.trainers.nemo_aligner import shared_prompts
 from nemo_srl.trainers.nemo_aligner.batches import IGNORED_LABEL, round_up
 
 
@@ -18,25 +19,26 @@ class Targets:
     """Where the micro-batch that is in the model has targets."""
 
     def __init__(self) -> None:
-        self._mask: torch.Tensor | None = None
+        self._index: torch.Tensor | None = None
 
-    def set(self, mask: torch.Tensor) -> None:
-        """`mask` [rows, sequence] is on the CPU, so that counting its tokens need not wait for a GPU."""
-        self._mask = mask
+    def set(self, index: torch.Tensor) -> None:
+        """The places in hidden states of shape [sequence, rows], flat, row by row. On the CPU: no GPU is waited for."""
+        self._index = index
 
     def index(self, device: torch.device) -> torch.Tensor:
-        """The places in hidden states of shape [sequence, rows], flat, in the order of `mask`'s rows."""
-        assert self._mask is not None, "no micro-batch was handed out"
-        row, position = self._mask.nonzero(as_tuple=True)
-        return (position * len(self._mask) + row).to(device, non_blocking=True)
+        assert self._index is not None, "no micro-batch was handed out"
+        return self._index.to(device, non_blocking=True)
 
 
 class MicroBatches:
     """Takes the place of NeMo's `get_iterator_k_split`. It counts tokens, and says where the targets are."""
 
-    def __init__(self, targets: Targets, *, multiple: int) -> None:
-        """The length of every micro-batch is a multiple of `multiple`, as that of the batches must be."""
-        self._targets, self.multiple = targets, multiple
+    def __init__(self, targets: Targets, *, multiple: int, share_prompts: bool = False) -> None:
+        """The length of every micro-batch is a multiple of `multiple`, as that of the batches must be.
+
+        `share_prompts`: a pair is one sequence (`shared_prompts.py`).
+        """
+        self._targets, self.multiple, self._share_prompts = targets, multiple, share_prompts
         self._num_tokens = self._num_computed = 0
 
     def __call__(self, batch: dict[str, Any], num_microbatches: int, *_: Any) -> Iterator[dict[str, Any]]:
@@ -50,11 +52,20 @@ class MicroBatches:
         """The rows `index` of `batch`, cut to the longest of them. Their targets are the next ones in the model."""
         width = round_up(int(row_lengths(batch)[index].max()), self.multiple)
         part = {k: v[index][:, :width].contiguous() if v.ndim == 2 else v[index] for k, v in batch.items()}
-        # A pair is two sequences: first all chosen ones, then all rejected ones, as NeMo-Aligner's model takes them.
-        sides = ("chosen_", "rejected_") if "chosen" in batch else ("",)
-        self._targets.set(torch.cat([part[f"{side}labels"] for side in sides]) != IGNORED_LABEL)
-        self._num_tokens += sum(int(part[f"{side}length"].sum()) for side in sides)
-        self._num_computed += len(sides) * len(index) * width
+        if self._share_prompts and "chosen" in batch:
+            changed, lengths, places = shared_prompts.pack(part, multiple=self.multiple)
+            part |= changed
+            computed = part["chosen"].numel()
+        else:
+            # A pair is two sequences: first all chosen ones, then all rejected ones, as NeMo-Aligner has them.
+            sides = ("chosen_", "rejected_") if "chosen" in batch else ("",)
+            mask = torch.cat([part[f"{side}labels"] for side in sides]) != IGNORED_LABEL
+            row, position = mask.nonzero(as_tuple=True)
+            places = position * len(mask) + row
+            lengths, computed = torch.cat([part[f"{side}length"] for side in sides]), mask.numel()
+        self._targets.set(places)
+        self._num_tokens += int(lengths.sum())
+        self._num_computed += computed
         return part
 
     def take_padding(self) -> float:

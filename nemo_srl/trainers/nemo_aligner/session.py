@@ -42,7 +42,7 @@ from nemo_aligner.utils.utils import load_from_nemo
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_srl.errors import ConfigError, StoppedError
-from nemo_srl.trainers.nemo_aligner import losses, objectives, reference, targets
+from nemo_srl.trainers.nemo_aligner import losses, objectives, reference, shared_prompts, targets
 from nemo_srl.trainers.nemo_aligner.batches import batch_dpo, collate_dpo, collate_sft
 from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, read_rows
 from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, MetricsFile
@@ -73,7 +73,7 @@ def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None]) -> 
     rows = list(read_rows(work_dir / TRAIN_FILE))
     loader = _build_loader(cfg, algorithm, rows, model.tokenizer.eos_id, progress.get("consumed_samples", 0))
     init_using_ptl(trainer, model, loader, rows)
-    micro_batches = _compute_what_is_needed(model, cfg.model.data.pad_length_to_multiple_of)
+    micro_batches = _compute_what_is_needed(model, cfg.model.data)
     metrics = _open_metrics(cfg, work_dir, progress) if trainer.is_global_zero else None
     loop = _build_loop(cfg, trainer, model, loader, micro_batches, metrics)
     if progress:
@@ -128,15 +128,18 @@ def _load_model(cfg: DictConfig, trainer: Any, algorithm: str, start_dir: Path) 
     return model
 
 
-def _compute_what_is_needed(model: Any, multiple: int) -> MicroBatches:
-    """Little padding, and logits only where there is a target."""
+def _compute_what_is_needed(model: Any, data: DictConfig) -> MicroBatches:
+    """Little padding, logits only where there is a target, and the prompt of a pair once if the platform can."""
     where = Targets()
     targets.install(model, where)
-    micro_batches = MicroBatches(where, multiple=multiple)
+    share_prompts = data.get("share_prompts", False)
+    micro_batches = MicroBatches(where, multiple=data.pad_length_to_multiple_of, share_prompts=share_prompts)
     sft_model.get_iterator_k_split = dpo_model.get_iterator_k_split = micro_batches
     # Micro-batches have lengths of their own. So a pipeline stage sends the shape before the hidden states.
     for module in model.get_model_module_list():
         module.config.variable_seq_lengths = parallel_state.get_pipeline_model_parallel_world_size() > 1
+        if share_prompts:
+            shared_prompts.use_positions(module.rotary_pos_emb)
     return micro_batches
 
 

@@ -4,7 +4,8 @@ Every class takes the constructor arguments that megatron-core 0.11.0's layer sp
 the same parameter names and the same sharding in checkpoints. They compute what the layers are defined to be: RMSNorm,
 a linear map, causal softmax attention. Not covered: LayerNorm, which no family of models here has.
 
-Attention is causal and takes no mask. Rows are padded on the right, so no real token sees padding.
+Attention is causal. Rows are padded on the right, so no real token sees padding. The only mask that it takes is that of
+`shared_prompts.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.enums import AttnMaskType
+
+from nemo_srl.trainers.nemo_aligner.shared_prompts import LAYOUT
 
 
 def transformer_engine_extension() -> dict[str, Any]:
@@ -77,9 +80,12 @@ class Attention(DotProductAttention):  # type: ignore[misc]
             # The fused kernel uses torch's generator. This uses the one that differs between tensor-parallel ranks.
             length = query.shape[0]
             mask = torch.ones(length, length, dtype=torch.bool).triu(1)[None, None]  # True where it must not look
+            if LAYOUT.visible is not None:
+                mask = ~LAYOUT.visible
             return super().forward(query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         out = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=True
-        )
+            query, key, value, attn_mask=LAYOUT.visible, is_causal=LAYOUT.visible is None, scale=self.softmax_scale,
+            enable_gqa=True,
+        )  # fmt: skip
         return out.permute(2, 0, 1, 3).flatten(2)
