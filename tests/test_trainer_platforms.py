@@ -149,3 +149,22 @@ assert devices == (torch.cuda.current_device, torch.cuda.Stream, torch.Tensor.cu
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts the page faults of Linux")
+def test_on_a_cpu_freed_memory_is_used_again_without_new_pages() -> None:
+    code = """
+import resource
+import torch
+from nemo_srl.trainers.nemo_aligner.platforms import cpu
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16 * 2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+torch.set_num_threads(1)
+cpu.keep_freed_memory()
+print(new_pages(), new_pages())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, second = map(int, done.stdout.split())
+    assert second < first / 4, "64 MB are 16,384 pages, or 32 large ones"
