@@ -164,6 +164,7 @@ def _map_autocast() -> None:
 
 
 def _replace_megatron_functions() -> None:
+    import megatron.core.distributed.param_and_grad_buffer as buffers
     import megatron.core.tensor_parallel.random as random
     import nemo_aligner.utils.distributed as aligner
 
@@ -171,3 +172,17 @@ def _replace_megatron_functions() -> None:
 
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     aligner.DistributedLogprob = DistributedLogprob
+    buffers.dist_all_gather_func = skip_if_alone(buffers.dist_all_gather_func)
+    buffers.dist_reduce_scatter_func = skip_if_alone(buffers.dist_reduce_scatter_func)
+
+
+def skip_if_alone(collective: Callable[..., Any]) -> Callable[..., Any]:
+    """A gather or a mean over ranks that does nothing for a group of one rank. gloo copies the whole buffer there."""
+
+    def call(output: torch.Tensor, input: torch.Tensor, *, group: Any, **kwargs: Any) -> Any:
+        if group.size() > 1:
+            return collective(output, input, group=group, **kwargs)
+        output.copy_(input)  # megatron-core passes two views of the same memory, and torch copies nothing then
+        return None
+
+    return call
