@@ -23,7 +23,7 @@ import torch._dynamo  # it builds a table of torch functions, some of which are 
 from omegaconf import DictConfig
 from torch.overrides import TorchFunctionMode
 
-from nemo_srl.trainers.nemo_aligner.platforms import stand_ins
+from nemo_srl.trainers.nemo_aligner.platforms import functions, stand_ins
 
 _CPU = torch.device("cpu")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -165,6 +165,8 @@ def _map_autocast() -> None:
 
 def _replace_megatron_functions() -> None:
     import megatron.core.distributed.param_and_grad_buffer as buffers
+    import megatron.core.fusions.fused_bias_swiglu as swiglu
+    import megatron.core.models.common.embeddings.rope_utils as rope
     import megatron.core.tensor_parallel.random as random
     import nemo_aligner.utils.distributed as aligner
 
@@ -172,6 +174,8 @@ def _replace_megatron_functions() -> None:
 
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     aligner.DistributedLogprob = DistributedLogprob
+    swiglu.SwiGLUFunction = functions.SwiGLU
+    rope._apply_rotary_pos_emb_bshd = functions.with_fast_rotary(rope._apply_rotary_pos_emb_bshd)
     buffers.dist_all_gather_func = skip_if_alone(buffers.dist_all_gather_func)
     buffers.dist_reduce_scatter_func = skip_if_alone(buffers.dist_reduce_scatter_func)
 
