@@ -34,15 +34,15 @@ class FusedAdam(torch.optim.Optimizer):
             for parameter in parameters:
                 if not self.state[parameter]:
                     self.state[parameter] = self._new_moments(parameter)
-            update = self.update_by_kernel if parameters and parameters[0].is_cuda else self.update
             if not self.cpu_offload:
-                update(group, parameters)
+                if parameters:
+                    self._update(group, parameters)
                 continue
             for parameter in parameters:
                 home = self.state[parameter]
                 away = {k: v.to(parameter.device, non_blocking=True, copy=True) for k, v in home.items()}
                 self.state[parameter] = away
-                update(group, [parameter])
+                self._update(group, [parameter])
                 for key in home:
                     home[key].copy_(away[key])
                 self.state[parameter] = home
@@ -71,19 +71,8 @@ class FusedAdam(torch.optim.Optimizer):
         shape, dtype, pinned = parameter.shape, parameter.dtype, parameter.is_cuda
         return {key: torch.zeros(shape, dtype=dtype, device="cpu", pin_memory=pinned) for key in _MOMENTS}
 
-    def update(self, group: dict[str, Any], parameters: list[Any]) -> None:
-        """One step for the parameters of a group, written out."""
-        step, (beta1, beta2) = group["step"], group["betas"]
-        for parameter in parameters:
-            state, gradient = self.state[parameter], parameter.grad.to(parameter.dtype)
-            state["exp_avg"].mul_(beta1).add_(gradient, alpha=1 - beta1)
-            state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            denominator = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
-            parameter.addcdiv_(state["exp_avg"] / (1 - beta1**step), denominator, value=-group["lr"])
-
-    def update_by_kernel(self, group: dict[str, Any], parameters: list[Any]) -> None:
-        """The same by PyTorch's fused kernel, which reads and writes every number once."""
+    def _update(self, group: dict[str, Any], parameters: list[Any]) -> None:
+        """One step for the parameters of a group by PyTorch's fused kernel, which reads and writes each number once."""
         # The kernel counts a step per parameter. So each gets a number of its own, made from the count of the group.
         steps = torch.full((len(parameters),), group["step"] - 1.0, device=parameters[0].device).unbind()
         beta1, beta2 = group["betas"]

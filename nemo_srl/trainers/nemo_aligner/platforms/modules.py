@@ -18,6 +18,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.enums import AttnMaskType
 
+from nemo_srl.trainers.nemo_aligner.platforms.functions import rms_norm
 from nemo_srl.trainers.nemo_aligner.shared_prompts import LAYOUT
 
 
@@ -54,7 +55,7 @@ class Norm(torch.nn.Module):
         self.eps, self.weight = eps, _norm_weight(config, hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class NormColumnLinear(ColumnParallelLinear):  # type: ignore[misc]
@@ -65,7 +66,7 @@ class NormColumnLinear(ColumnParallelLinear):  # type: ignore[misc]
         self.eps, self.layer_norm_weight = config.layernorm_epsilon, _norm_weight(config, input_size)
 
     def forward(self, x: torch.Tensor, *args: Any) -> Any:
-        return super().forward(F.rms_norm(x, x.shape[-1:], self.layer_norm_weight, self.eps), *args)
+        return super().forward(rms_norm(x, self.layer_norm_weight, self.eps), *args)
 
 
 class Attention(DotProductAttention):  # type: ignore[misc]
