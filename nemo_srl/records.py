@@ -193,7 +193,10 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class PreferencePair:
-    """One DPO example: `chosen` has the higher mean score of the two. The texts are never equal."""
+    """One DPO example: `chosen` has the higher mean score of the two. The texts are never equal.
+
+    A finish reason of `length` means that the answer was cut off at `max_tokens`. Older tables have none.
+    """
 
     prompt_id: str
     prompt: str
@@ -201,6 +204,8 @@ class PreferencePair:
     rejected: str
     chosen_score: float
     rejected_score: float
+    chosen_finish_reason: FinishReason = "stop"
+    rejected_finish_reason: FinishReason = "stop"
 
     @property
     def key(self) -> str:

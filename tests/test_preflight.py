@@ -59,6 +59,9 @@ def test_settings_that_only_dpo_or_the_engine_would_notice_are_refused_at_once(
     ("override", "message"),
     [
         ("dpo.beta=-1", r"dpo\.beta=-1\.0: must be above 0"),
+        ("dpo.label_smoothing=0.5", r"dpo\.label_smoothing=0\.5: must be in \[0, 0\.5\)"),
+        ("dpo.rdpo_alpha=-1", r"dpo\.rdpo_alpha=-1\.0: must be at least 0"),
+        ("sft.adam_beta2=1", r"sft\.adam_beta2=1\.0: must be in \[0, 1\)"),
         ("candidates.num_samples=1", r"candidates\.num_samples=1: a pair needs at least 2"),
         ("candidates.top_p=0", r"candidates\.top_p=0\.0: must be in"),
         ("judge.rubric='no slots, Score:'", r"judge\.rubric=.*must hold \{instruction\} once"),

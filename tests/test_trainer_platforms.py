@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nemo_srl.errors import ConfigError
-from nemo_srl.trainers.nemo_aligner.platforms import Machine, check_precision, choose, describe
+from nemo_srl.trainers.nemo_aligner.platforms import Machine, check_offload, check_precision, choose, cpu, describe
 from nemo_srl.trainers.nemo_aligner.platforms.adam import FusedAdam
 from nemo_srl.trainers.nemo_aligner.run import out_of_memory
 from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
@@ -96,25 +98,78 @@ def test_a_full_gpu_names_the_setting_and_the_other_processes() -> None:
     assert "Other processes" not in alone
     assert "Lower" not in alone
     assert "trainer.tensor_model_parallel_size" in alone
+    assert "trainer.optimizer_cpu_offload=true" in alone
+    offloaded = out_of_memory(NemoAlignerSettings(optimizer_cpu_offload=True), int(1e9), int(80e9), int(79e9))
+    assert "optimizer_cpu_offload" not in offloaded
     assert "recipes/plan.py" in alone
 
 
-def test_adams_kernel_makes_the_same_steps_as_the_formula() -> None:
-    def trained(update: str) -> list[torch.Tensor]:
-        generator = torch.Generator().manual_seed(0)
-        parameters = [torch.nn.Parameter(torch.randn(3, 5, generator=generator)) for _ in range(2)]
-        adam = FusedAdam(parameters, lr=0.1, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1)
-        adam.update = getattr(adam, update)  # type: ignore[method-assign]
-        for _ in range(4):
-            for p in parameters:
-                p.grad = torch.randn(3, 5, generator=generator)
-            adam.step()
-        assert adam.param_groups[0]["step"] == 4, "one count for the group, which a checkpoint can keep"
-        assert all(set(adam.state[p]) == {"exp_avg", "exp_avg_sq"} for p in parameters)
-        return [p.detach() for p in parameters]
+def test_adam_makes_the_steps_of_the_formula() -> None:
+    """AdamW as Loshchilov & Hutter 2019 write it, algorithm 2, with the schedule in `lr`."""
+    lr, (beta1, beta2), eps, decay = 0.1, (0.9, 0.98), 1e-8, 0.1
+    generator = torch.Generator().manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.randn(3, 5, generator=generator)) for _ in range(2)]
+    expected = [p.detach().clone() for p in parameters]
+    moments = [[torch.zeros(3, 5), torch.zeros(3, 5)] for _ in parameters]
+    adam = FusedAdam(parameters, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=decay)
+    for step in range(1, 5):
+        for p, w, (m, v) in zip(parameters, expected, moments, strict=True):
+            p.grad = torch.randn(3, 5, generator=generator)
+            m.mul_(beta1).add_((1 - beta1) * p.grad)
+            v.mul_(beta2).add_((1 - beta2) * p.grad**2)
+            w.sub_(lr * (m / (1 - beta1**step) / ((v / (1 - beta2**step)).sqrt() + eps) + decay * w))
+        adam.step()
+    assert adam.param_groups[0]["step"] == 4, "one count for the group, which a checkpoint can keep"
+    for p, w, (m, v) in zip(parameters, expected, moments, strict=True):
+        assert set(adam.state[p]) == {"exp_avg", "exp_avg_sq"}
+        for actual, wanted in ((p.detach(), w), (adam.state[p]["exp_avg"], m), (adam.state[p]["exp_avg_sq"], v)):
+            torch.testing.assert_close(actual, wanted, rtol=1e-6, atol=1e-6)
 
-    for ours, kernel in zip(trained("update"), trained("update_by_kernel"), strict=True):
-        torch.testing.assert_close(ours, kernel, rtol=1e-6, atol=1e-6)
+
+def test_moments_at_home_make_the_same_steps_and_stay_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def adam() -> FusedAdam:
+        parameters = [torch.nn.Parameter(torch.ones(3, 5)), torch.nn.Parameter(torch.ones(2))]
+        return FusedAdam(parameters, lr=0.1, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1)
+
+    def step(adam: FusedAdam, scale: float) -> None:
+        for p in adam.param_groups[0]["params"]:
+            p.grad = scale * torch.arange(p.numel()).float().view_as(p)
+        adam.step()
+
+    usual = adam()
+    monkeypatch.setattr(FusedAdam, "cpu_offload", True)
+    offloaded = adam()
+    offloaded.load_state_dict(offloaded.state_dict())  # as megatron-core does; it must find the moments from now on
+    moments = [m for p in offloaded.param_groups[0]["params"] for m in offloaded.state[p].values()]
+    assert len(moments) == 4
+    for scale in (1.0, -2.0, 0.5):
+        monkeypatch.setattr(FusedAdam, "cpu_offload", False)
+        step(usual, scale)
+        monkeypatch.setattr(FusedAdam, "cpu_offload", True)
+        step(offloaded, scale)
+        offloaded.load_state_dict(offloaded.state_dict())
+    for ours, theirs in zip(*(x.param_groups[0]["params"] for x in (offloaded, usual)), strict=True):
+        assert torch.equal(ours, theirs)
+        assert all(
+            torch.equal(offloaded.state[ours][key], usual.state[theirs][key]) for key in ("exp_avg", "exp_avg_sq")
+        )
+    assert offloaded.param_groups[0]["step"] == 3
+    found = [m for p in offloaded.param_groups[0]["params"] for m in offloaded.state[p].values()]
+    assert all(a is b for a, b in zip(found, moments, strict=True)), "the same memory, from the beginning to the end"
+
+
+def test_moments_at_home_are_refused_where_nvidias_adam_trains() -> None:
+    for refused in (
+        lambda: check_offload(True, "ngc"),
+        lambda: NemoAlignerSettings(platform="ngc", optimizer_cpu_offload=True),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"trainer\.optimizer_cpu_offload=True.*Set it to false, or.*platform=cuda"
+        ):
+            refused()
+    for platform in ("cpu", "cuda"):
+        check_offload(True, platform)
+    check_offload(False, "ngc")
 
 
 def test_no_other_platform_is_imported() -> None:
@@ -124,7 +179,7 @@ def test_no_other_platform_is_imported() -> None:
         "print(*[name.rpartition('.')[2] for name in sys.modules if name.startswith(platforms.__name__ + '.')])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert sorted(found.split()) == ["cpu", "stand_ins"]
+    assert sorted(found.split()) == ["cpu", "functions", "stand_ins"]
 
 
 def test_without_transformer_engine_and_apex_a_gpu_gets_our_layers_and_keeps_its_own_cuda() -> None:
@@ -136,16 +191,53 @@ from nemo_srl.trainers.nemo_aligner.platforms import cuda
 cuda.install()
 import megatron.core.optimizer as optimizer
 import nemo.collections.nlp.parts.nlp_overrides as overrides
-import nemo_aligner.utils.distributed as aligner
 from megatron.core.extensions import transformer_engine
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from nemo_srl.trainers.nemo_aligner.platforms import adam, modules, stand_ins
 assert transformer_engine.TENorm is modules.Norm
 assert optimizer.Adam is adam.FusedAdam
 assert overrides.HAVE_APEX
-assert aligner.DistributedLogprob.__module__ == "nemo_aligner.utils.distributed"
 assert FileSystemWriterAsync.write_preloaded_data_multiproc.__module__ == stand_ins.__name__
 assert devices == (torch.cuda.current_device, torch.cuda.Stream, torch.Tensor.cuda, torch.autocast)
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts the page faults of Linux")
+def test_on_a_cpu_freed_memory_is_used_again_without_new_pages() -> None:
+    """Tensors of 60 MB, 15,360 pages, that are freed at once. The kernel may take back some of what is kept."""
+
+    def num_new_pages(keep: str) -> int:
+        code = f"""
+import resource
+import torch
+from nemo_srl.trainers.nemo_aligner.platforms import cpu
+torch.set_num_threads(1)
+{keep}
+torch.ones(16 * 2**20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(16):
+    torch.ones(15 * 2**20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+        environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "0"}  # pages of 4 kB
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+        return int(done.stdout)
+
+    assert num_new_pages("") > 15 * 15360
+    assert num_new_pages("cpu.keep_freed_memory()") < 8 * 15360
+
+
+def test_a_gather_of_one_rank_copies_nothing_and_others_go_through() -> None:
+    calls: list[dict[str, object]] = []
+    gather = cpu.skip_if_alone(lambda output, input, **kwargs: calls.append(kwargs))
+    alone, two = (SimpleNamespace(size=lambda n=n: n) for n in (1, 2))
+    buffer, target = torch.arange(4.0), torch.zeros(4)
+    gather(buffer, buffer[:], group=alone, async_op=False)
+    assert buffer.tolist() == [0, 1, 2, 3]
+    gather(target, buffer, group=alone, async_op=False)
+    assert target.tolist() == [0, 1, 2, 3]
+    assert not calls
+    gather(target, buffer, group=two, async_op=False)
+    assert calls == [{"group": two, "async_op": False}]

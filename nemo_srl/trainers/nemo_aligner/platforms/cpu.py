@@ -13,6 +13,7 @@ context parallelism, fp8.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Callable
 from typing import Any
@@ -22,14 +23,16 @@ import torch._dynamo  # it builds a table of torch functions, some of which are 
 from omegaconf import DictConfig
 from torch.overrides import TorchFunctionMode
 
-from nemo_srl.trainers.nemo_aligner.platforms import stand_ins
+from nemo_srl.trainers.nemo_aligner.platforms import functions, stand_ins
 
 _CPU = torch.device("cpu")
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def install() -> None:
     """Prepare this process so that NeMo-Aligner can train in it. Call it before NeMo or megatron-core is imported."""
     stand_ins.prepare_environment()
+    keep_freed_memory()
     _prefer_onednn()
     _replace_cuda_functions()
     _map_autocast()
@@ -42,6 +45,11 @@ def install() -> None:
 def adapt_plan(cfg: DictConfig) -> None:
     """Change those settings of a plan that name hardware: the accelerator, and kernels that are not there."""
     cfg.trainer.accelerator = "cpu"
+    # There are no tensor cores to fill. Sequence parallelism cuts sequences into equal parts.
+    cfg.model.data.pad_length_to_multiple_of = (
+        cfg.model.tensor_model_parallel_size if cfg.model.sequence_parallel else 1
+    )
+    cfg.model.data.share_prompts = True
     stand_ins.adapt_plan(cfg)
 
 
@@ -87,6 +95,19 @@ class _Nothing:
 
 def _nothing(*args: object, **kwargs: object) -> None:
     return None
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory that is freed, and use it again.
+
+    glibc gives large blocks back to the kernel as soon as they are freed. Every operation on a large tensor then gets
+    new pages, which the kernel fills with zeros first. This took up to a third of a training's time in a virtual
+    machine. Other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)  # take large blocks from the heap, too: what is freed there can be kept
+        mallopt(_M_TRIM_THRESHOLD, -1)  # and never give the end of the heap back
 
 
 def _prefer_onednn() -> None:
@@ -148,10 +169,25 @@ def _map_autocast() -> None:
 
 
 def _replace_megatron_functions() -> None:
+    import megatron.core.distributed.param_and_grad_buffer as buffers
+    import megatron.core.fusions.fused_bias_swiglu as swiglu
+    import megatron.core.models.common.embeddings.rope_utils as rope
     import megatron.core.tensor_parallel.random as random
-    import nemo_aligner.utils.distributed as aligner
-
-    from nemo_srl.trainers.nemo_aligner.platforms.modules import DistributedLogprob
 
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
-    aligner.DistributedLogprob = DistributedLogprob
+    swiglu.SwiGLUFunction = functions.SwiGLU
+    rope._apply_rotary_pos_emb_bshd = functions.with_fast_rotary(rope._apply_rotary_pos_emb_bshd)
+    buffers.dist_all_gather_func = skip_if_alone(buffers.dist_all_gather_func)
+    buffers.dist_reduce_scatter_func = skip_if_alone(buffers.dist_reduce_scatter_func)
+
+
+def skip_if_alone(collective: Callable[..., Any]) -> Callable[..., Any]:
+    """A gather or a mean over ranks that does nothing for a group of one rank. gloo copies the whole buffer there."""
+
+    def call(output: torch.Tensor, input: torch.Tensor, *, group: Any, **kwargs: Any) -> Any:
+        if group.size() > 1:
+            return collective(output, input, group=group, **kwargs)
+        output.copy_(input)  # megatron-core passes two views of the same memory, and torch copies nothing then
+        return None
+
+    return call

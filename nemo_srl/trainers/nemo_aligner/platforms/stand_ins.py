@@ -15,6 +15,7 @@ import types
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
 
 _ENVIRONMENT = {
@@ -41,7 +42,10 @@ def install() -> None:
 
 
 def adapt_plan(cfg: DictConfig) -> None:
-    """Turn off the kernels of Transformer Engine and Apex in a plan."""
+    """Turn off the kernels of Transformer Engine and Apex in a plan, and tell Adam where its moments stay."""
+    from nemo_srl.trainers.nemo_aligner.platforms.adam import FusedAdam
+
+    FusedAdam.cpu_offload = cfg.model.optim.get("optimizer_cpu_offload", False)
     cfg.model.masked_softmax_fusion = False
     cfg.model.apply_rope_fusion = False
     cfg.model.gradient_accumulation_fusion = False
@@ -78,12 +82,19 @@ def _install_adam() -> None:
     distributed optimizer cannot put into a checkpoint. One of the ways in which this fails gives no error.
     """
     import megatron.core.optimizer as optimizer
+    import megatron.core.optimizer.clip_grads as clip_grads
     import megatron.core.optimizer.distrib_optimizer as distributed_optimizer
 
     from nemo_srl.trainers.nemo_aligner.platforms.adam import FusedAdam
 
     optimizer.Adam = distributed_optimizer.Adam = FusedAdam
     distributed_optimizer.HAVE_APEX_OR_TE = True
+    clip_grads.multi_tensor_scale_impl = scale_in_place
+
+
+def scale_in_place(chunk_size: int, overflow: Any, tensor_lists: list[list[Any]], scale: float) -> None:
+    """`multi_tensor_scale` for clipping, which passes the same gradients twice: the source and the target."""
+    torch._foreach_mul_(tensor_lists[1], scale)
 
 
 def write_checkpoints_in_process() -> None:

@@ -1,0 +1,90 @@
+"""The functions that the platform `cpu` puts in the place of others: the same values and the same gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nemo_srl.trainers.nemo_aligner.platforms.functions import RMSNorm, SwiGLU, rms_norm, with_fast_rotary
+
+SEQUENCE, BATCH, HEADS, SIZE = 7, 2, 3, 8
+
+
+def assert_same(
+    ours: Callable[..., torch.Tensor],
+    theirs: Callable[..., torch.Tensor],
+    *inputs: torch.Tensor,
+    tolerance: float = 1e-5,
+) -> None:
+    """Both compute the same of `inputs`, and have the same gradients with respect to each of them."""
+    results = []
+    for function in (ours, theirs):
+        copies = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in inputs]
+        value = function(*copies)
+        gradient = torch.randn(value.shape, generator=torch.Generator().manual_seed(1)).to(value.dtype)
+        results.append([value, *torch.autograd.grad(value, copies, gradient)])
+    for actual, expected in zip(*results, strict=True):
+        assert actual.dtype == expected.dtype
+        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.5])
+def test_rms_norm(eps: float) -> None:
+    x, weight = 3 * random(SEQUENCE, BATCH, SIZE), random(SIZE, seed=1)
+    assert_same(lambda x, w: RMSNorm.apply(x, w, eps), lambda x, w: F.rms_norm(x, (SIZE,), w, eps), x, weight)
+
+
+def test_rms_norm_in_bfloat16_and_under_autocast_is_pytorchs_own() -> None:
+    x, weight = random(SEQUENCE, BATCH, SIZE), random(SIZE, seed=1)
+    expected = F.rms_norm(x.bfloat16(), (SIZE,), weight.bfloat16(), 1e-5)
+    assert torch.equal(rms_norm(x.bfloat16(), weight.bfloat16(), 1e-5), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(rms_norm(x, weight, 1e-5), F.rms_norm(x, (SIZE,), weight, 1e-5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_swiglu(dtype: torch.dtype) -> None:
+    def swiglu(x: torch.Tensor) -> torch.Tensor:
+        gate, up = x.chunk(2, dim=-1)
+        return gate * torch.sigmoid(gate) * up
+
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    assert_same(SwiGLU.apply, swiglu, 2 * random(SEQUENCE, 2 * SIZE).to(dtype), tolerance=tolerance)
+
+
+def refused(*_: object) -> torch.Tensor:
+    raise AssertionError("the original was called")
+
+
+def test_rotary_embedding_turns_pairs_by_their_angles() -> None:
+    """As complex numbers: (a + ib) e^(i angle)."""
+    angles = torch.outer(torch.arange(SEQUENCE), torch.tensor([1.0, 0.3, 0.1, 0.03]))[:, None, None]
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        a, b = x.chunk(2, dim=-1)
+        numbers = torch.complex(a, b) * torch.polar(torch.ones_like(angles), angles)
+        return torch.cat([numbers.real, numbers.imag], dim=-1)
+
+    freqs = torch.cat([angles, angles], dim=-1)
+    # Keys are a part of the product of queries, keys and values.
+    keys = random(SEQUENCE, BATCH, HEADS, 3 * SIZE)
+    ours = with_fast_rotary(refused)
+    assert_same(lambda x: ours(x[..., :SIZE], freqs), lambda x: turned(x[..., :SIZE]), keys)
+
+
+def test_other_rotary_embeddings_are_left_to_megatron_core() -> None:
+    calls = []
+    apply = with_fast_rotary(lambda *arguments: calls.append(arguments[2:]) or arguments[0])  # type: ignore[func-returns-value]
+    x, freqs = random(SEQUENCE, BATCH, HEADS, SIZE), random(SEQUENCE, 1, 1, SIZE)
+    apply(x, freqs, rotary_interleaved=True)
+    apply(x, freqs, multi_latent_attention=True)
+    apply(x, freqs, mscale=2.0)
+    apply(x, freqs[..., : SIZE // 2])
+    assert calls == [(True, False, 1.0), (False, True, 1.0), (False, False, 2.0), (False, False, 1.0)]
