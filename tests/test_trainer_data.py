@@ -51,7 +51,7 @@ def test_a_response_that_was_cut_off_has_no_end(cut: str) -> None:
     assert pair["chosen_ids"] == encode("cd") + [EOS] * (cut == "rejected")
     assert pair["rejected_ids"] == encode("efg") + [EOS] * (cut == "chosen")
     assert statistics.num_tokens == (2 + 2) + (2 + 3) + 1
-    (item,) = collate_dpo([pair], pad_id=EOS)
+    (item,) = collate_dpo([{"row": 0, **pair}], pad_id=EOS)
     learnt = {side: [x for x in item[f"{side}_labels"].tolist() if x != -100] for side in ("chosen", "rejected")}
     assert learnt == {"chosen": pair["chosen_ids"], "rejected": pair["rejected_ids"]}
 
@@ -79,7 +79,10 @@ def test_an_empty_prompt_is_refused() -> None:
 
 
 def test_sft_loss_is_on_the_response_and_its_end_only() -> None:
-    rows = [{"prompt_ids": [5, 6, 7], "response_ids": [8, 2]}, {"prompt_ids": [5], "response_ids": [2]}]
+    rows = [
+        {"row": 0, "prompt_ids": [5, 6, 7], "response_ids": [8, 2]},
+        {"row": 1, "prompt_ids": [5], "response_ids": [2]},
+    ]
     batch = collate_sft(rows, pad_id=2, multiple=8)
     assert batch["tokens"].tolist() == [[5, 6, 7, 8, 2, 2, 2, 2], [5, 2, 2, 2, 2, 2, 2, 2]]
     learnt = [batch["labels"][i][batch["loss_mask"][i] == 1].tolist() for i in range(2)]
@@ -90,6 +93,7 @@ def test_sft_loss_is_on_the_response_and_its_end_only() -> None:
 
 def test_dpo_labels_are_the_responses() -> None:
     row = {
+        "row": 0,
         "prompt_ids": [5, 6],
         "chosen_ids": [8, 2],
         "rejected_ids": [9, 9, 9, 2],
@@ -110,7 +114,7 @@ def test_dpo_labels_are_the_responses() -> None:
 def test_written_rows_are_read_back(tmp_path: Path) -> None:
     rows = [{"prompt_ids": [1], "response_ids": [2]}]
     write_rows(rows, tmp_path / "rows.jsonl")
-    assert list(read_rows(tmp_path / "rows.jsonl")) == rows
+    assert list(read_rows(tmp_path / "rows.jsonl")) == [{"row": 0, **rows[0]}]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ def dpo_batch(lengths: list[tuple[int, int, int]], multiple: int = 1, **more: An
     rows = [
         {
             "prompt_ids": [i] * p, "chosen_ids": [i + 10] * c, "rejected_ids": [i + 20] * r,
-            "chosen_reward": 4.0 + i, "rejected_reward": 1.0, "confidence": 1.0, **more,
+            "chosen_reward": 4.0 + i, "rejected_reward": 1.0, "confidence": 1.0, "row": i, **more,
         }
         for i, (p, c, r) in enumerate(lengths)
     ]  # fmt: skip
@@ -33,6 +33,7 @@ def test_rows_of_similar_length_stand_together_and_keep_what_is_theirs() -> None
     assert first["chosen"].shape == first["rejected_labels"].shape == first["position_ids"].shape == (2, 10)
     assert second["rejected"].tolist() == [[2, 2, 22, 22, 22], [0, 0, 2, 2, 2]]
     assert second["rejected_labels"].tolist() == [[-100, 22, 22, 22, 22], [-100, 20, -100, -100, -100]]
+    assert (first["row"].tolist(), second["row"].tolist()) == ([1, 3], [2, 0])
     real = sum(2 * (2 - 1) + c + r for c, r in ((3, 1), (9, 1), (1, 4), (1, 8)))
     assert split.take_padding() == pytest.approx(1 - real / (4 * 10 + 4 * 5))
     assert split.take_padding() == 0.0
@@ -54,9 +55,13 @@ def test_targets_are_where_the_labels_of_the_micro_batch_are() -> None:
     index = targets.index(torch.device("cpu"))
     assert labels.T.flatten()[index].tolist() == [11, 11, 10, 21, 20, 20]
     sft = collate_sft(
-        [{"prompt_ids": [5, 6, 7], "response_ids": [8, 2]}, {"prompt_ids": [5], "response_ids": [3]}],
-        pad_id=2, multiple=1,
-    )  # fmt: skip
+        [
+            {"row": 0, "prompt_ids": [5, 6, 7], "response_ids": [8, 2]},
+            {"row": 1, "prompt_ids": [5], "response_ids": [3]},
+        ],
+        pad_id=2,
+        multiple=1,
+    )
     for width, found in zip((4, 1), MicroBatches(targets, multiple=1)(sft, 2), strict=True):
         assert found["tokens"].shape == (1, width)
         of_part = found["labels"].T.flatten()[targets.index(torch.device("cpu"))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -471,6 +472,25 @@ def test_moments_in_the_hosts_memory_train_the_same_model(
     assert max_difference(usual.weights, offloaded.run.weights) == 0
     timeless = [[{k: v for k, v in s.items() if k != "step_time"} for s in run.steps] for run in (usual, offloaded.run)]
     assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "sft"])
+def test_a_training_that_diverges_ends_at_that_step_and_publishes_nothing(
+    launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path, algorithm: str
+) -> None:
+    of, work_dir = training(algorithm, devices=2 if algorithm == "dpo" else 1), tmp_path / "work"
+    of.optim.learning_rate = of.optim.min_learning_rate = 1e30
+    of.prepare(model_dir, work_dir)
+    assert launch(work_dir, num_ranks=of.settings.world_size) == [1] * of.settings.world_size
+    log = (work_dir / "log_0.txt").read_text()
+    # The loss may still be a number: the norms of the layers make one of weights that are far too large.
+    assert re.search(r"DivergedError: step 2: the loss is \S+ and the norm of the gradient is nan", log), log[-3000:]
+    lines = re.search(r"the lines ([\d, ]+) of .*train\.jsonl.*it was 1\.0e\+30.*delete", log)
+    assert lines is not None
+    assert len(lines[1].split(", ")) == 4
+    assert [step["step"] for step in steps_of(work_dir)] == [1]
+    with pytest.raises(ConfigError, match="nothing to export"):
+        of.export(work_dir, tmp_path / "hf")
 
 
 def test_asked_to_stop_saves_and_goes_on_later(

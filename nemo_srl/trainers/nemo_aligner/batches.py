@@ -19,7 +19,7 @@ def round_up(length: int, multiple: int) -> int:
 
 
 def collate_sft(rows: Sequence[dict[str, Any]], *, pad_id: int, multiple: int) -> dict[str, torch.Tensor]:
-    """Next-token batch `[batch, sequence]`: `tokens`, `labels`, `loss_mask`, `position_ids`, and `length` [batch].
+    """Next-token batch `[batch, sequence]`: `tokens`, `labels`, `loss_mask`, `position_ids`. [batch]: `length`, `row`.
 
     The mask is 1 where the label is a response token, its end-of-sequence token included. Other labels are -100.
     """
@@ -32,9 +32,11 @@ def collate_sft(rows: Sequence[dict[str, Any]], *, pad_id: int, multiple: int) -
         tokens[index, :end], labels[index, first:end] = ids[:-1], ids[first + 1 :]
     position_ids = torch.arange(length).expand(len(rows), length).contiguous()
     lengths = torch.tensor([len(ids) - 1 for ids in all_ids])
+    numbers = torch.tensor([row["row"] for row in rows])
     loss_mask = (labels != IGNORED_LABEL).long()
     return {
-        "tokens": tokens, "labels": labels, "loss_mask": loss_mask, "position_ids": position_ids, "length": lengths
+        "tokens": tokens, "labels": labels, "loss_mask": loss_mask, "position_ids": position_ids, "length": lengths,
+        "row": numbers,
     }  # fmt: skip
 
 
@@ -47,7 +49,7 @@ def collate_dpo(rows: Sequence[dict[str, Any]], *, pad_id: int) -> list[dict[str
 
 
 def batch_dpo(items: Sequence[dict[str, Any]], *, pad_id: int, multiple: int, **_: Any) -> dict[str, torch.Tensor]:
-    """The keys of NeMo-Aligner's `dpo_custom_collate`, and what it leaves out: `confidence` [pairs], and
+    """The keys of NeMo-Aligner's `dpo_custom_collate`, and what it leaves out: `confidence` and `row` [pairs], and
     `reference_{chosen,rejected}` [pairs, sequence], if the rows have it. The sequence is a multiple of `multiple`.
 
     NeMo-Aligner's attention mask is a square for every row. No layer reads it, because attention is causal. Here it is
@@ -63,6 +65,7 @@ def batch_dpo(items: Sequence[dict[str, Any]], *, pad_id: int, multiple: int, **
         batch[f"{side}_length"] = torch.tensor([item[f"{side}_length"] for item in items])
         batch[f"{side}_rewards"] = torch.tensor([item[f"{side}_reward"] for item in items], dtype=torch.float32)
     batch["confidence"] = torch.tensor([item["confidence"] for item in items])
+    batch["row"] = torch.tensor([item["row"] for item in items])
     batch["position_ids"] = torch.arange(length).repeat(len(items), 1)
     batch["attention_mask"] = torch.zeros(len(items), 1, 1, 1, dtype=torch.bool)
     return batch
@@ -70,7 +73,7 @@ def batch_dpo(items: Sequence[dict[str, Any]], *, pad_id: int, multiple: int, **
 
 def _dpo_item(row: dict[str, Any], pad_id: int) -> dict[str, Any]:
     length = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) - 1
-    item: dict[str, Any] = {"ignore_example": False, "confidence": row["confidence"]}
+    item: dict[str, Any] = {"ignore_example": False, "confidence": row["confidence"], "row": row["row"]}
     for side in ("chosen", "rejected"):
         ids = torch.tensor(row["prompt_ids"] + row[f"{side}_ids"])
         labels = ids[1:].clone()

@@ -98,6 +98,7 @@ def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """What `write_rows` wrote."""
+    """What `write_rows` wrote, each with its number, `row`, from 0."""
     with path.open(encoding="utf-8") as file:
-        yield from map(json.loads, file)
+        for number, line in enumerate(file):
+            yield {**json.loads(line), "row": number}

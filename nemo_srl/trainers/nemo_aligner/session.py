@@ -6,7 +6,6 @@ Covers SFT and DPO of a full model. An error that `feasibility.py` did not fores
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -42,7 +41,7 @@ from nemo_aligner.utils.utils import load_from_nemo
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_srl.errors import ConfigError, StoppedError
-from nemo_srl.trainers.nemo_aligner import losses, objectives, reference, shared_prompts, targets
+from nemo_srl.trainers.nemo_aligner import divergence, losses, objectives, reference, shared_prompts, targets
 from nemo_srl.trainers.nemo_aligner.batches import batch_dpo, collate_dpo, collate_sft
 from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, read_rows
 from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, MetricsFile
@@ -76,6 +75,7 @@ def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None]) -> 
     micro_batches = _compute_what_is_needed(model, cfg.model.data)
     metrics = _open_metrics(cfg, work_dir, progress) if trainer.is_global_zero else None
     loop = _build_loop(cfg, trainer, model, loader, micro_batches, metrics)
+    divergence.watch(loop, _record_step(loop.optimizer, metrics, micro_batches), work_dir)
     if progress:
         loop.load_state_dict(progress)
     loss = losses.find(cfg.model.dpo.preference_loss) if algorithm == "dpo" else None
@@ -160,8 +160,6 @@ def _build_loop(
     cfg: DictConfig, trainer: Any, model: Any, loader: Any, micro_batches: MicroBatches, metrics: MetricsFile | None
 ) -> Any:
     optimizer, scheduler = extract_optimizer_scheduler_from_ptl_model(model)
-    if metrics is not None:
-        _record_step(optimizer, metrics, micro_batches)
     arguments = {
         "model": model,
         "optimizer": optimizer,
@@ -184,16 +182,19 @@ def _open_metrics(cfg: DictConfig, work_dir: Path, progress: dict[str, int]) -> 
     return MetricsFile(work_dir / METRICS_FILE, beta=beta, first_step=progress.get("step", 0))
 
 
-def _record_step(optimizer: Any, metrics: MetricsFile, micro_batches: MicroBatches) -> None:
+def _record_step(optimizer: Any, metrics: MetricsFile | None, micro_batches: MicroBatches) -> Callable[[], float]:
     """Give `metrics` what only this moment knows: the norm before clipping, which the distributed optimizer's `step`
-    returns, and the share of padding.
+    returns, and the share of padding. Returns what gives the last norm, on every rank.
     """
-    inner_step = optimizer.step
+    inner_step, norm = optimizer.step, 0.0
 
     def step(closure: Any = None) -> Any:
+        nonlocal norm
         result = inner_step(closure)
-        metrics.grad_norm = float(result[1]) if result[1] is not None else math.nan
-        metrics.padding = micro_batches.take_padding()
+        norm = float(result[1])
+        if metrics is not None:
+            metrics.grad_norm, metrics.padding = norm, micro_batches.take_padding()
         return result
 
     optimizer.step = step
+    return lambda: norm
