@@ -10,7 +10,6 @@ on from a checkpoint drops the lines of the steps that it repeats.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ class MetricsFile:
     def __init__(self, path: Path, *, beta: float | None, first_step: int) -> None:
         """Keeps the lines of the first `first_step` steps, which are completed. Only rank 0 makes such a file."""
         self.path, self.beta = path, beta
-        self.grad_norm, self.padding = math.nan, 0.0
+        self.grad_norm = self.padding = 0.0
         kept = [line for line in read_metrics(path) if line["step"] <= first_step]
         path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
