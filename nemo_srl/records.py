@@ -11,10 +11,13 @@ import functools
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Strict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError, create_model
 
 from nemo_srl.errors import DataError
 
+Text = Annotated[str, StringConstraints(pattern=r"\S")]
+"""A text that is not blank."""
+Points = Annotated[int, Field(ge=0)]
 FinishReason = Literal["stop", "length"]
 Order = Literal["ab", "ba"]
 """Which of two models' answers stands first."""
@@ -37,8 +40,8 @@ class IFTExample:
     """Instruction fine-tuning seed, e.g. `{"instruction": "Name a prime.", "response": "7"}`."""
 
     example_id: str
-    instruction: str
-    response: str
+    instruction: Text
+    response: Text
     category: str = ""
 
     @property
@@ -51,10 +54,10 @@ class EFTExample:
     """Evaluation fine-tuning seed: an answer, and the verdict a good judge gives on it."""
 
     example_id: str
-    instruction: str
-    response: str
+    instruction: Text
+    response: Text
     justification: str
-    score: int
+    score: Points
     category: str = ""
 
     @property
@@ -268,4 +271,8 @@ def _fault(cls: type[Record], error: ValidationError) -> str:
     if not loc:
         return f"expected a JSON object with {list(kinds)}, found {type(value).__name__}"
     place = f"{loc[0]}{''.join(f'[{x!r}]' for x in loc[1:])}"
+    if faults[0]["type"] == "string_pattern_mismatch":
+        return f"{place}={value!r}: it is blank. Give it a text, or remove the row."
+    if faults[0]["type"] == "greater_than_equal":
+        return f"{place}={value!r}: it is below {faults[0]['ctx']['ge']}. Correct it, or remove the row."
     return f"{place}={value!r}: expected {kinds[str(loc[0])]} ({faults[0]['msg']}), found {type(value).__name__}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from nemo_srl import preflight
+from nemo_srl.artifacts import read_jsonl
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.experiment import Experiment
 from nemo_srl.records import EFTExample
@@ -95,3 +97,31 @@ def test_a_model_that_is_missing_or_unsupported_is_refused_with_what_is_supporte
     cfg = replace(composed(f"model.path={tmp_path / 'gpt2'}"), run_dir=str(tmp_path / "run"))
     with pytest.raises(ValueError, match=r"GPT2LMHeadModel.*Supported is LlamaForCausalLM"):
         recipe.run(cfg)
+
+
+@pytest.mark.parametrize("key", ["eft_path", "eft_eval_path"])
+def test_a_score_that_no_verdict_can_have_is_refused_by_name(model_dir: Path, key: str) -> None:
+    good, bad = example("Red."), replace(example("Blue."), example_id="seven", score=7)
+    examples = {"eft_path": ([good], [bad]), "eft_eval_path": ([good, bad], [good])}[key]
+    with pytest.raises(DataError, match=rf"data\.{key}: 'seven' has score=7, and judge\.max_score=5.*Correct"):
+        preflight.check(composed(), model_dir, *examples)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("score", -3, "score=-3: it is below 0. Correct it, or remove the row."),
+        ("instruction", " \n", "instruction=' \\n': it is blank. Give it a text, or remove the row."),
+        ("response", "", "response='': it is blank."),
+    ],
+)
+def test_rows_that_would_teach_nothing_are_refused_by_line(
+    tmp_path: Path, field: str, value: object, reason: str
+) -> None:
+    path = tmp_path / "eft.jsonl"
+    rows = [asdict(replace(example("Red."), example_id=str(i))) for i in range(2)]
+    rows[1][field] = value
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError) as e:
+        read_jsonl(path, EFTExample)
+    assert str(e.value).startswith(f"{path}, line 2: {reason}")
