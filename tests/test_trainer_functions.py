@@ -8,7 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nemo_srl.trainers.nemo_aligner.platforms.functions import RMSNorm, SwiGLU, rms_norm, with_fast_rotary
+from nemo_srl.trainers.nemo_aligner.platforms.functions import (
+    RMSNorm,
+    SwiGLU,
+    embedding,
+    rms_norm,
+    with_fast_rotary,
+)
 
 SEQUENCE, BATCH, HEADS, SIZE = 7, 2, 3, 8
 
@@ -88,3 +94,21 @@ def test_other_rotary_embeddings_are_left_to_megatron_core() -> None:
     apply(x, freqs, mscale=2.0)
     apply(x, freqs[..., : SIZE // 2])
     assert calls == [(True, False, 1.0), (False, True, 1.0), (False, False, 2.0), (False, False, 1.0)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_embedding_adds_its_gradient_to_the_buffer(dtype: torch.dtype) -> None:
+    weight = torch.nn.Parameter(random(5, SIZE).to(dtype))
+    ids, gradient = torch.tensor([[3, 1, 3], [0, 3, 1]]), random(2, 3, SIZE, seed=1).to(dtype)
+    value = embedding(ids, weight)  # has no buffer yet, so this is PyTorch's own
+    value.backward(gradient)
+    assert weight.grad is not None
+    expected, weight.grad = weight.grad, None
+
+    weight.main_grad = torch.ones(5, SIZE)  # type: ignore[attr-defined]
+    with_buffer = embedding(ids, weight)
+    assert torch.equal(with_buffer, value)
+    with_buffer.backward(gradient)
+    assert weight.grad is None
+    tolerance = 1e-6 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(weight.main_grad, 1 + expected.float(), rtol=tolerance, atol=tolerance)  # type: ignore[attr-defined]

@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -167,6 +168,7 @@ def _replace_megatron_functions() -> None:
     import megatron.core.distributed.param_and_grad_buffer as buffers
     import megatron.core.fusions.fused_bias_swiglu as swiglu
     import megatron.core.models.common.embeddings.rope_utils as rope
+    import megatron.core.tensor_parallel.layers as layers
     import megatron.core.tensor_parallel.random as random
     import nemo_aligner.utils.distributed as aligner
 
@@ -176,6 +178,7 @@ def _replace_megatron_functions() -> None:
     aligner.DistributedLogprob = DistributedLogprob
     swiglu.SwiGLUFunction = functions.SwiGLU
     rope._apply_rotary_pos_emb_bshd = functions.with_fast_rotary(rope._apply_rotary_pos_emb_bshd)
+    layers.F = SimpleNamespace(embedding=functions.embedding)  # the only function that it takes from there
     buffers.dist_all_gather_func = skip_if_alone(buffers.dist_all_gather_func)
     buffers.dist_reduce_scatter_func = skip_if_alone(buffers.dist_reduce_scatter_func)
 
