@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nemo_srl.trainers.nemo_aligner.platforms import attention
 from nemo_srl.trainers.nemo_aligner.platforms.functions import (
     RMSNorm,
     SwiGLU,
@@ -112,3 +113,40 @@ def test_the_embedding_adds_its_gradient_to_the_buffer(dtype: torch.dtype) -> No
     assert weight.grad is None
     tolerance = 1e-6 if dtype == torch.float32 else 0.05
     torch.testing.assert_close(weight.main_grad, 1 + expected.float(), rtol=tolerance, atol=tolerance)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 11])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_causal_attention(length: int, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One short block, one full one, and three of which the last one is short."""
+    monkeypatch.setattr(attention, "BLOCK", 4)
+    heads, scale = 4, 0.3
+
+    def pytorchs(*inputs: torch.Tensor) -> torch.Tensor:
+        q, k, v = (x.permute(1, 2, 0, 3) for x in inputs)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        return out.permute(2, 0, 1, 3).flatten(2)
+
+    query = random(length, BATCH, heads, SIZE)
+    # Keys and values are views of one tensor, as in a training.
+    both = random(length, BATCH, groups, 2 * SIZE, seed=1)
+    assert_same(
+        lambda q, x: attention.CausalAttention.apply(q, *x.chunk(2, dim=-1), scale),
+        lambda q, x: pytorchs(q, *x.chunk(2, dim=-1)),
+        query,
+        both,
+    )
+
+
+def test_causal_attention_is_for_float32_products_of_onednn_and_short_sequences(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    short, long = random(8, 1, 1, SIZE), random(attention.LONG, 1, 1, SIZE)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")
+    assert not attention.is_faster(short)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    assert attention.is_faster(short)
+    assert not attention.is_faster(long)
+    assert not attention.is_faster(short.bfloat16())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not attention.is_faster(short)

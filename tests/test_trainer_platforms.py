@@ -129,7 +129,7 @@ def test_no_other_platform_is_imported() -> None:
         "print(*[name.rpartition('.')[2] for name in sys.modules if name.startswith(platforms.__name__ + '.')])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert sorted(found.split()) == ["cpu", "stand_ins"]
+    assert sorted(found.split()) == ["cpu", "functions", "products", "stand_ins"]
 
 
 def test_without_transformer_engine_and_apex_a_gpu_gets_our_layers_and_keeps_its_own_cuda() -> None:
@@ -162,16 +162,22 @@ def test_on_a_cpu_freed_memory_is_used_again_without_new_pages() -> None:
 import resource
 import torch
 from nemo_srl.trainers.nemo_aligner.platforms import cpu
+
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        torch.ones(15 * 2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
 torch.set_num_threads(1)
+before = new_pages()
 cpu.keep_freed_memory()
 torch.ones(16 * 2**20)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(8):
-    torch.ones(15 * 2**20)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(before, new_pages())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 8 * 30, "each has 60 MB: 15,360 pages, or 30 large ones"
+    before, after = map(int, done.stdout.split())
+    assert after < before / 2
 
 
 def test_a_gather_of_one_rank_copies_nothing_and_others_go_through() -> None:

@@ -1,8 +1,8 @@
 """NeMo-Aligner behind `nemo_srl.protocols.Trainer`.
 
 A work directory holds `plan.yaml` (the whole configuration), `data.json` (counts), `train.jsonl` (token ids), `start/`
-(the weights to start from), `nemo/` (NeMo's logs and checkpoints) and `metrics.jsonl` (one line per step). `export`
-removes `start/` and the checkpoints.
+(the weights to start from), `nemo/` (NeMo's logs and checkpoints) and `metrics.jsonl` (one line per step). On a CPU,
+`products-*.json` says which library multiplies. `export` removes `start/` and the checkpoints.
 """
 
 from __future__ import annotations

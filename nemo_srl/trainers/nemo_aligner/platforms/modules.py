@@ -19,6 +19,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.enums import AttnMaskType
 
+from nemo_srl.trainers.nemo_aligner.platforms.attention import CausalAttention, is_faster
 from nemo_srl.trainers.nemo_aligner.platforms.functions import rms_norm
 
 
@@ -70,7 +71,7 @@ class NormColumnLinear(ColumnParallelLinear):  # type: ignore[misc]
 
 
 class Attention(DotProductAttention):  # type: ignore[misc]
-    """`TEDotProductAttention`, causal. Uses torch's fused kernel, and with dropout megatron-core's own code."""
+    """`TEDotProductAttention`, causal: torch's kernel or `attention.py`; with dropout, megatron-core's own code."""
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: object, **kwargs: Any
@@ -82,6 +83,8 @@ class Attention(DotProductAttention):  # type: ignore[misc]
             length = query.shape[0]
             mask = torch.ones(length, length, dtype=torch.bool).triu(1)[None, None]  # True where it must not look
             return super().forward(query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
+        if is_faster(query):
+            return CausalAttention.apply(query, key, value, self.softmax_scale)  # type: ignore[no-any-return, no-untyped-call]
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         out = F.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=True
