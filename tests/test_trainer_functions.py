@@ -8,7 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nemo_srl.trainers.nemo_aligner.platforms.functions import RMSNorm, SwiGLU, rms_norm, with_fast_rotary
+from nemo_srl.trainers.nemo_aligner.platforms import attention
+from nemo_srl.trainers.nemo_aligner.platforms.functions import (
+    RMSNorm,
+    SwiGLU,
+    embedding,
+    rms_norm,
+    with_fast_rotary,
+)
 
 SEQUENCE, BATCH, HEADS, SIZE = 7, 2, 3, 8
 
@@ -88,3 +95,63 @@ def test_other_rotary_embeddings_are_left_to_megatron_core() -> None:
     apply(x, freqs, mscale=2.0)
     apply(x, freqs[..., : SIZE // 2])
     assert calls == [(True, False, 1.0), (False, True, 1.0), (False, False, 2.0), (False, False, 1.0)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_embedding_adds_its_gradient_to_the_buffer(dtype: torch.dtype) -> None:
+    weight = torch.nn.Parameter(random(5, SIZE).to(dtype))
+    ids, gradient = torch.tensor([[3, 1, 3], [0, 3, 1]]), random(2, 3, SIZE, seed=1).to(dtype)
+    value = embedding(ids, weight)  # has no buffer yet, so this is PyTorch's own
+    value.backward(gradient)
+    assert weight.grad is not None
+    expected, weight.grad = weight.grad, None
+
+    weight.main_grad = torch.ones(5, SIZE)  # type: ignore[attr-defined]
+    with_buffer = embedding(ids, weight)
+    assert torch.equal(with_buffer, value)
+    with_buffer.backward(gradient)
+    assert weight.grad is None
+    tolerance = 1e-6 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(weight.main_grad, 1 + expected.float(), rtol=tolerance, atol=tolerance)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 11])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_causal_attention(length: int, groups: int, is_masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One short block, one full one, and three of which the last one is short."""
+    monkeypatch.setattr(attention, "BLOCK", 4)
+    heads, scale, visible = 4, 0.3, None
+    if is_masked:  # a token may miss any before it, and always sees itself
+        visible = (random(BATCH, 1, length, length, seed=2) > 0).tril() | torch.eye(length, dtype=torch.bool)
+
+    def pytorchs(*inputs: torch.Tensor) -> torch.Tensor:
+        q, k, v = (x.permute(1, 2, 0, 3) for x in inputs)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=visible, is_causal=not is_masked, scale=scale, enable_gqa=True
+        )
+        return out.permute(2, 0, 1, 3).flatten(2)
+
+    query = random(length, BATCH, heads, SIZE)
+    # Keys and values are views of one tensor, as in a training.
+    both = random(length, BATCH, groups, 2 * SIZE, seed=1)
+    assert_same(
+        lambda q, x: attention.CausalAttention.apply(q, *x.chunk(2, dim=-1), scale, visible),
+        lambda q, x: pytorchs(q, *x.chunk(2, dim=-1)),
+        query,
+        both,
+    )
+
+
+def test_causal_attention_is_for_float32_products_of_onednn_and_short_sequences(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    short, long = random(8, 1, 1, SIZE), random(attention.LONG, 1, 1, SIZE)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")
+    assert not attention.is_faster(short)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    assert attention.is_faster(short)
+    assert not attention.is_faster(long)
+    assert not attention.is_faster(short.bfloat16())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not attention.is_faster(short)

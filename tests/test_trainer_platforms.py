@@ -179,7 +179,7 @@ def test_no_other_platform_is_imported() -> None:
         "print(*[name.rpartition('.')[2] for name in sys.modules if name.startswith(platforms.__name__ + '.')])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert sorted(found.split()) == ["cpu", "functions", "stand_ins"]
+    assert sorted(found.split()) == ["cpu", "functions", "products", "stand_ins"]
 
 
 def test_without_transformer_engine_and_apex_a_gpu_gets_our_layers_and_keeps_its_own_cuda() -> None:
@@ -225,8 +225,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
         return int(done.stdout)
 
-    assert num_new_pages("") > 15 * 15360
-    assert num_new_pages("cpu.keep_freed_memory()") < 8 * 15360
+    assert num_new_pages("cpu.keep_freed_memory()") < num_new_pages("") / 1.5
 
 
 def test_a_gather_of_one_rank_copies_nothing_and_others_go_through() -> None:

@@ -26,8 +26,10 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)  # a fork inherits no threads, so none may have been started here
-    from nemo_srl.trainers.nemo_aligner.platforms import cpu
+    from nemo_srl.trainers.nemo_aligner.platforms import cpu, products
 
+    if products.onednn_is_exact():
+        products.use(products.ONEDNN)  # what a training of a larger model may choose, with an attention of its own
     cpu.install()
     import nemo_srl.trainers.nemo_aligner.session  # noqa: F401
 

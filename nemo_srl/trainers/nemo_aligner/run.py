@@ -30,9 +30,10 @@ def train(work_dir: Path, settings: NemoAlignerSettings) -> None:
         # NeMo makes hundreds of warnings, of deprecations and of missing optional packages. Errors stay errors.
         warnings.simplefilter("ignore")
     name, description = choose_platform(settings)
-    if os.environ["RANK"] == "0":
-        print(description, file=sys.stderr, flush=True)
     platform = platforms.load(name)
+    details = platform.tune(work_dir)
+    if os.environ["RANK"] == "0":
+        print(*filter(None, (description, details)), sep="\n", file=sys.stderr, flush=True)
     platform.install()
     import torch
 

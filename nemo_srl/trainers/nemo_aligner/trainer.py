@@ -2,7 +2,8 @@
 
 A work directory holds `plan.yaml` (the whole configuration), `data.json` (counts), `train.jsonl` (token ids), `start/`
 (the weights to start from), `reference/` (DPO: the reference's log-probabilities), `nemo/` (NeMo's logs and
-checkpoints) and `metrics.jsonl` (one line per step). `export` removes `start/`, `reference/` and the checkpoints.
+checkpoints) and `metrics.jsonl` (one line per step). On a CPU, `products-*.json` says which library multiplies.
+`export` removes `start/`, `reference/` and the checkpoints.
 """
 
 from __future__ import annotations

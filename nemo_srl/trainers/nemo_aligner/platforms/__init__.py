@@ -5,7 +5,8 @@ cuda   NVIDIA GPUs with pip packages alone: NCCL and plain PyTorch modules
 ngc    NVIDIA GPUs with Transformer Engine and Apex, as in NVIDIA's containers
 
 The weights, the names of parameters and the checkpoints are the same on all of them. `stand_ins.py`, `modules.py` and
-`adam.py` are what the first two share. A platform that was not chosen is never imported.
+`adam.py` are what the first two share. `functions.py`, `attention.py` and `products.py` make the first one fast. A
+platform that was not chosen is never imported.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Protocol
 
 from omegaconf import DictConfig
@@ -27,6 +29,9 @@ _SETTING = "trainer.platform"
 
 class Platform(Protocol):
     """A module of this package."""
+
+    def tune(self, work_dir: Path) -> str:
+        """Choose what depends on this very machine, before `install`. Returns a line for the log, "" for none."""
 
     def install(self) -> None:
         """Prepare this process. Call it once, before NeMo or megatron-core is imported."""

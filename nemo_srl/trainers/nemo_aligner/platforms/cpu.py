@@ -16,6 +16,8 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,17 +25,21 @@ import torch._dynamo  # it builds a table of torch functions, some of which are 
 from omegaconf import DictConfig
 from torch.overrides import TorchFunctionMode
 
-from nemo_srl.trainers.nemo_aligner.platforms import functions, stand_ins
+from nemo_srl.trainers.nemo_aligner.platforms import functions, products, stand_ins
 
 _CPU = torch.device("cpu")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
+
+
+def tune(work_dir: Path) -> str:
+    """Choose the library for matrix products."""
+    return products.choose(work_dir)
 
 
 def install() -> None:
     """Prepare this process so that NeMo-Aligner can train in it. Call it before NeMo or megatron-core is imported."""
     stand_ins.prepare_environment()
     keep_freed_memory()
-    _prefer_onednn()
     _replace_cuda_functions()
     _map_autocast()
     mode: Any = _CudaToCpu()
@@ -110,18 +116,6 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)  # and never give the end of the heap back
 
 
-def _prefer_onednn() -> None:
-    """Let oneDNN instead of MKL multiply float32 matrices. The result is the same, and on AMD it is twice as fast.
-
-    torch takes oneDNN only when it is allowed to lower the precision. On most processors oneDNN computes in float32 all
-    the same. On one where it does lower the precision (AMX), the test below notices it and takes this back.
-    """
-    torch.set_float32_matmul_precision("medium")
-    just_above_one = torch.full((64, 64), 1 + 2**-20)  # rounds to 1 in bfloat16 and TF32
-    if not torch.equal(just_above_one @ torch.eye(64), just_above_one):
-        torch.set_float32_matmul_precision("highest")
-
-
 def _replace_cuda_functions() -> None:
     cuda: Any = torch.cuda
     for name in ("set_device", "synchronize", "empty_cache", "set_stream", "_lazy_init"):
@@ -172,11 +166,13 @@ def _replace_megatron_functions() -> None:
     import megatron.core.distributed.param_and_grad_buffer as buffers
     import megatron.core.fusions.fused_bias_swiglu as swiglu
     import megatron.core.models.common.embeddings.rope_utils as rope
+    import megatron.core.tensor_parallel.layers as layers
     import megatron.core.tensor_parallel.random as random
 
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     swiglu.SwiGLUFunction = functions.SwiGLU
     rope._apply_rotary_pos_emb_bshd = functions.with_fast_rotary(rope._apply_rotary_pos_emb_bshd)
+    layers.F = SimpleNamespace(embedding=functions.embedding)  # the only function that it takes from there
     buffers.dist_all_gather_func = skip_if_alone(buffers.dist_all_gather_func)
     buffers.dist_reduce_scatter_func = skip_if_alone(buffers.dist_reduce_scatter_func)
 

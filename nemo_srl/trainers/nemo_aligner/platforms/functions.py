@@ -1,8 +1,9 @@
-"""Norm, activation and rotary embedding for a CPU, in fewer passes over memory.
+"""Norm, activation, rotary embedding and the embedding's gradient for a CPU, in fewer passes over memory.
 
 Without a compiler, every operation of PyTorch reads and writes whole tensors. The functions here compute the same
-values and gradients as `F.rms_norm`, and as megatron-core 0.11.0's `SwiGLUFunction` and `_apply_rotary_pos_emb_bshd`,
-up to rounding. Their backward passes are written out, and write into memory that they already have.
+values and gradients as `F.rms_norm`, `F.embedding`, and megatron-core 0.11.0's `SwiGLUFunction` and
+`_apply_rotary_pos_emb_bshd`, up to rounding. Their backward passes are written out, and write into memory that they
+already have.
 """
 
 from __future__ import annotations
@@ -103,3 +104,31 @@ def with_fast_rotary(original: Callable[..., torch.Tensor]) -> Callable[..., tor
         return Rotary.apply(t, angles.cos().to(t.dtype), angles.sin().to(t.dtype))  # type: ignore[no-any-return, no-untyped-call]
 
     return apply
+
+
+class Embedding(torch.autograd.Function):
+    """`F.embedding` whose gradient goes straight into Megatron's gradient buffer, `weight.main_grad`.
+
+    Autograd would make a tensor with a row for every token of the vocabulary, and that for every micro-batch. Only the
+    rows of tokens that are there are not zero.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, ids: torch.Tensor, weight: Any) -> torch.Tensor:
+        ctx.save_for_backward(ids)
+        ctx.weight = weight
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        (ids,) = ctx.saved_tensors
+        buffer = ctx.weight.main_grad
+        buffer.index_add_(0, ids.flatten(), gradient.reshape(ids.numel(), -1).to(buffer.dtype))
+        return None, None
+
+
+def embedding(ids: torch.Tensor, weight: Any) -> torch.Tensor:
+    """`Embedding` for a weight that has a gradient buffer, and else `F.embedding`."""
+    if getattr(weight, "main_grad", None) is None:
+        return F.embedding(ids, weight)
+    return Embedding.apply(ids, weight)  # type: ignore[no-any-return, no-untyped-call]

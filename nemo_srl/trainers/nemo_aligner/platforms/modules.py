@@ -18,6 +18,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.enums import AttnMaskType
 
+from nemo_srl.trainers.nemo_aligner.platforms.attention import CausalAttention, is_faster
 from nemo_srl.trainers.nemo_aligner.platforms.functions import rms_norm
 from nemo_srl.trainers.nemo_aligner.shared_prompts import LAYOUT
 
@@ -70,7 +71,7 @@ class NormColumnLinear(ColumnParallelLinear):  # type: ignore[misc]
 
 
 class Attention(DotProductAttention):  # type: ignore[misc]
-    """`TEDotProductAttention`, causal. Uses torch's fused kernel, and with dropout megatron-core's own code."""
+    """`TEDotProductAttention`, causal: torch's kernel or `attention.py`; with dropout, megatron-core's own code."""
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: object, **kwargs: Any
@@ -84,6 +85,8 @@ class Attention(DotProductAttention):  # type: ignore[misc]
             if LAYOUT.visible is not None:
                 mask = ~LAYOUT.visible
             return super().forward(query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
+        if is_faster(query):
+            return CausalAttention.apply(query, key, value, self.softmax_scale, LAYOUT.visible)  # type: ignore[no-any-return, no-untyped-call]
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         out = F.scaled_dot_product_attention(
             query, key, value, attn_mask=LAYOUT.visible, is_causal=LAYOUT.visible is None, scale=self.softmax_scale,
