@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from nemo_srl import preflight
 from nemo_srl.artifacts import read_jsonl
-from nemo_srl.errors import ConfigError, DataError
+from nemo_srl.errors import ConfigError, DataError, ModelError
 from nemo_srl.experiment import Experiment
 from nemo_srl.records import EFTExample
 from recipes import iterate as recipe
@@ -125,3 +127,15 @@ def test_rows_that_would_teach_nothing_are_refused_by_line(
     with pytest.raises(DataError) as e:
         read_jsonl(path, EFTExample)
     assert str(e.value).startswith(f"{path}, line 2: {reason}")
+
+
+def test_tokens_above_the_embedding_are_refused(model_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_dir, tmp_path / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    config["vocab_size"] = len(tokenizer) - 1
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"ids up to \d+, and config\.json has vocab_size=.*resize_token_embeddings"):
+        preflight.check(composed(), tmp_path / "hf", [example("Red.")])
