@@ -26,7 +26,7 @@ OLD: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "r
 READS_VERDICTS = ("judgements", "evaluation", "anchor", "head_to_head", "eft")
 CHANGED = {
     **dict.fromkeys(("sft", "policy", "refresh"), r" trainer\.version: 1 -> 2"),
-    **dict.fromkeys(("pairs", *READS_VERDICTS), r" version: 1 -> 2"),
+    **dict.fromkeys(("pairs", "prompts", *READS_VERDICTS), r" version: 1 -> 2"),
 }
 """The stages that make something else now than in e18f2b0, and what is said of them."""
 SETTINGS = {
