@@ -183,8 +183,8 @@ def test_activations_and_logits_are_as_large_as_measured(
     precision, num_ranks = layout
     trainer = NemoAlignerSettings(precision=precision, devices=num_ranks)
     estimate = memory.training_memory(SFTConfig(global_batch_size=2, max_seq_length=NUM_TOKENS), trainer, spec)
-    # PyTorch's RMSNorm keeps two float32 copies on a CPU. Ours, in float32, keeps its input, as a GPU's kernel does, and
-    # that is counted.
+    # PyTorch's RMSNorm keeps two float32 copies on a CPU. Ours, in float32, keeps its input, as a GPU's kernel does.
+    # The input is counted.
     size = 4 if precision == "32" else 2
     norms = 0 if precision == "32" else (2 * spec.num_layers + 1) * NUM_TOKENS * spec.hidden_size * 2 * 4
     cosines = spec.num_layers * NUM_TOKENS * 4 * spec.head_dim * size  # neglected in the estimate
