@@ -1,48 +1,88 @@
-"""DPO on the CPU: NeMo-Aligner on this project's CPU platform against TRL's DPOTrainer, on the same pairs.
+"""One training step on the CPU: this project against TRL, and against an earlier version of itself.
 
-    pip install trl==0.12.2 accelerate
-    python benchmarks/dpo.py [--model DIR] [--num-pairs 8] [--steps 6] [--output FILE]
+    python -m venv trl && trl/bin/pip install trl==1.16.0          # it needs a newer transformers than NeMo
+    python benchmarks/dpo.py --trl-python trl/bin/python [--output FILE]
+    git worktree add earlier 7c0ccd5
+    python benchmarks/dpo.py --against earlier --sft [--output FILE]
 
-Both train the same model (by default SmolLM2-135M-Instruct) in float32, with the same Adam, a constant learning rate
-and the same two rows in a micro-batch. Every step sees every pair, so that the order of rows does not matter. Each
-runs in a process of its own, one after the other. The time of a step is from the end of one step to the end of the
-next one, with everything in between, also the reference's log-probabilities. The first steps are left out. The losses
-are printed side by side: a speed counts only where they agree. Memory is the process's peak resident set.
+All train the same model (by default SmolLM2-135M-Instruct) in float32 on the same rows, with the same Adam, a constant
+learning rate and the same rows in a micro-batch.
+
+DPO: pairs of the EFT seed. Every step sees every pair, so that the order of rows does not matter. TRL runs in both of
+its modes: with a reference model in every step, and with the reference's log-probabilities computed before the first
+step (`precompute_ref_log_probs`), which is not part of any step's time. Activation checkpointing, which TRL turns on by
+itself, is off: it saves memory and takes time.
+SFT (`--sft`): the rows and the batches of the default recipe, `conf/recipe/srl-smollm2-135m-cpu.yaml`.
+
+Each training is a process of its own. They take turns, `--rounds` times. The time of a step is from the end of one step
+to the end of the next one, with everything in between. The first two steps are left out, and the medians of all rounds
+are compared. One more step at the end is not timed but profiled: it tells the share of matrix products, which no
+trainer can do without. Memory is the process's peak resident set. Losses are printed side by side: a speed counts only
+where they agree.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import platform
-import resource
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections import defaultdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+
+from nemo_srl import cli
 from nemo_srl.chat import ChatTemplate
-from nemo_srl.config import DPOConfig
+from nemo_srl.config import Config, load
+from nemo_srl.judging import reader
 from nemo_srl.models import resolve
-from nemo_srl.protocols import DPORow, TrainingTask
+from nemo_srl.protocols import DPORow, SFTRow
+from nemo_srl.records import EFTExample
 
 ROOT = Path(__file__).resolve().parents[1]
-LEARNING_RATE, BETA, MICRO_BATCH_SIZE = 1e-6, 0.1, 2
+DPO = {"learning_rate": 1e-6, "beta": 0.1, "micro_batch_size": 2, "max_length": 1024}
 NUM_WARMUP_STEPS = 2
 
 
-def make_rows(model_dir: Path, num_pairs: int) -> list[DPORow]:
+@dataclass(frozen=True)
+class Method:
+    """How to run one of the trainings."""
+
+    python: str
+    program: str
+    package_dir: Path | None = None
+    """Where its package `nemo_srl` lies."""
+    precompute: bool = False
+
+    def run(self, task: dict[str, Any], directory: Path) -> dict[str, Any]:
+        task_file, result_file = directory / "task.json", directory / "result.json"
+        task_file.write_text(json.dumps({**task, "precompute": self.precompute}))
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(directory / "cache")}
+        environment.pop("PYTHONPATH", None)
+        if self.package_dir:
+            environment["PYTHONPATH"] = str(self.package_dir)
+        command = [self.python, str(ROOT / "benchmarks" / self.program), str(task_file), str(result_file)]
+        subprocess.run(command, check=True, env=environment, cwd=self.package_dir, stdout=subprocess.DEVNULL)
+        found: dict[str, Any] = json.loads(result_file.read_text())
+        return found
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def dpo_rows(model_dir: Path, num_pairs: int) -> list[DPORow]:
     """The best and the worst answer to instructions of the EFT seed."""
     by_instruction: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for line in (ROOT / "data/seed/eft.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in read_json_lines(ROOT / "data/seed/eft.jsonl"):
         by_instruction[row["instruction"]].append(row)
     chat, rows = ChatTemplate(model_dir), []
     for instruction, answers in by_instruction.items():
@@ -57,102 +97,110 @@ def make_rows(model_dir: Path, num_pairs: int) -> list[DPORow]:
     return rows[:num_pairs]
 
 
-def run_ours(model_dir: Path, rows: list[DPORow], steps: int, work_dir: Path) -> dict[str, Any]:
-    from nemo_srl.trainers import open_trainer
-    from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
-
-    trainer = open_trainer(NemoAlignerSettings(precision="32", micro_batch_size=MICRO_BATCH_SIZE))
-    optim = DPOConfig(
-        learning_rate=LEARNING_RATE, min_learning_rate=LEARNING_RATE, beta=BETA, max_epochs=steps,
-        global_batch_size=len(rows), save_interval=10**6, gradient_clip_val=1.0,
-    )  # fmt: skip
-    training, ends = work_dir / "training", list[float]()
-    trainer.prepare(TrainingTask(algorithm="dpo", model_dir=model_dir, rows=rows, optim=optim, seed=1234), training)
-
-    def watch() -> None:
-        while len(ends) < steps:
-            if len(trainer.metrics(training)) > len(ends):
-                ends.append(time.perf_counter())
-            time.sleep(0.01)
-
-    threading.Thread(target=watch, daemon=True).start()
-    trainer.train(training)
-    return {"ends": ends, "losses": [step["loss"] for step in trainer.metrics(training)]}
+def recipe() -> Config:
+    """The default recipe."""
+    cli.register_schemas((), schema=Config)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return load(compose("iterate", overrides=["run_dir=unused"]), Config)
 
 
-def run_trl(model_dir: Path, rows: list[DPORow], steps: int, work_dir: Path) -> dict[str, Any]:
-    import torch
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import DPOConfig as TRLConfig
-    from trl import DPOTrainer
-
-    ends, losses = list[float](), list[float]()
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            ends.append(time.perf_counter())
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-            if "loss" in logs:
-                losses.append(logs["loss"])
-
-    args = TRLConfig(
-        output_dir=str(work_dir), use_cpu=True, per_device_train_batch_size=MICRO_BATCH_SIZE,
-        gradient_accumulation_steps=len(rows) // MICRO_BATCH_SIZE, max_steps=steps, learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant", beta=BETA, adam_beta1=0.9, adam_beta2=0.98, weight_decay=0.0, max_grad_norm=1.0,
-        logging_steps=1, save_strategy="no", report_to=[], max_length=1024, max_prompt_length=896, disable_tqdm=True,
-    )  # fmt: skip
-    model, reference = (AutoModelForCausalLM.from_pretrained(model_dir, torch_dtype=torch.float32) for _ in range(2))
-    data = Dataset.from_list([{"prompt": r.prompt, "chosen": r.chosen, "rejected": r.rejected} for r in rows])
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    DPOTrainer(
-        model=model, ref_model=reference, args=args, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()]
-    ).train()
-    return {"ends": ends, "losses": losses}
+def sft_rows(model_dir: Path, cfg: Config, num_rows: int) -> list[SFTRow]:
+    """A sample of the default recipe's rows: answers, and verdicts on answers."""
+    chat, lesson = ChatTemplate(model_dir), reader(cfg.judge).lesson
+    texts = [(x["instruction"], x["response"]) for x in read_json_lines(ROOT / cfg.data.ift_path)]
+    texts += [lesson(EFTExample(**x), cfg.judge) for x in read_json_lines(ROOT / str(cfg.data.eft_path))]
+    rows = [SFTRow(prompt=chat.render(prompt), response=chat.response_text(answer)) for prompt, answer in texts]
+    return random.Random(0).sample(rows, num_rows)
 
 
-def child(method: str, model_dir: Path, num_pairs: int, steps: int, output: Path) -> None:
-    rows = make_rows(model_dir, num_pairs)
-    with tempfile.TemporaryDirectory() as directory:
-        run = run_trl if method == "trl" else run_ours
-        found = run(model_dir, rows, steps, Path(directory))
-    ends = found.pop("ends")
-    found["seconds"] = [b - a for a, b in itertools.pairwise(ends)]
-    found["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    output.write_text(json.dumps(found))
+def make_task(args: argparse.Namespace, model_dir: Path) -> dict[str, Any]:
+    """What the programs of all methods read. The last of its steps is the one that is profiled."""
+    steps = args.steps + 1
+    if args.sft:
+        cfg = recipe()
+        size = cfg.sft.global_batch_size
+        rows: list[Any] = sft_rows(model_dir, cfg, size * steps)
+        settings = {"learning_rate": cfg.sft.learning_rate, "max_length": cfg.sft.max_seq_length, "micro_batch_size": 4}
+    else:
+        rows, size, settings = dpo_rows(model_dir, args.num_pairs), args.num_pairs, DPO
+    return {
+        "algorithm": "sft" if args.sft else "dpo",
+        "model_dir": str(model_dir),
+        "rows": [asdict(row) for row in rows],
+        "batch_size": size,
+        "epochs": 1 if args.sft else steps,
+        "steps": steps,
+        **settings,
+    }
+
+
+def make_methods(args: argparse.Namespace) -> dict[str, Method]:
+    methods = {"nemo_srl": Method(sys.executable, "training_nemo_srl.py", ROOT)}
+    if args.against:
+        methods["earlier"] = Method(sys.executable, "training_nemo_srl.py", args.against.resolve())
+    if args.trl_python and not args.sft:
+        # Not resolved: a virtual environment is found by the name of its link to the interpreter.
+        python = str(args.trl_python.absolute())
+        methods["trl"] = Method(python, "training_trl.py")
+        methods["trl, precomputed"] = Method(python, "training_trl.py", precompute=True)
+    return methods
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of the rounds of one method."""
+    seconds = [t for run in runs for t in run["seconds"][NUM_WARMUP_STEPS - 1 :]]
+    return {
+        "median_seconds": statistics.median(seconds),
+        "seconds": [run["seconds"] for run in runs],
+        "losses": runs[0]["losses"],
+        "same_losses_in_all_rounds": all(run["losses"] == runs[0]["losses"] for run in runs),
+        "peak_gb": max(run["peak_gb"] for run in runs),
+        "products": statistics.median(run["products"] for run in runs),
+        "attention": statistics.median(run["attention"] for run in runs),
+        "num_threads": runs[0]["num_threads"],
+    }
+
+
+def print_table(results: dict[str, dict[str, Any]]) -> None:
+    ours = results["nemo_srl"]
+    print(f"{'':17} s a step  speed of nemo_srl  peak GB  memory of nemo_srl  products  attention kernel  losses")
+    for name, r in results.items():
+        speed, memory = r["median_seconds"] / ours["median_seconds"], ours["peak_gb"] / r["peak_gb"]
+        losses = " ".join(f"{x:.4f}" for x in r["losses"])
+        print(
+            f"{name:17} {r['median_seconds']:8.2f}  {speed:16.2f}x  {r['peak_gb']:7.2f}  {memory:17.2f}x  "
+            f"{r['products']:8.0%}  {r['attention']:16.0%}  {losses}"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--num-pairs", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--sft", action="store_true", help="SFT instead of DPO")
+    parser.add_argument("--num-pairs", type=int, default=8, help="in a step of DPO")
+    parser.add_argument("--steps", type=int, default=6, help="in each round, without the one that is profiled")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--trl-python", type=Path, help="an interpreter that has TRL")
+    parser.add_argument("--against", type=Path, help="a checkout of an earlier version of this project")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--child", choices=("trl", "ours"), help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    model_dir = resolve(args.model, Path("~/.cache/nemo_srl").expanduser())
-    if args.child:
-        child(args.child, model_dir, args.num_pairs, args.steps, args.result)
-        return
-    results = {}
-    with tempfile.TemporaryDirectory() as directory:
-        for method in ("trl", "ours"):
-            result = Path(directory) / f"{method}.json"
-            command = [sys.executable, __file__, "--child", method, "--result", str(result), "--model", str(model_dir)]
-            command += ["--num-pairs", str(args.num_pairs), "--steps", str(args.steps)]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            results[method] = json.loads(result.read_text())
-    for name, r in results.items():
-        r["median_seconds"] = statistics.median(r["seconds"][NUM_WARMUP_STEPS - 1 :])
-        losses = " ".join(f"{x:.4f}" for x in r["losses"])
-        print(f"{name:5} {r['median_seconds']:.2f} s a step, peak {r['peak_gb']:.2f} GB, losses {losses}")
-    trl, ours = results["trl"], results["ours"]
-    speed, memory = trl["median_seconds"] / ours["median_seconds"], ours["peak_gb"] / trl["peak_gb"]
-    print(f"speed {speed:.2f} x TRL, memory {memory:.2f} of it")
+    methods = make_methods(args)
+    if len(methods) == 1:
+        parser.error("nothing to compare with: give --against, or --trl-python for DPO")
+    if args.steps <= NUM_WARMUP_STEPS:
+        parser.error(f"--steps: must be above {NUM_WARMUP_STEPS}, because these are not counted")
+    task = make_task(args, resolve(args.model, Path("~/.cache/nemo_srl").expanduser()))
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
+    for number in range(args.rounds):
+        for name, method in methods.items():
+            print(f"round {number + 1} of {args.rounds}: {name}", file=sys.stderr)
+            with tempfile.TemporaryDirectory() as directory:
+                runs[name].append(method.run(task, Path(directory)))
+    results = {name: summary(found) for name, found in runs.items()}
+    print_table(results)
     if args.output:
-        found = {"machine": platform.machine(), "cores": os.cpu_count(), "num_pairs": args.num_pairs, **results}
+        settings = {key: task[key] for key in ("algorithm", "batch_size", "micro_batch_size", "steps")}
+        found = {"machine": platform.machine(), "cores": os.cpu_count(), "rounds": args.rounds, **settings, **results}
         args.output.write_text(json.dumps(found, indent=2) + "\n")
 
 
