@@ -35,22 +35,10 @@ import torch
 from generation_candidates import CANDIDATES, Candidate, Setting
 from generation_replay import replay
 from generation_techniques import leave_one_out
-from generation_workloads import Measurement, Workload, make_workloads, measure, table
+from generation_workloads import Measurement, Workload, make_workloads, measure, table, without_end_tokens
 
 from nemo_srl.models import resolve, smollm2
 from nemo_srl.models.hf import read_spec
-
-
-def without_end_tokens(model_dir: Path, directory: Path) -> Path:
-    """The same model, configured with an end-of-sequence token that does not exist."""
-    directory.mkdir()
-    for path in model_dir.resolve().iterdir():
-        if path.name not in ("generation_config.json", "config.json"):
-            (directory / path.name).symlink_to(path)
-    config = json.loads((model_dir / "config.json").read_text())
-    config["eos_token_id"] = config["vocab_size"]
-    (directory / "config.json").write_text(json.dumps(config))
-    return directory
 
 
 def compare(candidates: Iterable[Candidate], setting: Setting, workloads: Sequence[Workload]) -> list[Measurement]:

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hf_generate
 import torch
 from generation_workloads import Workload
 from tqdm import tqdm
@@ -78,29 +79,11 @@ def transformers(setting: Setting, *, dtype: str) -> Iterator[Run]:
     yield partial(run_transformers, model, batch_size=setting.batch_size, end_tokens=setting.end_tokens)
 
 
-@torch.inference_mode()
 def run_transformers(model: Any, workload: Workload, *, batch_size: int, end_tokens: Sequence[int]) -> int:
-    """Batches of left-padded sequences, in the order of the workload."""
-    sequences = [prompt for prompt in workload.prompts for _ in range(workload.n)]
-    num_tokens = 0
-    for first in tqdm(range(0, len(sequences), batch_size), desc="transformers", leave=False, disable=None):
-        rows = sequences[first : first + batch_size]
-        longest = max(map(len, rows))
-        out = model.generate(
-            torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows]),
-            attention_mask=torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
-            max_new_tokens=workload.max_tokens,
-            do_sample=True,
-            temperature=TEMPERATURE,
-            top_p=TOP_P,
-            top_k=0,
-            eos_token_id=list(end_tokens) or None,
-            pad_token_id=0,
-        )[:, longest:].tolist()
-        for row in out:
-            ends = [i for i, token in enumerate(row) if token in end_tokens]
-            num_tokens += ends[0] + 1 if ends else len(row)
-    return num_tokens
+    return hf_generate.generate(
+        model, workload.prompts, n=workload.n, max_tokens=workload.max_tokens, batch_size=batch_size,
+        temperature=TEMPERATURE, top_p=TOP_P, end_tokens=end_tokens,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -71,6 +71,18 @@ def make_workloads(model_dir: Path, *, num_prompts: int, small: bool) -> list[Wo
     ]
 
 
+def without_end_tokens(model_dir: Path, directory: Path) -> Path:
+    """The same model, configured with an end-of-sequence token that does not exist."""
+    directory.mkdir()
+    for path in model_dir.resolve().iterdir():
+        if path.name not in ("generation_config.json", "config.json"):
+            (directory / path.name).symlink_to(path)
+    config = json.loads((model_dir / "config.json").read_text())
+    config["eos_token_id"] = config["vocab_size"]
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
 def measure(engine: str, workload: str, run: Callable[[], int]) -> Measurement:
     """Measure the time of `run`, which returns the number of useful tokens that it made."""
     wall, cpu = time.perf_counter(), time.process_time()

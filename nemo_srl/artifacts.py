@@ -8,8 +8,8 @@
         <part>.jsonl    a further table of some stages, such as the answers that an evaluation measured
         manifest.json   written last, by rename: without it the work is not finished
 
-The *identity* of an artifact is its stage, the settings that decide its result, and the digests of its inputs. An
-artifact with the same identity is kept. An artifact with another identity is refused, finished or not, and
+The *identity* of an artifact is its stage and its version, the settings that decide its result, and the digests of its
+inputs. An artifact with the same identity is kept. An artifact with another identity is refused, finished or not, and
 `StaleArtifactError` names each change. So old and new settings never mix. A setting that the directory does not know
 counts as its default (`Schema`), so an old run can continue after this package has got a new setting.
 """
@@ -133,7 +133,7 @@ class Artifact:
         if found == wanted:
             return
         values = [(k, found.get(k), wanted.get(k)) for k in sorted(found.keys() | wanted.keys())]
-        changes = [f"  {key}: {_short(old)} -> {_short(new)}" for key, old, new in values if old != new]
+        changes = [f"  {key}: {_short(old)} -> {_short(new)}{_why(key)}" for key, old, new in values if old != new]
         raise StaleArtifactError(
             f"{self.path} {verb} with other settings or inputs:\n" + "\n".join(changes) + "\n"
             "Nothing was changed. Use a new run_dir, or use the old settings, or delete this directory and those made "
@@ -155,6 +155,10 @@ class Artifact:
         identity = dict(self.identity)
         manifest = Manifest(stage, identity, digest, dict(metrics), seconds, peak_memory_bytes, dict(parts))
         write_atomic(self.path / MANIFEST, json.dumps(asdict(manifest), indent=2, sort_keys=True) + "\n")
+
+
+def _why(key: str) -> str:
+    return " (this package does it in another way now; see CHANGELOG.md)" if key.endswith("version") else ""
 
 
 def _short(value: object) -> str:

@@ -64,6 +64,11 @@ class ChatTemplate:
         """The text of the token that ends a response. `response_text` leaves it out."""
         return str(self._tokenizer.eos_token)
 
+    @property
+    def max_token_id(self) -> int:
+        """The highest id that the tokenizer can give."""
+        return int(max(self._tokenizer.get_vocab().values()))
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of rendered text. Adds no token, because the template has already written the first one."""
         return tuple(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -31,6 +31,10 @@ class StaleArtifactError(NemoSrlError):
     """An artifact in the run directory was made with other settings or inputs."""
 
 
+class DivergedError(NemoSrlError):
+    """A training whose loss or gradient is no longer a number."""
+
+
 class RunDirBusyError(NemoSrlError):
     """Another orchestrator works in the same run directory."""
 

@@ -15,19 +15,30 @@ from nemo_srl.models.arithmetic import flops_per_token, num_parameters
 from nemo_srl.models.spec import ModelSpec
 from nemo_srl.stages import LOOP, stage_named
 from nemo_srl.trainers import trainer_backend
-from nemo_srl.workload import Assumptions, Trained
+from nemo_srl.workload import Assumptions, Generated, Trained
 
 ENGINE_OVERHEAD_BYTES = 3e9
 """CUDA context, NCCL's buffers, workspaces and fragmentation of an engine."""
+ONE_GPU_ENGINE_OVERHEAD_BYTES = 2e9
+"""The same for the embedded engine: the CUDA context, what sampling needs of the whole batch's logits, CUDA graphs, and
+fragmentation. An assumption; it was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineMemory:
-    """Bytes on one GPU of an engine, and the tokens in its cache."""
+    """Bytes on one GPU of an engine, and the sequences that it has room for."""
 
     weights: float
     kv_cache: float
+    overhead: float
     num_cached_tokens: int
+    """Tokens in the cache of a replica."""
+    num_sequences: int
+    """Sequences at once per replica."""
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.kv_cache + self.overhead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +64,31 @@ def engine_size(cfg: Config) -> EngineSize:
     return engine_backend(cfg.engine).size(cfg.engine)
 
 
-def engine_memory(size: EngineSize, spec: ModelSpec, assumptions: Assumptions) -> EngineMemory:
-    """The memory of one GPU of a replica with bfloat16 weights."""
+def engine_memory(cfg: Config, spec: ModelSpec, assumptions: Assumptions) -> EngineMemory:
+    """The memory of one GPU of a replica with bfloat16 weights.
+
+    An engine with a `cache_fraction` serves as many sequences as have room. The embedded engine has a cache for all
+    sequences of a batch, each as long as the longest: a judge's prompt and its verdict. Beside it, the distinct prompts
+    of the batch have their keys and values once more while they are computed. Verdicts on one answer share a prompt.
+    """
+    size, a = engine_size(cfg), assumptions
     weights = 2 * num_parameters(spec) / size.gpus_per_replica
-    free = assumptions.gpu_memory_gb * 1e9 - weights - ENGINE_OVERHEAD_BYTES
-    cache = max(0.0, free * size.cache_fraction)
     # Keys and values, two bytes each. Tensor parallelism divides the groups, the pipeline divides the layers.
     per_token = 2 * 2 * spec.num_layers * spec.num_query_groups * spec.head_dim / size.gpus_per_replica
-    return EngineMemory(weights=weights, kv_cache=cache, num_cached_tokens=int(cache / per_token))
+    if num_sequences := size.max_batch_size:
+        prompt = a.mean_rubric_tokens + a.mean_prompt_tokens + cfg.candidates.max_tokens
+        num_prompts = num_sequences / cfg.judge.num_judgements
+        num_tokens = int(num_sequences * (prompt + cfg.judge.max_tokens) + num_prompts * prompt)
+        overhead = ONE_GPU_ENGINE_OVERHEAD_BYTES
+    else:
+        overhead = ENGINE_OVERHEAD_BYTES
+        free = a.gpu_memory_gb * 1e9 - weights - overhead
+        num_tokens = int(max(0.0, free * size.cache_fraction) / per_token)
+        num_sequences = int(num_tokens / (a.mean_rubric_tokens + a.mean_response_tokens))
+    return EngineMemory(
+        weights=weights, kv_cache=num_tokens * per_token, overhead=overhead, num_cached_tokens=num_tokens,
+        num_sequences=num_sequences,
+    )  # fmt: skip
 
 
 def training_hours(num_flops: float, *, num_gpus: int, tflops_per_gpu: float) -> float:
@@ -77,7 +105,7 @@ def stages(cfg: Config, spec: ModelSpec, assumptions: Assumptions) -> list[Stage
         if isinstance(work, Trained):
             made.append(_training(stage.name, times[stage.per], work, cfg, spec, assumptions))
         elif work is not None:
-            made.append(_generation(stage.name, times[stage.per], work.num_tokens, cfg, spec, assumptions))
+            made.append(_generation(stage.name, times[stage.per], work, cfg, spec, assumptions))
     return made
 
 
@@ -98,13 +126,19 @@ def _training(name: str, times: int, work: Trained, cfg: Config, spec: ModelSpec
     )  # fmt: skip
 
 
-def _generation(
-    name: str, times: int, num_tokens: float, cfg: Config, spec: ModelSpec, a: Assumptions
-) -> StageEstimate:
-    num_gpus = engine_size(cfg).num_gpus or 1
+def _generation(name: str, times: int, work: Generated, cfg: Config, spec: ModelSpec, a: Assumptions) -> StageEstimate:
+    size = engine_size(cfg)
+    num_gpus = size.num_gpus or 1
     rate = a.generation_tokens_per_second * 70e9 / num_parameters(spec) * num_gpus
-    hours = num_tokens / rate / 3600 + a.start_minutes / 60
+    hours = a.start_minutes / 60
+    if size.max_batch_size:
+        rate = min(rate, size.max_batch_size / 2 / a.decode_step_seconds)
+        # The rate of other engines includes the prompts.
+        flops = work.num_prompt_tokens * 2 * num_parameters(spec)
+        hours += training_hours(flops, num_gpus=num_gpus, tflops_per_gpu=a.peak_tflops * a.training_mfu)
+    hours += work.num_tokens / rate / 3600
     # A record takes about six bytes per token of its text.
     return StageEstimate(
-        name=name, times=times, num_tokens=num_tokens, num_gpus=num_gpus, hours=hours, disk_bytes=6 * num_tokens
-    )
+        name=name, times=times, num_tokens=work.num_tokens, num_gpus=num_gpus, hours=hours,
+        disk_bytes=6 * work.num_tokens,
+    )  # fmt: skip

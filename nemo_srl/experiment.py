@@ -113,12 +113,14 @@ class Experiment:
         chosen = _chosen(_flatten(asdict(self.cfg)), stage.settings)
         for section, settings, backend in self._backends(stage):
             chosen |= _flatten({name: getattr(settings, name) for name in ("name", *backend.decisive)}, f"{section}.")
+            if isinstance(backend, TrainerBackend):
+                chosen[f"{section}.version"] = backend.version
         digests = {f"input {name}": x.digest() for name, x in inputs.items()}
-        return {"stage": stage.name, "iteration": iteration, **chosen, **digests}
+        return {"stage": stage.name, "version": stage.version, "iteration": iteration, **chosen, **digests}
 
     def _schema(self, stage: Stage[Any]) -> Schema:
         """How an older run directory may differ: settings that it does not know, and old names."""
-        defaults = _chosen(_flatten(asdict(Config())), stage.settings)
+        defaults = {"version": 1, **_chosen(_flatten(asdict(Config())), stage.settings)}
         defaults |= _chosen(_flatten(asdict(self.cfg)), stage.added)
         renamed = {
             f"input {need.formerly}": f"input {name}"
@@ -128,7 +130,9 @@ class Experiment:
         for section, settings, backend in self._backends(stage):
             decisive = [f for f in fields(settings) if f.name in backend.decisive and f.default is not MISSING]
             defaults |= {f"{section}.{f.name}": f.default for f in decisive}
-            if isinstance(backend, EngineBackend):
+            if isinstance(backend, TrainerBackend):
+                defaults[f"{section}.version"] = 1
+            else:
                 renamed |= {f"{section}.{old}": f"{section}.{new}" for old, new in backend.formerly.items()}
         return Schema(defaults, renamed)
 

@@ -13,15 +13,17 @@ from nemo_srl import judging, pairing
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config, Role
 from nemo_srl.engines import engine_backend
-from nemo_srl.errors import DataError
+from nemo_srl.errors import DataError, ModelError
 from nemo_srl.models import hf
 from nemo_srl.models.hf import ModelSpec
 from nemo_srl.records import EFTExample
 from nemo_srl.trainers import trainer_backend
 
 
-def check(cfg: Config, model_dir: Path, held_out: Sequence[EFTExample]) -> None:
-    """Raise `ConfigError` or `DataError` for an error that would stop the run later.
+def check(
+    cfg: Config, model_dir: Path, held_out: Sequence[EFTExample], eft: Sequence[EFTExample] = (),
+) -> None:  # fmt: skip
+    """Raise `ConfigError`, `ModelError` or `DataError` for what would stop the run later, or teach a wrong lesson.
 
     Training rows are not checked: SFT is the first stage, and it drops and counts rows that are too long.
     """
@@ -33,6 +35,15 @@ def check(cfg: Config, model_dir: Path, held_out: Sequence[EFTExample]) -> None:
     reader = judging.reader(cfg.judge)
     reader.check(cfg.judge)
     chat = ChatTemplate(model_dir, chat_template=cfg.model.chat_template)
+    if chat.max_token_id >= spec.vocab_size:
+        raise ModelError(
+            f"{model_dir}: the tokenizer has ids up to {chat.max_token_id}, and config.json has vocab_size="
+            f"{spec.vocab_size}. A text with such a token would end the run. If tokens were added to the tokenizer: "
+            "model.resize_token_embeddings(len(tokenizer)), and save the model again."
+        )
+    for key, examples in (("eft_path", eft), ("eft_eval_path", held_out)):
+        for example in examples:
+            check_score(example, cfg.judge.max_score, f"data.{key}")
     for x in held_out:
         prompts = [("candidates", cfg.candidates, x.instruction), ("judge", cfg.judge, reader.lesson(x, cfg.judge)[0])]
         for section, sampling, text in prompts:
@@ -43,6 +54,16 @@ def check(cfg: Config, model_dir: Path, held_out: Sequence[EFTExample]) -> None:
                     f"{max_tokens} more may follow, but the model's context is {spec.max_position_embeddings} tokens. "
                     f"Shorten or remove the example, or lower {section}.max_tokens."
                 )
+
+
+def check_score(example: EFTExample, max_score: int, key: str) -> None:
+    """Raises `DataError` for a score that no verdict can have."""
+    if example.score > max_score:
+        raise DataError(
+            f"{key}: {example.key!r} has score={example.score}, and judge.max_score={max_score}. A verdict with more "
+            "points is not read. Correct the example or remove it, or set judge.max_score and a judge.rubric that "
+            "gives as many points."
+        )
 
 
 def check_shape(cfg: Config, spec: ModelSpec) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from nemo_srl.config.training import OptimConfig
-from nemo_srl.records import Completion
+from nemo_srl.records import Completion, FinishReason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +81,22 @@ class SFTRow:
 
 @dataclass(frozen=True, kw_only=True)
 class DPORow:
-    """Rendered text, as in `SFTRow`. `*_reward` are the judge's mean scores, which some losses (RPO) use."""
+    """Rendered text, as in `SFTRow`. `*_reward` are the judge's mean scores, which some losses (RPO) use.
+
+    `confidence` is the probability that `chosen` is the better response. The loss cdpo uses it.
+
+    A response that was cut off at `max_tokens` has the finish reason `length`. The trainer must not end it with an
+    end-of-sequence token, because the policy generated none.
+    """
 
     prompt: str
     chosen: str
     rejected: str
     chosen_reward: float
     rejected_reward: float
+    chosen_finish_reason: FinishReason = "stop"
+    rejected_finish_reason: FinishReason = "stop"
+    confidence: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,13 @@ import functools
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Strict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError, create_model
 
 from nemo_srl.errors import DataError
 
+Text = Annotated[str, StringConstraints(pattern=r"\S")]
+"""A text that is not blank."""
+Points = Annotated[int, Field(ge=0)]
 FinishReason = Literal["stop", "length"]
 Order = Literal["ab", "ba"]
 """Which of two models' answers stands first."""
@@ -37,8 +40,8 @@ class IFTExample:
     """Instruction fine-tuning seed, e.g. `{"instruction": "Name a prime.", "response": "7"}`."""
 
     example_id: str
-    instruction: str
-    response: str
+    instruction: Text
+    response: Text
     category: str = ""
 
     @property
@@ -51,10 +54,10 @@ class EFTExample:
     """Evaluation fine-tuning seed: an answer, and the verdict a good judge gives on it."""
 
     example_id: str
-    instruction: str
-    response: str
+    instruction: Text
+    response: Text
     justification: str
-    score: int
+    score: Points
     category: str = ""
 
     @property
@@ -193,7 +196,10 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class PreferencePair:
-    """One DPO example: `chosen` has the higher mean score of the two. The texts are never equal."""
+    """One DPO example: `chosen` has the higher mean score of the two. The texts are never equal.
+
+    A finish reason of `length` means that the answer was cut off at `max_tokens`. Older tables have none.
+    """
 
     prompt_id: str
     prompt: str
@@ -201,6 +207,8 @@ class PreferencePair:
     rejected: str
     chosen_score: float
     rejected_score: float
+    chosen_finish_reason: FinishReason = "stop"
+    rejected_finish_reason: FinishReason = "stop"
 
     @property
     def key(self) -> str:
@@ -263,4 +271,8 @@ def _fault(cls: type[Record], error: ValidationError) -> str:
     if not loc:
         return f"expected a JSON object with {list(kinds)}, found {type(value).__name__}"
     place = f"{loc[0]}{''.join(f'[{x!r}]' for x in loc[1:])}"
+    if faults[0]["type"] == "string_pattern_mismatch":
+        return f"{place}={value!r}: it is blank. Give it a text, or remove the row."
+    if faults[0]["type"] == "greater_than_equal":
+        return f"{place}={value!r}: it is below {faults[0]['ctx']['ge']}. Correct it, or remove the row."
     return f"{place}={value!r}: expected {kinds[str(loc[0])]} ({faults[0]['msg']}), found {type(value).__name__}"

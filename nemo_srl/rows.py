@@ -1,11 +1,13 @@
 """The one reader of row files: JSONL, a JSON array, Parquet, or a directory that `datasets.save_to_disk` wrote.
 
-JSONL and JSON may be compressed, with a name that ends in `.gz`. A JSON array is read whole; everything else is
-read row by row, so a file may be larger than memory.
+JSONL and JSON may be compressed by gzip, whatever the name, and may begin with the byte order mark of UTF-8 or UTF-16,
+as Windows writes it. JSON arrays and UTF-16 are read whole; everything else is read row by row, so a file may be larger
+than memory.
 """
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import zlib
@@ -45,13 +47,14 @@ def _numbered(rows: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     number, is_first = 0, True
     # Bytes, not text: a text file would also end a line at a lone carriage return.
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    with gzip.open(path) if path.suffix == ".gz" or _begins(path, b"\x1f\x8b") else path.open("rb") as file:
         try:
-            for number, line in enumerate(file, start=1):
+            lines = _utf8_lines(file, path)
+            for number, line in enumerate(lines, start=1):
                 if line.isspace():
                     continue
                 if is_first and line.lstrip().startswith(b"["):
-                    yield from _numbered(_parsed(line + file.read(), path, first_line=number))
+                    yield from _numbered(_parsed(line + b"".join(lines), path, first_line=number))
                     return
                 is_first = False
                 yield f"line {number}", _parsed(line.rstrip(), path, first_line=number)
@@ -59,13 +62,45 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
             raise DataError(f"{path}, after line {number}: damaged gzip file ({e}); fetch the file again") from e
 
 
+def _begins(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
+
+
+def _utf8_lines(file: Any, path: Path) -> Iterator[bytes]:
+    """The lines of an open file in UTF-8 and without a byte order mark."""
+    first = file.readline()
+    if first.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise DataError(f"{path}: this is a pointer of Git LFS, and not the data. `git lfs pull` fetches the data.")
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            yield from (first + file.read()).decode("utf-16").encode().splitlines(keepends=True)
+        except UnicodeError as e:
+            raise DataError(f"{path}: it begins as UTF-16, and is not ({e}); save the file as UTF-8") from e
+        return
+    if first:
+        yield first.removeprefix(codecs.BOM_UTF8)
+        yield from file
+
+
 def _parsed(text: bytes, path: Path, *, first_line: int) -> Any:
     """The JSON value in `text`, which begins in line `first_line` of the file."""
     try:
-        return json.loads(text.decode("utf-8"))
+        value = json.loads(text.decode("utf-8"))
+        if b"\\ud" in text or b"\\uD" in text:  # perhaps half of a pair, which cannot be written as text
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except UnicodeDecodeError as e:
         line = first_line + text[: e.start].count(b"\n")
-        raise DataError(f"{path}, line {line}: not UTF-8 ({e.reason}); save the file as UTF-8") from e
+        raise DataError(
+            f"{path}, line {line}: not UTF-8 ({e.reason}). It seems to be Latin-1 or Windows-1252. To convert it: "
+            f"iconv -f WINDOWS-1252 -t UTF-8 {path} > new.jsonl"
+        ) from e
+    except UnicodeEncodeError as e:
+        raise DataError(
+            f"{path}, line {first_line}: a text has half of a character, {e.object[e.start]!r}, such as half an emoji. "
+            "Remove it, or the row."
+        ) from e
     except json.JSONDecodeError as e:
         where = f"{path}, line {first_line + e.lineno - 1}"
         raise DataError(f"{where}: not JSON ({e.msg}, column {e.colno}); expected {_FORMATS}") from e

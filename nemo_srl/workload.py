@@ -9,16 +9,21 @@ from nemo_srl.config import OptimConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """Values that no formula gives. Each can be set on the command line of `recipes/plan.py`: `+assume.KEY=`."""
+    """Values that no formula gives. The section `assume` of a recipe has those that differ from these defaults, and
+    `++assume.KEY=` sets one on the command line of `recipes/plan.py`."""
 
     gpu_memory_gb: float = 80.0
     peak_tflops: float = 989.0
     """Dense bfloat16 TFLOP/s of one GPU (data sheet of the H100 SXM)."""
     training_mfu: float = 0.35
-    """Share of `peak_tflops` that model FLOPs reach if no pipeline stage waits. Megatron's best is 0.47."""
+    """Share of `peak_tflops` that model FLOPs reach if no pipeline stage waits. Megatron's best is 0.47. NeMo-Aligner's
+    DPO without Transformer Engine reached 0.40 (one H200, Llama-3.2-1B's shape, bf16-O2, 40,600 tokens/s)."""
     generation_tokens_per_second: float = 1000.0
     """Output tokens per second and GPU of a 70B model in bfloat16. A model of half the size writes twice as many. This
     is half of what TensorRT-LLM publishes for Llama-3.3-70B in FP8 (2,209 on H100, TP2, 1000 tokens in, 1000 out)."""
+    decode_step_seconds: float = 0.02
+    """The embedded engine on a GPU: seconds of a decoding step, however small the model is, with everything around it.
+    Batches are on average half as large as at their beginning. Not measured."""
     start_minutes: float = 15.0
     """Time to start a job: container, weights from shared storage, communicators, CUDA graphs."""
     step_overhead_seconds: float = 3.0
@@ -39,9 +44,10 @@ class Assumptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Generated:
-    """Tokens that an engine generates."""
+    """Tokens that an engine generates, and those that it reads: prompts that samples or verdicts share count once."""
 
     num_tokens: float
+    num_prompt_tokens: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +60,8 @@ class Trained:
     """Tokens of all sequences of a row."""
     num_sequences: int
     """Sequences of a row: 1, or 2 for a pair."""
-    num_forward_passes: int
-    """A training step costs as much as three forward passes. DPO's reference adds one."""
+    num_forward_passes: float
+    """A training step costs as much as three forward passes. DPO's reference adds one per row, once."""
 
 
 Work = Generated | Trained

@@ -41,7 +41,7 @@ def iterate(cfg: Config, exp: Experiment) -> dict[str, list[Metric]]:
     held_out = exp.source(cfg.data.eft_eval_path, EFTExample)
 
     m0 = exp.base_model()
-    preflight.check(cfg, m0.model_dir, held_out.read())
+    preflight.check(cfg, m0.model_dir, held_out.read(), seed_eft.read() if seed_eft else ())
     m = m1 = exp.run(sft.STAGE, 0, policy=m0, ift=ift, eft=seed_eft)
     evaluations = {
         "M0": exp.run(evaluation.STAGE, 0, policy=m0, eft_eval=held_out, directory="evaluation_m0"),

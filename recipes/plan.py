@@ -1,9 +1,9 @@
 """Estimates what a recipe needs, before it uses any GPU: memory, time and disk.
 
     python recipes/plan.py recipe=srl-llama2-70b-8n8g-tp8pp4
-    python recipes/plan.py recipe=srl-llama3.1-8b-1n8g-tp8 prompts.num_prompts=20000 +assume.training_mfu=0.3
+    python recipes/plan.py recipe=srl-llama3.1-8b-1n8g-tp8 prompts.num_prompts=20000 ++assume.training_mfu=0.3
 
-Every setting in conf/ can be given, and with `+assume.` every assumption that it prints. The model's weights are not
+Every setting in conf/ can be given, and with `++assume.` every assumption that it prints. The model's weights are not
 needed: recipes/shapes/ has the config.json of some models. Exit status 1 means that a setting cannot work or that the
 memory is too small. docs/plan.md has the formulas and their sources.
 """
@@ -16,11 +16,10 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import OmegaConf, open_dict
 
 from nemo_srl import cli, estimates, models, worker
 from nemo_srl.config import Config, OptimConfig, load
-from nemo_srl.errors import ModelError, NemoSrlError
+from nemo_srl.errors import ConfigError, ModelError, NemoSrlError
 from nemo_srl.models.arithmetic import num_parameters
 from nemo_srl.models.hf import read_shape
 from nemo_srl.models.spec import ModelSpec
@@ -37,21 +36,23 @@ def compose_config(overrides: list[str]) -> tuple[Config, Assumptions]:
     cli.register_schemas(overrides, schema=Config)
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         composed = compose("iterate", ["run_dir=runs/plan", *overrides])
-    with open_dict(composed):
-        assumed = OmegaConf.merge(OmegaConf.structured(Assumptions), composed.pop("assume", {}))
-    assumptions = OmegaConf.to_object(assumed)
-    assert isinstance(assumptions, Assumptions)
-    return load(composed, Config), assumptions
+    cfg = load(composed, Config)
+    known = {f.name for f in fields(Assumptions)}
+    if unknown := sorted(set(cfg.assume) - known):
+        names = ", ".join(sorted(known))
+        raise ConfigError(f"assume.{unknown[0]}={cfg.assume[unknown[0]]:g}: no such assumption. There are {names}.")
+    return cfg, Assumptions(**{key: type(getattr(Assumptions, key))(value) for key, value in cfg.assume.items()})
 
 
 def shape_of(model_path: str, cache_dir: str) -> ModelSpec:
     """The shape of the model, from its directory if it exists, else from recipes/shapes/."""
-    if (known := SHAPES / Path(model_path).name).is_dir() and not Path(model_path).is_dir():
+    shapes = {p.name.lower(): p for p in SHAPES.iterdir()}
+    if (known := shapes.get(Path(model_path).name.lower())) and not Path(model_path).is_dir():
         return read_shape(known)
     try:
         return read_shape(models.resolve(model_path, Path(cache_dir).expanduser()))
     except ModelError as e:
-        names = ", ".join(sorted(p.name for p in SHAPES.iterdir()))
+        names = ", ".join(sorted(p.name for p in shapes.values()))
         raise ModelError(
             f"{e}\nTo plan without the model, put its config.json into {SHAPES}/<name>/. It has {names}."
         ) from None
@@ -72,14 +73,18 @@ def memory_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> tuple[list[str
             f"{m.logits / 1e9:7.1f} {m.total / 1e9:7.1f}  of {a.gpu_memory_gb:g}"
             + ("" if m.total <= a.gpu_memory_gb * 1e9 else "  DOES NOT FIT")
         )
-    if (size := estimates.engine_size(cfg)).num_gpus:
-        e = estimates.engine_memory(size, spec, a)
-        sequences = int(e.num_cached_tokens / (a.mean_rubric_tokens + a.mean_response_tokens))
-        fits &= sequences >= 1
+    if m.host:
+        lines.append(
+            f"{'on the host':14} {m.host / 1e9:24.1f}  at least, for Adam's moments; when a checkpoint is written, more"
+        )
+    if estimates.engine_size(cfg).num_gpus:
+        e = estimates.engine_memory(cfg, spec, a)
+        engine_fits = e.num_sequences >= 1 and e.total <= a.gpu_memory_gb * 1e9
+        fits &= engine_fits
         lines.append(
             f"{'engine':14} {e.weights / 1e9:13.1f} weights, {e.kv_cache / 1e9:.1f} for keys and values: "
-            f"{e.num_cached_tokens:,} tokens, or {sequences} sequences at once per replica"
-            + ("" if sequences >= 1 else "  DOES NOT FIT")
+            f"{e.num_cached_tokens:,} tokens, or {e.num_sequences} sequences at once per replica; "
+            f"total {e.total / 1e9:.1f} of {a.gpu_memory_gb:g}" + ("" if engine_fits else "  DOES NOT FIT")
         )
     return lines, fits
 
@@ -106,6 +111,10 @@ def time_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> list[str]:
     return lines
 
 
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def main(overrides: list[str]) -> None:
     try:
         cfg, a = compose_config(overrides)
@@ -121,17 +130,22 @@ def main(overrides: list[str]) -> None:
         if f.name.endswith("_parallel_size")
     )
     print(f"model            {cfg.model.path}: {num_parameters(spec) / 1e9:.2f} billion parameters")
-    print(f"training         {t.world_size} GPUs = {sizes}{t.data_parallel_size} (data); all sizes fit the model")
+    gpus = counted(t.world_size, "GPU")
+    print(f"training         {gpus} = {sizes}{t.data_parallel_size} (data); all sizes fit the model")
     if (e := estimates.engine_size(cfg)).num_gpus:
-        replicas = f"{e.num_replicas} replicas of TP {e.tensor_parallel_size} x PP {e.pipeline_parallel_size}"
-        print(f"generation       {e.num_gpus} GPUs = {replicas}; nodes: {e.num_nodes}")
+        of = f"TP {e.tensor_parallel_size} x PP {e.pipeline_parallel_size}; nodes: {e.num_nodes}"
+        print(f"generation       {counted(e.num_gpus, 'GPU')} = {counted(e.num_replicas, 'replica')} of {of}")
     memory, fits = memory_table(cfg, spec, a)
     print(
-        "\n" + "\n".join(memory) + "\n\n" + "\n".join(time_table(cfg, spec, a)) + "\n\nassumed (set with +assume.KEY=)"
+        "\n" + "\n".join(memory) + "\n\n" + "\n".join(time_table(cfg, spec, a)) + "\n\nassumed (set with ++assume.KEY=)"
     )
     print("\n".join(f"  {key} = {value:g}" for key, value in asdict(a).items()))
     if not fits:
-        sys.exit("error: the memory is too small. Raise the parallel sizes, or lower max_seq_length.")
+        sys.exit(
+            "error: the memory is too small. For a training, raise the parallel sizes, lower max_seq_length or "
+            "trainer.micro_batch_size, or set trainer.optimizer_cpu_offload=true. For the embedded engine, lower "
+            "engine.max_batch_size."
+        )
 
 
 if __name__ == "__main__":

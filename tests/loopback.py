@@ -28,6 +28,15 @@ class Faults:
 
     error_500: int = 0
     error_429: int = 0
+    error_408: int = 0
+    error_409: int = 0
+    error_425: int = 0
+    error_in_200: int = 0
+    no_index: int = 0
+    parts: int = 0
+    """A chat's content is a list of text parts."""
+    end_turn: int = 0
+    """The finish reason of other servers."""
     hang: int = 0
     drop_choice: int = 0
     malformed: int = 0
@@ -140,9 +149,11 @@ class Loopback:
         with self._lock:
             if f.status:
                 return f.status, {"object": "error", "message": "no such thing here"}
-            for name, status in (("error_500", 500), ("error_429", 429)):
-                if f.take(name):
+            for status in (500, 429, 408, 409, 425):
+                if f.take(f"error_{status}"):
                     return status, {"message": "try again"}
+            if f.take("error_in_200"):
+                return 200, {"error": {"message": "overloaded"}}
             hang = f.take("hang")
             malformed, dropped, nameless = f.take("malformed"), f.take("drop_choice"), f.take("no_finish_reason")
         if hang:
@@ -164,10 +175,21 @@ class Loopback:
             del choices[-1]
         if nameless:
             choices[-1]["finish_reason"] = None
+        for choice in choices:
+            self._other_shapes(choice)
         if malformed:
             return 200, '{"choices": [{"index": 0, "te'
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         return 200, {"id": "x", "object": "text_completion", "model": "policy", "choices": choices, "usage": usage}
+
+    def _other_shapes(self, choice: dict[str, Any]) -> None:
+        if self.faults.take("no_index"):
+            del choice["index"]
+        if self.faults.take("parts") and "message" in choice:
+            text = choice["message"]["content"]
+            choice["message"]["content"] = [{"type": "text", "text": text[:2]}, {"type": "text", "text": text[2:]}]
+        if self.faults.take("end_turn") and choice["finish_reason"] == "stop":
+            choice["finish_reason"] = "end_turn"
 
     def _problem(self, body: dict[str, Any]) -> str:
         """What the validation of the real server, or its engine, would refuse. Empty if nothing."""

@@ -85,6 +85,8 @@ def test_chat_sends_the_text_as_the_users_turn() -> None:
     [
         Faults(error_500=3),
         Faults(error_429=3),
+        Faults(error_408=1, error_409=1, error_425=1),
+        Faults(error_in_200=2),
         Faults(malformed=2),
         Faults(drop_choice=3),
         Faults(no_finish_reason=3),
@@ -99,6 +101,17 @@ def test_what_goes_wrong_is_asked_for_again_until_all_is_there(faults: Faults, d
     with engine(Faults(**vars(faults)), dialect=dialect) as (found, _):
         seen = [c.key for completions in found.generate(asked, PARAMS) for c in completions]
     assert sorted(seen) == sorted(keys(asked))
+
+
+@pytest.mark.parametrize("shape", [Faults(no_index=12), Faults(parts=12), Faults(end_turn=12)], ids=str)
+@pytest.mark.parametrize("dialect", ["trtllm", "chat"])
+def test_other_servers_shapes_are_read_at_once(shape: Faults, dialect: str) -> None:
+    asked = requests(4)
+    with engine(Faults(**vars(shape)), dialect=dialect) as (found, loopback):
+        got = ask(found, asked)
+    assert got.keys() == keys(asked)
+    assert got["k1/02"].text.endswith("2 Score: 4")
+    assert len(loopback.requests) == 4, "nothing was asked twice"
 
 
 def test_only_missing_samples_are_asked_for_again_and_under_another_seed() -> None:

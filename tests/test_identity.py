@@ -19,11 +19,19 @@ from nemo_srl.config import Config
 from nemo_srl.errors import StaleArtifactError
 from nemo_srl.experiment import Experiment
 from nemo_srl.stages import Need, Stage, stage_named
+from nemo_srl.trainers import nemo_aligner
 from tests.support import composed
 
 OLD: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "run_of_e18f2b0.json").read_text())
+READS_VERDICTS = ("judgements", "evaluation", "anchor", "head_to_head", "eft")
+CHANGED = {
+    **dict.fromkeys(("sft", "policy", "refresh"), r" trainer\.version: 1 -> 2"),
+    **dict.fromkeys(("pairs", "prompts", *READS_VERDICTS), r" version: 1 -> 2"),
+}
+"""The stages that make something else now than in e18f2b0, and what is said of them."""
 SETTINGS = {
     "judge.rubric": "'Grade: {instruction} / {response} Score:'", "judge.max_tokens": 12, "judge.temperature": 1.0,
+    "judge.stop_at_score": True,  # the default of e18f2b0
     "engine.dtype": "float32", "trainer.precision": "32", "trainer.micro_batch_size": 1,
     "sft.learning_rate": 3e-3, "sft.min_learning_rate": 1e-3, "sft.max_epochs": 20, "sft.global_batch_size": 8,
     "sft.max_seq_length": 128, "sft.save_interval": 20,
@@ -87,21 +95,32 @@ class NoJobs:
         raise AssertionError(f"{job.name} was to be made again")
 
 
-@pytest.mark.parametrize("place", OLD)
-def test_a_run_of_an_older_version_counts_as_kept(tmp_path: Path, place: str) -> None:
+def run_again(place: str, tmp_path: Path) -> Any:
+    """The artifact that a new start finds in the place of an old one."""
     row, (iteration, directory) = OLD[place], place.removeprefix("iter_").split("/")
     old_run(tmp_path / "run")
     stage = stage_named(row["stage"])
     with Experiment(settings(tmp_path / "run")) as exp:
         exp._launcher = NoJobs()
         inputs = given(stage, row, tmp_path / "elsewhere")
-        kept = exp.run(stage, int(iteration), directory=directory, **inputs)
-    assert kept.digest() == row["digest"]
+        return exp.run(stage, int(iteration), directory=directory, **inputs)
+
+
+@pytest.mark.parametrize("place", [place for place in OLD if OLD[place]["stage"] not in CHANGED])
+def test_a_run_of_an_older_version_counts_as_kept(tmp_path: Path, place: str) -> None:
+    assert run_again(place, tmp_path).digest() == OLD[place]["digest"]
+
+
+@pytest.mark.parametrize("place", [place for place in OLD if OLD[place]["stage"] in CHANGED])
+def test_what_is_made_in_another_way_now_is_refused_and_never_mixed_with_the_old(tmp_path: Path, place: str) -> None:
+    with pytest.raises(StaleArtifactError, match=CHANGED[OLD[place]["stage"]] + r" \(.*CHANGELOG\.md") as e:
+        run_again(place, tmp_path)
+    assert str(e.value).count("->") == 1, "nothing else changed"
 
 
 def test_work_that_an_older_version_began_goes_on(tmp_path: Path) -> None:
     old_run(tmp_path / "run", finished=False)
-    row, stage = OLD["iter_01/judgements"], stage_named("judgements")
+    row, stage = OLD["iter_01/judgements"], replace(stage_named("judgements"), version=1)
     with Experiment(settings(tmp_path / "run")) as exp:
         exp._launcher = NoJobs()
         with pytest.raises(AssertionError, match="iter_01-judgements was to be made again"):
@@ -121,15 +140,18 @@ def test_a_changed_setting_is_refused_by_name_whether_the_old_version_knew_it_or
     old_run(tmp_path / "run")
     cfg = settings(tmp_path / "run")
     place = {"judge": "judgements", "pairs": "pairs"}[section]
-    stage, row = stage_named(place), OLD[f"iter_01/{place}"]
+    stage, row = replace(stage_named(place), version=1), OLD[f"iter_01/{place}"]
     setattr(cfg, section, replace(getattr(cfg, section), **changes))
     with Experiment(cfg) as exp, pytest.raises(StaleArtifactError, match=said) as e:
         exp.run(stage, 1, **given(stage, row, tmp_path / "elsewhere"))
     assert str(e.value).count("->") == 1, "nothing else changed"
 
 
-def test_a_setting_that_joined_an_identity_later_does_not_refuse_an_older_version(tmp_path: Path) -> None:
+def test_a_setting_that_joined_an_identity_later_does_not_refuse_an_older_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`judge.mode` existed in e18f2b0, but the identity of `sft` did not have it."""
+    monkeypatch.setattr(nemo_aligner, "BACKEND", replace(nemo_aligner.BACKEND, version=1))
     old_run(tmp_path / "run")
     cfg = settings(tmp_path / "run")
     stage, row = stage_named("sft"), OLD["iter_00/sft"]

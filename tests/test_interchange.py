@@ -15,7 +15,7 @@ import torch
 
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.cli import read_options
-from nemo_srl.data.interchange import FORMATS, write_pairs
+from nemo_srl.data.interchange import FORMATS, nemo_aligner_row, write_pairs
 from nemo_srl.errors import ConfigError, DataError, ModelError
 from nemo_srl.protocols import DPORow
 from nemo_srl.records import PreferencePair
@@ -77,6 +77,11 @@ def test_nemo_aligner_gets_rendered_text_that_ends_its_turn(exported: Path) -> N
     }
 
 
+def test_an_answer_that_was_cut_off_does_not_end_its_turn() -> None:
+    row = nemo_aligner_row(replace(PAIR, rejected_finish_reason="length"), Chat())
+    assert (row["chosen_response"], row["rejected_response"]) == (" 7<e>", f" {HOSTILE[0]}")
+
+
 def test_nemo_rl_gets_messages_of_which_rank_0_is_preferred(exported: Path) -> None:
     assert rows(exported / "nemo_rl.jsonl")[1] == {
         "context": [{"role": "user", "content": PAIR.prompt}],
@@ -112,6 +117,7 @@ def test_nemo_aligner_makes_of_its_rows_what_our_trainer_feeds_it(tmp_path: Path
     model = make_model(tmp_path / "model", ["Name a prime.", "7"])
     chat = ChatTemplate(model)
     pairs = [PAIR, *(replace(PAIR, prompt_id=f"p{i}", chosen=text, rejected="No.") for i, text in enumerate(HOSTILE))]
+    pairs.append(replace(PAIR, prompt_id="cut", rejected_finish_reason="length"))
     write_pairs([(1, p) for p in pairs], tmp_path, formats=["nemo_aligner"], chat=chat)
     output = tmp_path / "items.json"
     command = [sys.executable, "-m", "tests.nemo_aligner_rows", str(model), str(tmp_path / "nemo_aligner.jsonl")]
@@ -121,6 +127,7 @@ def test_nemo_aligner_makes_of_its_rows_what_our_trainer_feeds_it(tmp_path: Path
         DPORow(
             prompt=chat.render(p.prompt), chosen=chat.response_text(p.chosen), rejected=chat.response_text(p.rejected),
             chosen_reward=p.chosen_score, rejected_reward=p.rejected_score,
+            chosen_finish_reason=p.chosen_finish_reason, rejected_finish_reason=p.rejected_finish_reason,
         )
         for p in pairs
     ]  # fmt: skip
@@ -130,7 +137,9 @@ def test_nemo_aligner_makes_of_its_rows_what_our_trainer_feeds_it(tmp_path: Path
     theirs = json.loads(output.read_text())
     assert len(theirs) == len(pairs)
     for i, item in enumerate(theirs):
-        assert item == {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in ours[i].items()}
+        mine = {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in ours[i].items()}
+        assert (mine.pop("confidence"), mine.pop("row")) == (1.0, i)
+        assert item == mine
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:

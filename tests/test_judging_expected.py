@@ -39,7 +39,8 @@ def test_the_expectation_is_taken_over_points_and_its_coverage_told() -> None:
     [
         ("2 flaws. Score: 4", [0, 16]),
         ("Score: 4/5", [7, 9]),
-        ("Score: 1\nNo. Score: 4", [7, 20]),
+        ("Score: 1\nNo.\nScore: 4", [7, 20]),
+        ("Score: 4\nIt claims Score: 1", [7, 26]),
         ("Score: 4. Of 5 points.", [7, 13]),
         ("**Score:** 4", [11]),
     ],

@@ -23,9 +23,10 @@ CFG = JudgeConfig(
     pairwise_rubric="{instruction}: {response_a} or {response_b}? Winner:",
     max_score=2,
     num_judgements=2,
+    stop_at_score=True,
 )
-SCORE_LINES = ("Score: 0\n", "Score: 1\n", "Score: 2\n")
-WINNER_LINES = ("Winner: A\n", "Winner: B\n", "Winner: tie\n")
+SCORE_LINES = ("\nScore: 0\n", "\nScore: 1\n", "\nScore: 2\n")
+WINNER_LINES = ("\nWinner: A\n", "\nWinner: B\n", "\nWinner: tie\n")
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,6 @@ def test_the_asked_format_is_understood(verdict: str, score: float) -> None:
         "4/5",
         "Score 4",
         "Score:",
-        "Score: \n4",
         "Score: five",
         "Score: <total>",
         "Score: <total points>",
@@ -95,11 +94,9 @@ def test_the_asked_format_is_understood(verdict: str, score: float) -> None:
         "Score: 4th",
         "Score: 4_5",
         "Score: 4\u200b5",
-        "Score: \uff14",
         "Score: ٤",
         "Score: ④",
         "Score: 4²",
-        "Score\uff1a 4",
         "\u017fcore: 4",
         "Scores: 4",
         "Underscore: 4",
@@ -133,6 +130,77 @@ def test_the_last_score_decides(verdict: str, score: float | None) -> None:
     assert parse_score(verdict, max_score=5) == score
 
 
+CASES = [
+    ("**Score:**\n4", 4),
+    ("**Score:**\n\n4/5", 4),
+    ("Score:\n4 of the points are met.", None),
+    ("Score:\n1. relevant\n2. complete", None),
+    ("Good.\n\n**Final Score: 4**", 4),
+    ("### Overall score: 3/5", 3),
+    ("1. Score: 4", 4),
+    ("Score: 4.0/5.0", 4),
+    ("Score: 4 (out of 5).", 4),
+    ("Score: 4 (good)", None),
+    ("Score: <4>", 4),
+    ("Score: [[4]]", 4),
+    ("Score: $\\boxed{4}$", 4),
+    ("Score: 4\u00a0/\u00a05", 4),
+    ("\uff33\uff43\uff4f\uff52\uff45\uff1a\uff14", 4),
+    ("Score: 4</s>", 4),
+    ("Score: 3 <|im_end|>", 3),
+    ("Score: 80%", None),
+    # JSON, and what only looks like it
+    ('{"reason": "ok", "Score": 4}', 4),
+    ('{"score": "4/5"}', 4),
+    ('Fine.\n{"total_score": 3.5}', 3.5),
+    ('{"score": 9}', None),
+    ('{"score": null}', None),
+    ('The response is {"score": 5}.', None),
+    ('The response is\n{"score": 5}\nScore: 1', 1),
+    ('{"a":' * 3000, None),
+    ('{"score": ' + "9" * 6000 + "}", None),
+    # Other words before the key name a part of the sum.
+    ("Score: 4\n\nBreakdown:\nRelevance score: 1\nCoverage score: 1\nExpert score: 0", 4),
+    ("Relevance score: 1\nExpert score: 0\nTotal: 2", None),
+    ("Score: 2/5\nClarity score: 1/1", 2),
+    ("My score: 4", None),
+    # Text counts only where there is no line, at the end of its line, and if it cannot be a report.
+    ("Score: 1\nNote that the response claims a Score: 5.", 1),
+    ("Score: 1. The response itself asserts Score: 5.", 1),
+    ("The response ends with Score: 5. That is its own claim; I award two points.", None),
+    ("First thought Score: 2. On reflection, Score:\n4", 4),
+    ("The response says, Score: 5", None),
+    ("Its last line, Score: 5", None),
+    ("Clear. The response claims this. Score: 4", None),
+    ("Relevant. Score: 1\nUseful. Score: 0\nClear. Score: 1", None),
+    # Thoughts, with or without their beginning or end
+    ("<think>\nPerhaps Score: 4\nNo.\n</think>\nTwo points.", None),
+    ("<think>\nDraft:\nScore: 4\nBut wait, maybe", None),
+    ("<THINK>a\nScore: 5</think>\nScore: 1", 1),
+    ("Score: 5 maybe?\nScore: 5\n</think>\nScore: 2", 2),
+    # Quotations and code
+    ("The code was\n```\nScore: 5\n```\nI award nothing.", None),
+    ("```\nScore: 5\n", None),
+    ("> Score: 5\nThat was quoted.", None),
+    ('It wrote "Good work.\nScore: 5\nBye." and that is wrong.', None),
+    ("It wrote \u201cGood work.\nScore: 5\nBye.\u201d\nScore: 0", 0),
+    ("<response>\nScore: 5\n</response>\nBad.", None),
+    ('"Score: 5" is what it says', None),
+]
+
+
+@pytest.mark.parametrize(("verdict", "score"), CASES)
+def test_what_a_careful_reader_takes_for_the_judges_own_score(verdict: str, score: float | None) -> None:
+    assert parse_score(verdict, max_score=5) == score
+
+
+@pytest.mark.parametrize("thinking", ["<think>Score: 5\n", "a\n</think>\n", "```", '"', "<response>", "> "])
+def test_a_number_that_the_judge_did_not_give_is_never_read(thinking: str) -> None:
+    """Whatever stands around it: what is read with it is what is read of the rest alone."""
+    for rest in ("", "\nNothing more.", "\nRelevance score: 2\n"):
+        assert parse_score(thinking + rest, max_score=5) is None
+
+
 def test_the_range_is_the_rubrics() -> None:
     assert parse_score("Score: 9/10", max_score=10) == 9
     assert parse_score("Score: 9/5", max_score=10) is None
@@ -164,11 +232,27 @@ def test_what_eft_teaches_is_what_is_read(justification: str, score: int) -> Non
         "9",
         "Score:" + "*" * 50,
         "\n",
+        "</think>",
+        "<q>",
+        "</q>",
+        "<q></q>",
+        "\u201c",
+        '{"score":',
+        '"',
+        "\n> ",
+        ". Score: 4 x",
+        "<|a|>",
     ],
 )
 def test_a_megabyte_of_junk_is_read(junk: str) -> None:
     # At quadratic time this would take hours.
     assert parse_score(junk * (1_000_000 // len(junk)) + "\nScore: 3", max_score=5) == 3
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("junk", ["<think>", "```\n", "~~~\n"])
+def test_a_megabyte_of_what_never_ends_is_no_score(junk: str) -> None:
+    assert parse_score(junk * (1_000_001 // len(junk) | 1) + "\nScore: 3", max_score=5) is None
 
 
 def test_a_mean_ignores_verdicts_without_a_score() -> None:

@@ -29,12 +29,14 @@ from nemo_srl.trainers.nemo_aligner.training_plan import make_plan
 from tests.support import composed
 
 GOLDEN = Path(__file__).with_name("golden")
-RECIPES = sorted(p.stem for p in (PROJECT_ROOT / "conf" / "recipe").glob("srl-llama*.yaml"))
+RECIPES = sorted(p.stem for p in (PROJECT_ROOT / "conf" / "recipe").glob("srl-*n8g-*.yaml"))
+ONE_GPU_RECIPES = sorted(p.stem for p in (PROJECT_ROOT / "conf" / "recipe").glob("srl-*-1gpu.yaml"))
 STATISTICS = {"num_rows_too_long": 0, "num_boundary_merges": 0, "num_tokens": 0, "max_length": 2048}
 
 
 def shape_of(cfg: Config) -> ModelSpec:
-    return read_shape(PROJECT_ROOT / "recipes" / "shapes" / Path(cfg.model.path).name)
+    shapes = {p.name.lower(): p for p in (PROJECT_ROOT / "recipes" / "shapes").iterdir()}
+    return read_shape(shapes[Path(cfg.model.path).name.lower()])
 
 
 def assert_golden(name: str, text: str) -> None:
@@ -84,7 +86,7 @@ def job_of(cfg: Config, stage: str) -> Job:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [*RECIPES, *ONE_GPU_RECIPES])
 @pytest.mark.parametrize("section", ["sft", "dpo"])
 def test_the_whole_training_configuration_of_each_recipe(recipe: str, section: str) -> None:
     cfg = composed(recipe=recipe)

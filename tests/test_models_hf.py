@@ -162,3 +162,70 @@ def test_importing_the_package_is_cheap() -> None:
     code = "import sys, nemo_srl.models; print([m for m in ('torch', 'gguf', 'transformers') if m in sys.modules])"
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert output.strip() == "[]"
+
+
+TRANSFORMERS_5 = {
+    # What transformers 5.17.0 writes for rope_theta=500000 and Llama 3.1's scaling.
+    "rope_parameters": {
+        "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 32,
+        "rope_theta": 500000.0, "rope_type": "llama3",
+    },
+    "dtype": "bfloat16",
+}  # fmt: skip
+
+
+def rewrite(model_dir: Path, **values: object) -> None:
+    """Without what transformers 5 no longer writes."""
+    path = model_dir / "config.json"
+    config = json.loads(path.read_text())
+    for key in ("rope_theta", "rope_scaling", "torch_dtype"):
+        config.pop(key, None)
+    path.write_text(json.dumps(config | values))
+
+
+def test_the_rotary_embedding_of_transformers_5_is_read(model_dir: Path) -> None:
+    rewrite(model_dir, **TRANSFORMERS_5)
+    spec = read_spec(model_dir)
+    assert (spec.rope_theta, spec.rope_type, spec.torch_dtype) == (500000.0, "llama3", "bfloat16")
+    assert spec.rope_scaling is not None
+    assert spec.rope_scaling["original_max_position_embeddings"] == 32
+    rewrite(model_dir, rope_parameters={"rope_theta": 1234.0, "rope_type": "default"})
+    assert (read_spec(model_dir).rope_theta, read_spec(model_dir).rope_scaling) == (1234.0, None)
+
+
+def test_an_export_is_read_by_both_generations_of_transformers(model_dir: Path, tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    from nemo_srl.models.convert import hf_to_nemo, nemo_to_hf
+
+    rewrite(model_dir, **TRANSFORMERS_5)
+    hf_to_nemo(model_dir, tmp_path / "nemo", make_vocab_size_divisible_by=1, dtype=torch.float32)
+    nemo_to_hf(tmp_path / "nemo", tmp_path / "hf", template_hf_dir=model_dir)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["rope_parameters"] == TRANSFORMERS_5["rope_parameters"]
+    assert (config["dtype"], config["torch_dtype"]) == ("float32", "float32")
+    old = AutoConfig.from_pretrained(tmp_path / "hf")
+    assert (old.rope_theta, old.rope_scaling["rope_type"]) == (500000.0, "llama3")
+    assert read_spec(tmp_path / "hf").rope_theta == 500000.0
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor=0\.5 is not supported"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.25}}, r"partial_rotary_factor=0\.25"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "one set of values for all layers"),
+        ({"rope_theta": "high"}, "rope_theta='high' must be a positive number"),
+        ({"rope_theta": 0}, "rope_theta=0 must be a positive number"),
+        ({"rms_norm_eps": True}, "rms_norm_eps=True must be a positive number"),
+    ],
+)
+def test_what_would_make_another_model_is_refused(model_dir: Path, values: dict[str, object], reason: str) -> None:
+    rewrite(model_dir, **values)
+    with pytest.raises(ModelError, match=reason):
+        read_spec(model_dir)
+
+
+def test_nulls_are_defaults(model_dir: Path) -> None:
+    rewrite(model_dir, rope_theta=None, rms_norm_eps=None, rope_parameters=None, partial_rotary_factor=None)
+    assert (read_spec(model_dir).rope_theta, read_spec(model_dir).rms_norm_eps) == (10000.0, 1e-6)

@@ -141,7 +141,7 @@ def test_answers_are_left_out_one_by_one(tmp_path: Path) -> None:
         (b'{"message_tree_id": "a", ', "line 1: not JSON"),
         (gzip.compress(json.dumps(GOOD).encode() * 50)[:-20], "damaged"),
         (b"not gzip", "damaged"),
-        (gzip.compress(b"\xff\xfe\n"), "line 1: not UTF-8"),
+        (gzip.compress(b"\xff\xfe\n"), "begins as UTF-16, and is not"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from nemo_srl import preflight
-from nemo_srl.errors import ConfigError, DataError
+from nemo_srl.artifacts import read_jsonl
+from nemo_srl.errors import ConfigError, DataError, ModelError
 from nemo_srl.experiment import Experiment
 from nemo_srl.records import EFTExample
 from recipes import iterate as recipe
@@ -59,6 +63,9 @@ def test_settings_that_only_dpo_or_the_engine_would_notice_are_refused_at_once(
     ("override", "message"),
     [
         ("dpo.beta=-1", r"dpo\.beta=-1\.0: must be above 0"),
+        ("dpo.label_smoothing=0.5", r"dpo\.label_smoothing=0\.5: must be in \[0, 0\.5\)"),
+        ("dpo.rdpo_alpha=-1", r"dpo\.rdpo_alpha=-1\.0: must be at least 0"),
+        ("sft.adam_beta2=1", r"sft\.adam_beta2=1\.0: must be in \[0, 1\)"),
         ("candidates.num_samples=1", r"candidates\.num_samples=1: a pair needs at least 2"),
         ("candidates.top_p=0", r"candidates\.top_p=0\.0: must be in"),
         ("judge.rubric='no slots, Score:'", r"judge\.rubric=.*must hold \{instruction\} once"),
@@ -92,3 +99,43 @@ def test_a_model_that_is_missing_or_unsupported_is_refused_with_what_is_supporte
     cfg = replace(composed(f"model.path={tmp_path / 'gpt2'}"), run_dir=str(tmp_path / "run"))
     with pytest.raises(ValueError, match=r"GPT2LMHeadModel.*Supported is LlamaForCausalLM"):
         recipe.run(cfg)
+
+
+@pytest.mark.parametrize("key", ["eft_path", "eft_eval_path"])
+def test_a_score_that_no_verdict_can_have_is_refused_by_name(model_dir: Path, key: str) -> None:
+    good, bad = example("Red."), replace(example("Blue."), example_id="seven", score=7)
+    examples = {"eft_path": ([good], [bad]), "eft_eval_path": ([good, bad], [good])}[key]
+    with pytest.raises(DataError, match=rf"data\.{key}: 'seven' has score=7, and judge\.max_score=5.*Correct"):
+        preflight.check(composed(), model_dir, *examples)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("score", -3, "score=-3: it is below 0. Correct it, or remove the row."),
+        ("instruction", " \n", "instruction=' \\n': it is blank. Give it a text, or remove the row."),
+        ("response", "", "response='': it is blank."),
+    ],
+)
+def test_rows_that_would_teach_nothing_are_refused_by_line(
+    tmp_path: Path, field: str, value: object, reason: str
+) -> None:
+    path = tmp_path / "eft.jsonl"
+    rows = [asdict(replace(example("Red."), example_id=str(i))) for i in range(2)]
+    rows[1][field] = value
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError) as e:
+        read_jsonl(path, EFTExample)
+    assert str(e.value).startswith(f"{path}, line 2: {reason}")
+
+
+def test_tokens_above_the_embedding_are_refused(model_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_dir, tmp_path / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    config["vocab_size"] = len(tokenizer) - 1
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"ids up to \d+, and config\.json has vocab_size=.*resize_token_embeddings"):
+        preflight.check(composed(), tmp_path / "hf", [example("Red.")])

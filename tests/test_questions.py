@@ -75,3 +75,20 @@ def test_given_answers_must_be_complete(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(ALPACA_EVAL))
     with pytest.raises(DataError, match="no `output` for the instruction 'Other"):
         read_answers(tmp_path / "a.json", [Question(question_id="x", turns=["Other?"])])
+
+
+def test_the_input_of_a_question_belongs_to_it(tmp_path: Path) -> None:
+    rows = [{"instruction": "Translate.", "input": x, "output": y} for x, y in (("Hola", "Hello"), ("Adios", "Bye"))]
+    path = tmp_path / "questions.json"
+    path.write_text(json.dumps(rows))
+    questions = read_questions(path)
+    assert [q.turns for q in questions] == [["Translate.\n\nHola"], ["Translate.\n\nAdios"]]
+    assert [a.response for a in read_answers(path, questions)] == ["Hello", "Bye"]
+
+
+def test_one_id_for_two_questions_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    rows = [{"question_id": 1, "category": "x", "turns": [text]} for text in ("One?", "One?", "Two?")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"line 3: question_id='1' is that of another question, too \(.*line 1\)"):
+        read_questions(path)

@@ -67,7 +67,7 @@ PACKED = gzip.compress(b"".join(lines([{"i": i}]) for i in range(10_000)))
         ("a.json", b"[{}, 3]", "row 2: expected a JSON object .* found int"),
         ("a.json", b'{\n"data": []}', r"line 1: not JSON \(.*column 2\)"),
         ("a.json", b'\n[{},\n{"a" 1}]', r"line 3: not JSON \(Expecting ':' delimiter, column 6\)"),
-        ("a.jsonl", b'{}\n{"a": "\xe9"}', "line 2: not UTF-8 .*; save the file as UTF-8"),
+        ("a.jsonl", b'{}\n{"a": "\xe9"}', "line 2: not UTF-8 .*.*Latin-1.*iconv -f WINDOWS-1252 -t UTF-8"),
         ("a.json", b'[{},\n\n{"a": "\xe9"}]', "line 3: not UTF-8"),
         ("a.jsonl", b'{"a": ' + b"9" * 5000 + b"}", "line 1: JSON that cannot be read"),
         ("a.jsonl", b'{"a": ' + b"[" * 100_000, "line 1: JSON that cannot be read"),
@@ -88,3 +88,34 @@ def test_no_file_and_another_directory_are_refused(tmp_path: Path) -> None:
         next(read_rows(tmp_path / "x", what="things"))
     with pytest.raises(DataError, match=r"not a directory of datasets\.save_to_disk"):
         next(read_rows(tmp_path))
+
+
+OTHER_ROWS = [{"a": "caf\u00e9 \U0001f600"}, {"a": 2}]
+TEXT = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in OTHER_ROWS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf" + TEXT.encode(),
+        TEXT.replace("\n", "\r\n").encode("utf-16"),
+        TEXT.encode("utf-16-be").join([b"\xfe\xff", b""]),
+        gzip.compress(TEXT.encode()),
+        gzip.compress(b"\xef\xbb\xbf" + json.dumps(OTHER_ROWS).encode()),
+        ("\n\n" + json.dumps(OTHER_ROWS, indent=1)).encode("utf-16"),
+        json.dumps(OTHER_ROWS).encode(),
+    ],
+)
+def test_what_windows_and_others_write_is_read(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(content)
+    assert [row for _, row in read_rows(tmp_path / "a.jsonl")] == OTHER_ROWS
+
+
+def test_a_pointer_of_git_lfs_and_half_a_character_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    with pytest.raises(DataError, match=r"pointer of Git LFS.*git lfs pull"):
+        list(read_rows(path))
+    path.write_text('{"a": "\\ud83d\\ude00"}\n{"a": "ok \\ud83d done"}\n')
+    with pytest.raises(DataError, match=r"line 2: a text has half of a character, '\\ud83d'"):
+        list(read_rows(path))

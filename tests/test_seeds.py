@@ -99,3 +99,55 @@ def test_the_command_writes_seed_that_the_loop_reads(tmp_path: Path, capsys: pyt
     cli.run_program(prepare_seed.Options, prepare_seed.main, arguments)
     assert [x.response for x in read_jsonl(tmp_path / "ift.jsonl", IFTExample)] == ["0", "1", "2"]
     assert "2  left out: instruction seen before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("row", "turn"),
+    [
+        ({"instruction": "Name a prime.", "input": float("nan"), "output": "7"}, ("Name a prime.", "7")),
+        ({"instruction": "Name a prime.", "input": None, "output": 7}, ("Name a prime.", "7")),
+        ({"instruction": "Say hi.", "input": float("nan"), "output": float("nan")}, None),
+        (
+            {"messages": [{"role": "User", "content": "Say hi."}, {"role": "ASSISTANT", "content": "Hi."}]},
+            ("Say hi.", "Hi."),
+        ),
+        (
+            {"conversations": [{"role": "user", "content": "Say hi."}, {"role": "assistant", "content": "Hi."}]},
+            ("Say hi.", "Hi."),
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "Say "}, {"type": "text", "text": "hi."}]},
+                    {"role": "assistant", "content": [{"type": "text", "text": "Hi."}]},
+                ]
+            },
+            ("Say hi.", "Hi."),
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url", "image_url": "x"}]},
+                    {"role": "assistant", "content": "Hi."},
+                ]
+            },
+            None,
+        ),
+        ({"messages": [{"role": "developer", "content": "Be kind."}, {"role": "user", "content": "Hi."}]}, None),
+        ({"messages": [{"role": "user", "content": "A"}, {"role": "user", "content": "B"}]}, None),
+    ],
+)
+def test_usual_shapes_are_read_or_left_out(tmp_path: Path, row: dict[str, Any], turn: tuple[str, str] | None) -> None:
+    path, counts = tmp_path / "a.jsonl", Counter[str]()
+    path.write_text(json.dumps(row) + "\n" + json.dumps({"instruction": "Other", "output": "x"}) + "\n")
+    found = [(x.instruction, x.response) for x in read_seed(path, counts)]
+    assert found == ([turn] if turn else []) + [("Other", "x")]
+    assert sum(n for reason, n in counts.items() if reason.startswith("left out")) == (turn is None)
+
+
+@pytest.mark.parametrize("output", [["2", "3"], {"text": "Hi."}, True])
+def test_an_answer_that_is_no_text_is_refused_by_row(tmp_path: Path, output: object) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"instruction": "Name two.", "output": output}) + "\n")
+    with pytest.raises(DataError, match=r"line 1: `output` is .*Make it a text, or remove the row"):
+        read_seed(path, Counter())

@@ -65,6 +65,7 @@ def test_a_truncated_answer_may_be_rejected_but_is_never_chosen() -> None:
         (candidate(0, "cut", "length"), (5.0,)), (candidate(1, "good"), (4.0,)), (candidate(2, "bad", "length"), (1.0,))
     )
     assert (pairs[0].chosen, pairs[0].rejected) == ("good", "bad")
+    assert (pairs[0].chosen_finish_reason, pairs[0].rejected_finish_reason) == ("stop", "length")
 
 
 def test_the_margin_must_be_exceeded() -> None:

@@ -13,7 +13,7 @@ from nemo_srl.artifacts import BaseModel, SourceFile, Table, to_line
 from nemo_srl.config import Config, PromptsConfig
 from nemo_srl.data.prompt_filter import PromptFilter
 from nemo_srl.errors import ConfigError, DataError
-from nemo_srl.records import EFTExample, IFTExample, Prompt
+from nemo_srl.records import Completion, EFTExample, IFTExample, Prompt
 from nemo_srl.stages import prompts
 from tests import tiny
 from tests.loopback import Loopback, ids_of
@@ -101,17 +101,58 @@ def test_rounds_go_on_until_enough_survive_and_every_rejection_is_counted(tmp_pa
     earlier = Table(tmp_path / "earlier", {}, Prompt)
     earlier.write([Prompt(prompt_id="iter1-000000", text="List five rivers in South America.")])
     replies = [
-        f" {SEED}\n2. {HELD_OUT}\n3. List five rivers in South America.",
-        "Name three fruits that grow on trees.\n2. too",
+        f" {SEED}\n3. {HELD_OUT}\n4. List five rivers in South America.",
+        "Name three fruits that grow on trees.\n3. too",
         "Describe your favourite day of the week.",
     ]
     texts, metrics = run_stage(tmp_path, replies, 2, earlier)
     assert texts == ["Name three fruits that grow on trees.", "Describe your favourite day of the week."]
     assert metrics.pop("distinct_2") == 1
     assert 0.3 < metrics.pop("novelty") < 1
-    assert metrics == {"num_calls": 3, "num_kept": 2, "num_duplicate": 2, "num_contaminated": 1, "num_length": 1}
+    assert metrics == {"num_calls": 4, "num_kept": 2, "num_duplicate": 2, "num_contaminated": 1, "num_length": 2}
 
 
 def test_a_shortfall_names_what_dropped_most(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"only 0 new instructions passed the filters.*'length': 3"):
         run_stage(tmp_path, [], 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "tasks"),
+    [
+        (" Name a fish.\n10. Name a bird.\n11. Name", ["Name a fish.", "Name a bird.", "Name"]),
+        (" Name a fish.\n\n 10) Name a bird.", ["Name a fish.", "Name a bird."]),
+        ("9. Name a fish.\n10. Name a bird.", ["Name a fish.", "Name a bird."]),
+        ("Sure! Here are some more tasks:\n\n9. Name a fish.\n10. Name a bird.", ["Name a fish.", "Name a bird."]),
+        ("Of course!\n**9.** Name a fish.\n**10.** Name a bird.\n\nLet me know!", ["Name a fish.", "Name a bird."]),
+        ("**9. Name a fish.**\n**10. Name a bird.**\nI hope this helps!", ["Name a fish.", "Name a bird."]),
+        ("Here you go:\n1. Name a fish.\n2. Name a bird.", ["Name a fish.", "Name a bird."]),
+        ("- 9. Name a fish.\n- 10. Name **three** birds.", ["Name a fish.", "Name **three** birds."]),
+        ("### Task 9: Name a fish.\nTask 10: Name a bird.", ["Name a fish.", "Name a bird."]),
+        ("Name a fish.\nName a bird.", ["Name a fish.", "Name a bird."]),
+        ("10. \n", []),
+        ("", []),
+    ],
+)
+def test_tasks_are_the_numbered_lines_and_what_continues_the_list(text: str, tasks: list[str]) -> None:
+    completion = Completion(request_key="r", index=0, text=text, num_tokens=9, finish_reason="stop")
+    assert prompts.tasks_in(completion, first_number=9) == tasks
+
+
+def test_a_task_that_was_cut_off_is_left_out() -> None:
+    cut = Completion(request_key="r", index=0, text=" Name a fish.\n10. Nam", num_tokens=9, finish_reason="length")
+    assert prompts.tasks_in(cut, first_number=9) == ["Name a fish."]
+    assert prompts.tasks_in(replace(cut, text=" Name a fi"), first_number=9) == ["Name a fi"], "the filters judge it"
+
+
+def test_rounds_are_as_large_as_the_missing_prompts_need() -> None:
+    def size(num_prompts: int, **so_far: int) -> int:
+        return prompts.num_calls_of_round(num_prompts, **so_far)
+
+    assert size(5000, num_kept=0, num_calls=0) == 625
+    assert size(5000, num_kept=2500, num_calls=625) == 625, "four tasks a call"
+    assert size(24, num_kept=0, num_calls=0) == 8
+    assert size(24, num_kept=4, num_calls=8) == 40, "half a task a call, and at most twice the missing ones"
+    assert size(24, num_kept=1, num_calls=8) == 46
+    assert size(24, num_kept=0, num_calls=8) == 24
+    assert size(3, num_kept=0, num_calls=0) == 3

@@ -10,6 +10,7 @@ import torch
 from nemo_srl.config import DPOConfig
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.protocols import DPORow, SFTRow, TrainingTask
+from nemo_srl.records import FinishReason
 from nemo_srl.trainers import open_trainer
 from nemo_srl.trainers.nemo_aligner.batches import collate_dpo, collate_sft
 from nemo_srl.trainers.nemo_aligner.data import read_rows, tokenize_rows, write_rows
@@ -30,8 +31,8 @@ def encode(text: str) -> list[int]:
     return ids
 
 
-def dpo_row(prompt: str = "ab", chosen: str = "cd", rejected: str = "efg") -> DPORow:
-    return DPORow(prompt=prompt, chosen=chosen, rejected=rejected, chosen_reward=4.0, rejected_reward=1.0)
+def dpo_row(prompt: str = "ab", chosen: str = "cd", rejected: str = "efg", **more: FinishReason) -> DPORow:
+    return DPORow(prompt=prompt, chosen=chosen, rejected=rejected, chosen_reward=4.0, rejected_reward=1.0, **more)
 
 
 def test_responses_end_with_end_of_sequence() -> None:
@@ -40,7 +41,19 @@ def test_responses_end_with_end_of_sequence() -> None:
     (pair,), _ = tokenize_rows([dpo_row()], encode=encode, eos_token_id=EOS, max_seq_length=9)
     assert pair["chosen_ids"] == [*encode("cd"), EOS]
     assert pair["rejected_ids"] == [*encode("efg"), EOS]
-    assert (pair["chosen_reward"], pair["rejected_reward"]) == (4.0, 1.0)
+    assert (pair["chosen_reward"], pair["rejected_reward"], pair["confidence"]) == (4.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("cut", ["chosen", "rejected"])
+def test_a_response_that_was_cut_off_has_no_end(cut: str) -> None:
+    row = dpo_row(**{f"{cut}_finish_reason": "length"})  # type: ignore[arg-type]
+    (pair,), statistics = tokenize_rows([row], encode=encode, eos_token_id=EOS, max_seq_length=9)
+    assert pair["chosen_ids"] == encode("cd") + [EOS] * (cut == "rejected")
+    assert pair["rejected_ids"] == encode("efg") + [EOS] * (cut == "chosen")
+    assert statistics.num_tokens == (2 + 2) + (2 + 3) + 1
+    (item,) = collate_dpo([{"row": 0, **pair}], pad_id=EOS)
+    learnt = {side: [x for x in item[f"{side}_labels"].tolist() if x != -100] for side in ("chosen", "rejected")}
+    assert learnt == {"chosen": pair["chosen_ids"], "rejected": pair["rejected_ids"]}
 
 
 def test_rows_that_are_too_long_are_dropped_and_counted() -> None:
@@ -66,20 +79,27 @@ def test_an_empty_prompt_is_refused() -> None:
 
 
 def test_sft_loss_is_on_the_response_and_its_end_only() -> None:
-    rows = [{"prompt_ids": [5, 6, 7], "response_ids": [8, 2]}, {"prompt_ids": [5], "response_ids": [2]}]
+    rows = [
+        {"row": 0, "prompt_ids": [5, 6, 7], "response_ids": [8, 2]},
+        {"row": 1, "prompt_ids": [5], "response_ids": [2]},
+    ]
     batch = collate_sft(rows, pad_id=2, multiple=8)
     assert batch["tokens"].tolist() == [[5, 6, 7, 8, 2, 2, 2, 2], [5, 2, 2, 2, 2, 2, 2, 2]]
     learnt = [batch["labels"][i][batch["loss_mask"][i] == 1].tolist() for i in range(2)]
     assert learnt == [[8, 2], [2]]  # padding is the same token as the end, and is not learnt
+    assert batch["labels"].tolist() == [[-100, -100, 8, 2, *[-100] * 4], [2, *[-100] * 7]]
+    assert batch["length"].tolist() == [4, 1]
 
 
 def test_dpo_labels_are_the_responses() -> None:
     row = {
+        "row": 0,
         "prompt_ids": [5, 6],
         "chosen_ids": [8, 2],
         "rejected_ids": [9, 9, 9, 2],
         "chosen_reward": 4.0,
         "rejected_reward": 1.0,
+        "confidence": 0.8,
     }
     (item,) = collate_dpo([row], pad_id=2)
     assert item["chosen"].tolist() == [5, 6, 8, 2, 2]
@@ -87,13 +107,14 @@ def test_dpo_labels_are_the_responses() -> None:
     assert item["rejected"].tolist() == [5, 6, 9, 9, 9]
     assert item["rejected_labels"].tolist() == [-100, 9, 9, 9, 2]
     assert (item["chosen_length"], item["rejected_length"]) == (3, 5)
+    assert item["confidence"] == 0.8
     assert item["chosen"].dtype == torch.int64
 
 
 def test_written_rows_are_read_back(tmp_path: Path) -> None:
     rows = [{"prompt_ids": [1], "response_ids": [2]}]
     write_rows(rows, tmp_path / "rows.jsonl")
-    assert list(read_rows(tmp_path / "rows.jsonl")) == rows
+    assert list(read_rows(tmp_path / "rows.jsonl")) == [{"row": 0, **rows[0]}]
 
 
 @pytest.fixture(scope="module")

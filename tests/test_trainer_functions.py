@@ -117,21 +117,26 @@ def test_the_embedding_adds_its_gradient_to_the_buffer(dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize("length", [1, 3, 4, 11])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_causal_attention(length: int, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_causal_attention(length: int, groups: int, is_masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """One short block, one full one, and three of which the last one is short."""
     monkeypatch.setattr(attention, "BLOCK", 4)
-    heads, scale = 4, 0.3
+    heads, scale, visible = 4, 0.3, None
+    if is_masked:  # a token may miss any before it, and always sees itself
+        visible = (random(BATCH, 1, length, length, seed=2) > 0).tril() | torch.eye(length, dtype=torch.bool)
 
     def pytorchs(*inputs: torch.Tensor) -> torch.Tensor:
         q, k, v = (x.permute(1, 2, 0, 3) for x in inputs)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=visible, is_causal=not is_masked, scale=scale, enable_gqa=True
+        )
         return out.permute(2, 0, 1, 3).flatten(2)
 
     query = random(length, BATCH, heads, SIZE)
     # Keys and values are views of one tensor, as in a training.
     both = random(length, BATCH, groups, 2 * SIZE, seed=1)
     assert_same(
-        lambda q, x: attention.CausalAttention.apply(q, *x.chunk(2, dim=-1), scale),
+        lambda q, x: attention.CausalAttention.apply(q, *x.chunk(2, dim=-1), scale, visible),
         lambda q, x: pytorchs(q, *x.chunk(2, dim=-1)),
         query,
         both,

@@ -12,7 +12,7 @@ from nemo_srl.trainers.nemo_aligner.run import adopt_rank_environment
 
 def log(metrics: MetricsFile, *steps: int) -> None:
     for step in steps:
-        metrics.grad_norm = 2.0 * step
+        metrics.grad_norm, metrics.padding = 2.0 * step, 0.25
         metrics.log_metrics({"train/loss": 1.0 / step, "train/lr": 0.1}, step - 1)
 
 
@@ -25,11 +25,11 @@ def test_rewards_are_multiplied_by_beta() -> None:
     assert step_record({"loss": 0.5}, step=4, beta=None) == {"step": 4, "loss": 0.5}
 
 
-def test_steps_count_from_one_and_carry_the_gradient_norm(tmp_path: Path) -> None:
+def test_steps_count_from_one_and_carry_what_only_the_step_knows(tmp_path: Path) -> None:
     log(MetricsFile(tmp_path / "m", beta=None, first_step=0), 1, 2)
     assert read_metrics(tmp_path / "m") == [
-        {"step": 1, "loss": 1.0, "lr": 0.1, "grad_norm": 2.0},
-        {"step": 2, "loss": 0.5, "lr": 0.1, "grad_norm": 4.0},
+        {"step": 1, "loss": 1.0, "lr": 0.1, "grad_norm": 2.0, "padding": 0.25},
+        {"step": 2, "loss": 0.5, "lr": 0.1, "grad_norm": 4.0, "padding": 0.25},
     ]
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from nemo_srl.errors import ConfigError
 from nemo_srl.models.convert import nemo_to_hf
 from nemo_srl.models.distributed_checkpoint import CheckpointReader
 from nemo_srl.protocols import DPORow, SFTRow, TrainingTask
+from nemo_srl.trainers.nemo_aligner import losses
 from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 from nemo_srl.trainers.nemo_aligner.trainer import NemoAlignerTrainer, last_checkpoint
 from tests.tiny import make_model
@@ -37,8 +40,8 @@ QUESTIONS = ["Name a prime.", "Name a color, please.", "What is tall?", "Who sin
 GOOD = ["It is 7.", "Red.", "A tree is tall, and so is a tower.", "The nightingale."]
 BAD = ["It is 8, I am quite sure.", "Seven.", "No.", "Tuesday sings."]
 DPO_ROWS = [
-    DPORow(prompt=PROMPT.format(q), chosen=g, rejected=b, chosen_reward=4.0, rejected_reward=1.0)
-    for q, g, b in zip(QUESTIONS, GOOD, BAD, strict=True)
+    DPORow(prompt=PROMPT.format(q), chosen=g, rejected=b, chosen_reward=4.0, rejected_reward=1.0, confidence=c)
+    for q, g, b, c in zip(QUESTIONS, GOOD, BAD, (1.0, 0.9, 0.7, 0.6), strict=True)
 ]
 SFT_ROWS = [SFTRow(prompt=PROMPT.format(q), response=a) for q in QUESTIONS for a in (*GOOD[:1], *BAD[:1])]
 BETA = 0.3
@@ -123,9 +126,11 @@ class Training:
     algorithm: str
     optim: OptimConfig
     settings: NemoAlignerSettings
+    rows: int | None
+    """How many of the rows it trains on; None: all."""
 
     def prepare(self, model_dir: Path, work_dir: Path) -> None:
-        rows = SFT_ROWS if self.algorithm == "sft" else DPO_ROWS
+        rows = (SFT_ROWS if self.algorithm == "sft" else DPO_ROWS)[: self.rows]
         task = TrainingTask(algorithm=self.algorithm, model_dir=model_dir, rows=rows, optim=self.optim, seed=1234)
         NemoAlignerTrainer(self.settings).prepare(task, work_dir)
 
@@ -133,13 +138,15 @@ class Training:
         return dict(NemoAlignerTrainer(self.settings).export(work_dir, model_dir))
 
 
-def training(algorithm: str, preference_loss: str = "dpo", **trainer: Any) -> Training:
-    common = {"learning_rate": 1e-3, "min_learning_rate": 1e-4, "max_seq_length": 128, "gradient_clip_val": 0.0}
-    optim: OptimConfig = SFTConfig(global_batch_size=4, max_epochs=2, save_interval=1, **common)
-    if algorithm == "dpo":
-        dpo = {**common, "beta": BETA, "preference_loss": preference_loss}
-        optim = DPOConfig(global_batch_size=4, max_epochs=3, save_interval=1, **dpo)
-    return Training(algorithm, optim, NemoAlignerSettings(**{"precision": "32", **trainer}))
+def training(
+    algorithm: str, *, optim: dict[str, Any] | None = None, rows: int | None = None, **trainer: Any
+) -> Training:
+    """`optim` and `trainer` are settings that differ from the usual ones."""
+    usual = {"learning_rate": 1e-3, "min_learning_rate": 1e-4, "max_seq_length": 128, "gradient_clip_val": 0.0}
+    usual |= {"global_batch_size": 4, "save_interval": 1, "max_epochs": 2 if algorithm == "sft" else 3}
+    config = SFTConfig if algorithm == "sft" else partial(DPOConfig, beta=BETA)
+    settings = NemoAlignerSettings(**{"precision": "32", **trainer})
+    return Training(algorithm, config(**{**usual, **(optim or {})}), settings, rows)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +157,7 @@ def run_of(
     done: dict[str, Run] = {}
 
     def run(algorithm: str, **changes: Any) -> Run:
-        key = json.dumps([algorithm, changes])
+        key = json.dumps([algorithm, changes], sort_keys=True)
         if key not in done:
             base = tmp_path_factory.mktemp(algorithm)
             of, work_dir = training(algorithm, **changes), base / "work"
@@ -178,7 +185,7 @@ def killed(
             of.export(work_dir, base / "hf")
         (checkpoint,) = (work_dir / "nemo" / "checkpoints").glob("*-last")
         assert "step=1" in checkpoint.name
-        moments = read_first_moments(checkpoint)
+        moments = read_moments(checkpoint)
         nemo_to_hf(checkpoint, base / "after_step_1", template_hf_dir=model_dir)
         # As if it had been killed between writing this checkpoint and removing the one before.
         older = checkpoint.with_name(checkpoint.name.replace("step=1", "step=0"))
@@ -203,16 +210,16 @@ def killed_sft(killed: Callable[..., Killed]) -> Killed:
     return killed("sft")
 
 
-def read_first_moments(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Adam's `exp_avg` per parameter by NeMo's names; after one step it is (1 - beta1) x the gradient."""
-    prefix, reader = "optimizer.state.exp_avg.", CheckpointReader(checkpoint)
+def read_moments(checkpoint: Path, name: str = "exp_avg") -> dict[str, torch.Tensor]:
+    """Adam's `exp_avg` (after one step: (1 - beta1) x gradient) or `exp_avg_sq` per parameter, by NeMo's names."""
+    prefix, reader = f"optimizer.state.{name}.", CheckpointReader(checkpoint)
     moments = {}
     for key in reader.tensor_keys():
         if key.startswith(prefix):
-            shape, name = reader.shape(key), key.removeprefix(prefix)
+            shape, parameter = reader.shape(key), key.removeprefix(prefix)
             # They are stored flat, per part that tensor parallelism would cut.
             flat = reader.read(key, (0,) * len(shape), shape)
-            moments[name.removeprefix("model.")] = flat.reshape(reader.shape(name))
+            moments[parameter.removeprefix("model.")] = flat.reshape(reader.shape(parameter))
     return moments
 
 
@@ -261,17 +268,27 @@ class HuggingFace:
         return logps[len(prompt_ids) - 1 :]
 
     def dpo_loss(self) -> torch.Tensor:
+        return self.preference_loss("dpo", beta=BETA)
+
+    def preference_loss(self, name: str, **settings: float) -> torch.Tensor:
         """At the start, where policy and reference are the same model (but only one has gradients)."""
-        losses = []
-        for row in DPO_ROWS:
-            chosen, rejected = (self.response_logps(row.prompt, r).sum() for r in (row.chosen, row.rejected))
-            margin = (chosen - chosen.detach()) - (rejected - rejected.detach())
-            losses.append(-torch.nn.functional.logsigmoid(BETA * margin))
-        return torch.stack(losses).mean()
+        given: dict[str, Any] = {"confidence": torch.tensor([row.confidence for row in DPO_ROWS]), **settings}
+        for side in ("chosen", "rejected"):
+            logps = [self.response_logps(row.prompt, getattr(row, side)) for row in DPO_ROWS]
+            total = torch.stack([x.sum() for x in logps])
+            given |= {side: total - total.detach(), f"policy_{side}_logps": total}
+            given[f"{side}_lengths"] = torch.tensor([len(x) for x in logps])
+        loss = losses.find(name)
+        assert loss is not None
+        return loss(given).mean()
+
+    def chosen_nll(self) -> torch.Tensor:
+        """Iterative RPO's second term: for each pair the mean over the chosen response's tokens, then over pairs."""
+        return torch.stack([-self.response_logps(r.prompt, r.chosen).mean() for r in DPO_ROWS]).mean()
 
     def sft_loss(self) -> torch.Tensor:
-        """Mean per token of a row, then over rows: micro-batches of one row, which NeMo averages alike."""
-        return torch.stack([-self.response_logps(r.prompt, r.response).mean() for r in SFT_ROWS]).mean()
+        """Mean over all tokens of all rows."""
+        return -torch.cat([self.response_logps(r.prompt, r.response) for r in SFT_ROWS]).mean()
 
     def gradients(self) -> dict[str, torch.Tensor]:
         return nemo_layout({k: p.grad for k, p in self.model.named_parameters() if p.grad is not None})
@@ -302,6 +319,55 @@ def test_dpo_gradients_equal_those_of_transformers(killed_dpo: Killed, model_dir
     assert run.steps[0]["grad_norm"] == pytest.approx(norm(expected), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "layout"),
+    [
+        ("cdpo", {"beta": BETA, "label_smoothing": 0.1}, {"pipeline_model_parallel_size": 2}),
+        ("ipo", {"beta": BETA}, {}),
+        ("dpo_norm", {"beta": 5.0}, {"micro_batch_size": 2}),
+        ("rdpo", {"beta": BETA, "rdpo_alpha": 0.1}, {"micro_batch_size": 2, "devices": 2}),
+        ("simpo", {"beta": 2.0, "simpo_gamma": 1.0}, {"pipeline_model_parallel_size": 2}),
+    ],
+)
+def test_loss_and_gradient_norm_of_every_preference_loss_equal_those_of_transformers(
+    run_of: Callable[..., Run], model_dir: Path, name: str, settings: dict[str, float], layout: dict[str, Any]
+) -> None:
+    """In a pipeline, the last stage has the lengths and each row's own confidence, too."""
+    step = run_of("dpo", optim={"preference_loss": name, "max_epochs": 1, **settings}, **layout).steps[0]
+    reference = HuggingFace(model_dir)
+    loss = reference.preference_loss(name, **settings)
+    loss.backward()
+    assert step["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert step["grad_norm"] == pytest.approx(norm(reference.gradients()), rel=1e-4)
+
+
+def test_simpo_has_no_reference_and_logs_rewards_per_token(run_of: Callable[..., Run], model_dir: Path) -> None:
+    simpo = {"preference_loss": "simpo", "beta": 2.0, "simpo_gamma": 1.0, "max_epochs": 1}
+    run = run_of("dpo", optim=simpo, pipeline_model_parallel_size=2)
+    rewards = {}
+    with torch.no_grad():
+        for side in ("chosen", "rejected"):
+            logps = [HuggingFace(model_dir).response_logps(r.prompt, getattr(r, side)).mean() for r in DPO_ROWS]
+            rewards[side] = 2.0 * torch.stack(logps)
+    assert run.steps[0]["rewards_chosen"] == pytest.approx(rewards["chosen"].mean().item(), rel=1e-5)
+    assert run.steps[0]["rewards_rejected"] == pytest.approx(rewards["rejected"].mean().item(), rel=1e-5)
+    assert run.steps[0]["acc"] == (rewards["chosen"] > rewards["rejected"]).float().mean().item()
+
+
+@pytest.mark.parametrize("layout", [{}, {"micro_batch_size": 2, "devices": 2}], ids=["1", "2, DP=2"])
+def test_the_likelihood_of_the_chosen_response_is_averaged_over_its_tokens(
+    run_of: Callable[..., Run], model_dir: Path, layout: dict[str, Any]
+) -> None:
+    """Pang et al. 2024, arXiv 2404.19733, equation 1."""
+    step = run_of("dpo", optim={"sft_loss_weight": 0.5, "max_epochs": 1}, **layout).steps[0]
+    reference = HuggingFace(model_dir)
+    nll = reference.chosen_nll()
+    (reference.dpo_loss() + 0.5 * nll).backward()
+    assert step["sft_loss"] == pytest.approx(nll.item(), rel=1e-5)
+    assert step["loss"] == pytest.approx(math.log(2) + 0.5 * nll.item(), rel=1e-5)
+    assert step["grad_norm"] == pytest.approx(norm(reference.gradients()), rel=1e-4)
+
+
 def test_logged_rewards_are_beta_times_the_log_ratios(killed_dpo: Killed, model_dir: Path) -> None:
     """The second step, which sees all rows, recomputed in transformers from the checkpoint of the first."""
     logged = killed_dpo.run.steps[1]
@@ -326,7 +392,7 @@ def test_logged_rewards_are_beta_times_the_log_ratios(killed_dpo: Killed, model_
 
 def test_a_users_loss_trains_as_nemo_aligners_own(run_of: Callable[..., Run], killed: Callable[..., Killed]) -> None:
     """DPO's formula written by a user, in a training that was also killed and went on: the plan keeps the path."""
-    own, users = run_of("dpo"), killed("dpo", preference_loss="tests.user_losses:dpo").run
+    own, users = run_of("dpo"), killed("dpo", optim={"preference_loss": "tests.user_losses:dpo"}).run
     for key in ("loss", "preference_loss", "acc", "rewards_margin"):
         assert [step[key] for step in users.steps] == pytest.approx([step[key] for step in own.steps], rel=1e-4)
     assert max_difference(own.weights, users.weights) < 1e-4
@@ -334,8 +400,8 @@ def test_a_users_loss_trains_as_nemo_aligners_own(run_of: Callable[..., Run], ki
 
 
 def test_a_users_loss_gets_the_judges_scores(run_of: Callable[..., Run]) -> None:
-    own = run_of("dpo", preference_loss="rpo_sq")
-    users = run_of("dpo", preference_loss="tests.user_losses:rpo_sq", pipeline_model_parallel_size=2)
+    own = run_of("dpo", optim={"preference_loss": "rpo_sq"})
+    users = run_of("dpo", optim={"preference_loss": "tests.user_losses:rpo_sq"}, pipeline_model_parallel_size=2)
     assert own.steps[0]["loss"] == pytest.approx((4.0 - 1.0) ** 2)
     assert_same_training(own, users)
 
@@ -365,6 +431,17 @@ def test_two_data_parallel_ranks_train_the_same_model(run_of: Callable[..., Run]
     assert_same_training(run_of("dpo"), run_of("dpo", devices=2))
 
 
+def test_rows_of_unequal_length_in_a_micro_batch_change_nothing(run_of: Callable[..., Run]) -> None:
+    """Padding is counted, and rows of similar length stand together, so that there is less of it."""
+    one, two, all_rows = (run_of("dpo", micro_batch_size=size) for size in (1, 2, 4))
+    assert_same_training(one, two)
+    assert_same_training(one, all_rows)
+    padding = [run.summary["padding"] for run in (one, two, all_rows)]
+    assert padding[0] == 0 < padding[1] < padding[2] < 0.3
+    lengths = sorted(max(len(r.chosen), len(r.rejected)) for r in DPO_ROWS)
+    assert lengths[3] > 1.2 * lengths[0]
+
+
 def assert_same_training(alone: Run, parallel: Run) -> None:
     assert max_difference(alone.weights, parallel.weights) < 1e-4
     for key in ("loss", "grad_norm"):  # Adam hides a wrong gradient norm from the weights
@@ -383,6 +460,39 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert timeless[0] == timeless[1]
 
 
+def test_moments_in_the_hosts_memory_train_the_same_model(
+    run_of: Callable[..., Run], killed: Callable[..., Killed]
+) -> None:
+    """Also when the training was killed and went on from a checkpoint."""
+    offloaded, usual = (
+        killed("sft", precision="bf16-O2", optimizer_cpu_offload=True),
+        run_of("sft", precision="bf16-O2"),
+    )
+    assert norm(offloaded.first_moments) > 0
+    assert max_difference(usual.weights, offloaded.run.weights) == 0
+    timeless = [[{k: v for k, v in s.items() if k != "step_time"} for s in run.steps] for run in (usual, offloaded.run)]
+    assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "sft"])
+def test_a_training_that_diverges_ends_at_that_step_and_publishes_nothing(
+    launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path, algorithm: str
+) -> None:
+    of, work_dir = training(algorithm, devices=2 if algorithm == "dpo" else 1), tmp_path / "work"
+    of.optim.learning_rate = of.optim.min_learning_rate = 1e30
+    of.prepare(model_dir, work_dir)
+    assert launch(work_dir, num_ranks=of.settings.world_size) == [1] * of.settings.world_size
+    log = (work_dir / "log_0.txt").read_text()
+    # The loss may still be a number: the norms of the layers make one of weights that are far too large.
+    assert re.search(r"DivergedError: step 2: the loss is \S+ and the norm of the gradient is nan", log), log[-3000:]
+    lines = re.search(r"the lines ([\d, ]+) of .*train\.jsonl.*it was 1\.0e\+30.*delete", log)
+    assert lines is not None
+    assert len(lines[1].split(", ")) == 4
+    assert [step["step"] for step in steps_of(work_dir)] == [1]
+    with pytest.raises(ConfigError, match="nothing to export"):
+        of.export(work_dir, tmp_path / "hf")
+
+
 def test_asked_to_stop_saves_and_goes_on_later(
     run_of: Callable[..., Run], launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path
 ) -> None:
@@ -398,6 +508,76 @@ def test_asked_to_stop_saves_and_goes_on_later(
     of.export(tmp_path / "work", tmp_path / "hf")
     resumed = load_file(tmp_path / "hf" / "model.safetensors")
     assert max_difference(run_of("dpo", tensor_model_parallel_size=2).weights, resumed) < 1e-6
+
+
+def test_a_pair_as_two_sequences_trains_the_same_model(
+    run_of: Callable[..., Run], launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path
+) -> None:
+    """As on a GPU. On the CPU, a pair has its prompt once."""
+    of, work_dir = training("dpo", micro_batch_size=2), tmp_path / "work"
+    of.prepare(model_dir, work_dir)
+    assert launch(work_dir, share_prompts=0) == [0], (work_dir / "log_0.txt").read_text()[-3000:]
+    two = Run(work_dir, tmp_path / "hf", of.export(work_dir, tmp_path / "hf"))
+    one = run_of("dpo", micro_batch_size=2)
+    assert_same_training(one, two)
+    assert two.summary["padding"] > one.summary["padding"] > 0
+
+
+def test_megatrons_own_attention_leaves_out_the_other_response_too(run_of: Callable[..., Run]) -> None:
+    """It is used with dropout, here with one that drops nothing."""
+    assert_same_training(run_of("dpo"), run_of("dpo", optim={"attention_dropout": 1e-12}))
+
+
+def reference_files(work_dir: Path) -> list[Path]:
+    return sorted((work_dir / "reference").iterdir())
+
+
+def assert_reference_is_that_of_transformers(work_dir: Path, model_dir: Path) -> None:
+    chunks = [load_file(path) for path in reference_files(work_dir)]
+    model = HuggingFace(model_dir)
+    for side in ("chosen", "rejected"):
+        with torch.no_grad():
+            expected = torch.cat([model.response_logps(r.prompt, getattr(r, side)) for r in DPO_ROWS])
+        torch.testing.assert_close(torch.cat([chunk[side] for chunk in chunks]), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_reference_log_probabilities_are_computed_once(
+    run_of: Callable[..., Run], launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path
+) -> None:
+    """Two data-parallel ranks share the chunks. After a kill, only the damaged one is computed again."""
+    of, work_dir = training("dpo", devices=2), tmp_path / "work"
+    of.optim.save_interval = 100
+    of.prepare(model_dir, work_dir)
+    launch(work_dir, num_ranks=2, at_step=1, chunk_rows=3)
+    first, second = reference_files(work_dir)
+    assert_reference_is_that_of_transformers(work_dir, model_dir)
+    whole = second.read_bytes()
+    second.write_bytes(whole[:-4])
+    before = first.stat().st_mtime_ns
+    of.prepare(model_dir, work_dir)
+    assert launch(work_dir, num_ranks=2, chunk_rows=3) == [0, 0], (work_dir / "log_0.txt").read_text()[-3000:]
+    assert (first.stat().st_mtime_ns, second.read_bytes()) == (before, whole)
+    of.export(work_dir, tmp_path / "hf")
+    resumed = load_file(tmp_path / "hf" / "model.safetensors")
+    assert max_difference(run_of("dpo", devices=2).weights, resumed) < 1e-6
+
+
+def test_lost_reference_log_probabilities_are_an_error_after_the_first_step(
+    launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path
+) -> None:
+    """With dropout, which the reference does not have."""
+    of, work_dir = training("dpo"), tmp_path / "work"
+    of.optim.hidden_dropout = of.optim.attention_dropout = 0.1
+    of.prepare(model_dir, work_dir)
+    assert launch(work_dir, at_step=2) == [-signal.SIGKILL]
+    assert_reference_is_that_of_transformers(work_dir, model_dir)
+    reference_files(work_dir)[0].unlink()
+    of.prepare(model_dir, work_dir)
+    assert launch(work_dir) == [1]
+    assert "1 of 1 files with the reference's log-probabilities are missing" in (work_dir / "log_0.txt").read_text()
+    shutil.rmtree(work_dir)  # what the message says
+    of.prepare(model_dir, work_dir)
+    assert launch(work_dir) == [0]
 
 
 def test_a_rank_lost_at_the_end_of_a_save_leaves_the_previous_checkpoint(
@@ -458,17 +638,46 @@ def untied_with_scaled_rope(directory: Path) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("kind", ["tied, TP=2", "untied, llama3 rope, odd vocabulary, PP=2"])
-def test_sft_loss_and_gradient_norm_equal_those_of_transformers(
-    launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path, kind: str
+ALL_ROWS = {"global_batch_size": len(SFT_ROWS), "max_epochs": 1}
+"""One batch of all rows, so that the order in which NeMo draws them does not matter."""
+
+
+@pytest.fixture(scope="module")
+def sft_step_in_transformers(model_dir: Path) -> tuple[float, float]:
+    """Loss and gradient norm of `ALL_ROWS`."""
+    reference = HuggingFace(model_dir)
+    loss = reference.sft_loss()
+    loss.backward()
+    return loss.item(), norm(reference.gradients())
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {},
+        {"micro_batch_size": 2},
+        {"micro_batch_size": 4},
+        {"micro_batch_size": 2, "devices": 2},
+        {"micro_batch_size": 2, "pipeline_model_parallel_size": 2},
+        {"micro_batch_size": 4, "tensor_model_parallel_size": 2, "sequence_parallel": True},
+    ],
+    ids=["1", "2", "4", "2, DP=2", "2, PP=2", "4, TP=2+SP"],
+)
+def test_every_token_of_a_global_batch_counts_alike_whatever_the_micro_batches(
+    run_of: Callable[..., Run], sft_step_in_transformers: tuple[float, float], layout: dict[str, Any]
 ) -> None:
-    """One batch of all rows, so that the order in which NeMo draws them does not matter."""
-    if kind.startswith("tied"):
-        of = training("sft", tensor_model_parallel_size=2)
-    else:
-        of = training("sft", pipeline_model_parallel_size=2)
-        model_dir = untied_with_scaled_rope(tmp_path / "model")
-    of.optim.global_batch_size, of.optim.max_epochs = len(SFT_ROWS), 1
+    (step,) = run_of("sft", optim=ALL_ROWS, **layout).steps
+    loss, grad_norm = sft_step_in_transformers
+    assert step["loss"] == pytest.approx(loss, rel=1e-5)
+    assert step["grad_norm"] == pytest.approx(grad_norm, rel=1e-4)
+
+
+def test_sft_of_another_llama_in_a_pipeline_equals_transformers(
+    launch: Callable[..., list[int]], tmp_path: Path
+) -> None:
+    """Untied embeddings, Llama 3's rotary scaling, and a vocabulary that 128 does not divide."""
+    model_dir = untied_with_scaled_rope(tmp_path / "model")
+    of = training("sft", optim=ALL_ROWS, pipeline_model_parallel_size=2)
     of.prepare(model_dir, tmp_path / "work")
     assert launch(tmp_path / "work", num_ranks=2) == [0, 0]
     (step,) = steps_of(tmp_path / "work")
@@ -486,10 +695,32 @@ def test_dropout_changes_the_training(
     of.optim.hidden_dropout = of.optim.attention_dropout = 0.1
     of.prepare(model_dir, tmp_path / "work")
     assert launch(tmp_path / "work") == [0]
-    losses = [step["loss"] for step in steps_of(tmp_path / "work")]
+    with_dropout = [step["loss"] for step in steps_of(tmp_path / "work")]
     plain = [step["loss"] for step in run_of("sft").steps]
-    assert losses != plain
-    assert losses == pytest.approx(plain, rel=0.2)
+    assert with_dropout != plain
+    assert with_dropout == pytest.approx(plain, rel=0.2)
+
+
+def test_the_reference_is_computed_without_dropout(run_of: Callable[..., Run], model_dir: Path) -> None:
+    """With one pair the logged values give it: log pi from `sft_loss`, log pi - log pi_ref from `rewards_chosen`."""
+    dropout = {"hidden_dropout": 0.2, "attention_dropout": 0.2}
+    first = run_of("dpo", rows=1, optim={"global_batch_size": 1, "sft_loss_weight": 1.0, **dropout}).steps[0]
+    with torch.no_grad():
+        logps = HuggingFace(model_dir).response_logps(DPO_ROWS[0].prompt, DPO_ROWS[0].chosen)
+    assert first["sft_loss"] != pytest.approx(-logps.mean().item(), rel=1e-3), "the policy has dropout"
+    reference = -first["sft_loss"] * len(logps) - first["rewards_chosen"] / BETA
+    assert reference == pytest.approx(logps.sum().item(), abs=1e-3)
+
+
+def test_adam_has_the_betas_that_were_set(launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path) -> None:
+    of = training("dpo", optim={"max_epochs": 1, "adam_beta1": 0.7, "adam_beta2": 0.6})
+    of.prepare(model_dir, tmp_path / "work")
+    assert launch(tmp_path / "work") == [0]
+    first, second = (read_moments(last_checkpoint(tmp_path / "work"), name) for name in ("exp_avg", "exp_avg_sq"))
+    gradients = {name: moment / (1 - 0.7) for name, moment in first.items()}
+    assert norm(gradients) == pytest.approx(steps_of(tmp_path / "work")[0]["grad_norm"], rel=1e-5)
+    squares = {name: gradient.square() * (1 - 0.6) for name, gradient in gradients.items()}
+    assert max_difference(second, squares) < 1e-5 * max(float(s.max()) for s in squares.values())
 
 
 def test_checkpoints_hold_parameters_and_optimizer_state_and_little_else(

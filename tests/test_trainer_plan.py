@@ -163,6 +163,11 @@ def test_precisions() -> None:
     assert {p: m["precision"] for p, m in models.items()} == {"bf16": "bf16", "bf16-O2": "bf16", "32": "32"}
 
 
+def test_where_adams_moments_stay_is_in_the_plan_only_if_it_is_not_usual() -> None:
+    usual, offloaded = plan()["model"]["optim"], plan(optimizer_cpu_offload=True)["model"]["optim"]
+    assert offloaded == {**usual, "optimizer_cpu_offload": True}
+
+
 def test_linear_and_no_rope_scaling() -> None:
     linear = dataclasses.replace(SPEC, rope_scaling={"type": "linear", "factor": 2.0})
     assert plan(spec=linear)["model"]["seq_len_interpolation_factor"] == 2.0
@@ -184,10 +189,11 @@ def test_linear_and_no_rope_scaling() -> None:
         ({"train": rows(7, too_long=20)}, r"only 7 training rows \(20 more were longer than dpo.max_seq_length\)"),
         ({"optim": SFTConfig(max_seq_length=200_000)}, r"sft.max_seq_length=200000: .*131072"),
         ({"optim": RefreshConfig(max_seq_length=200_000)}, r"^refresh.max_seq_length=200000: .*131072"),
-        ({"optim": DPOConfig(preference_loss="simpo")}, r"dpo.preference_loss='simpo': .*rpo_sq.*dotted path"),
+        ({"optim": DPOConfig(preference_loss="orpo")}, r"dpo.preference_loss='orpo': .*rpo_sq.*dotted path"),
+        ({"optim": DPOConfig(label_smoothing=0.1)}, r"dpo.label_smoothing=0.1: .*does not use it"),
         ({"optim": DPOConfig(preference_loss="tests.user_losses:absent")}, r"preference_loss='tests.*absent"),
         ({"optim": DPOConfig(preference_loss="tests.user_losses:NUMBER")}, r"preference_loss=.*NUMBER.*not a callable"),
-        ({"optim": DPOConfig(preference_loss="tests.user_losses:no_beta")}, r"cannot be called as loss.*beta"),
+        ({"optim": DPOConfig(preference_loss="tests.user_losses:temperature")}, r"as a loss: .*'temperature'.*beta"),
         (
             {"spec": dataclasses.replace(SPEC, rope_scaling={"rope_type": "yarn", "factor": 4.0})},
             r"rope_scaling.rope_type='yarn'.*linear and llama3",

@@ -2,8 +2,10 @@
 
 Started as `python -m tests.trainer_fork_server`. Reads a JSON object a line from standard input,
 `{"work_dir": ..., "num_ranks": 2, "at_step": null, "signal": null}`, runs one process per rank and answers with a line
-`{"exit_codes": [0, 0]}`. With `"lost_at_save": 2`, rank 1 is gone when its second save ends. Everything that the ranks
-print goes to `<work_dir>/log_<rank>.txt`.
+`{"exit_codes": [0, 0]}`. With `"lost_at_save": 2`, rank 1 is gone when its second save ends. With `"chunk_rows": 3`,
+three rows make a chunk of the reference's log-probabilities. With `"share_prompts": 0`, a pair is two sequences, as on
+the other platforms. Everything that the ranks print goes to
+`<work_dir>/log_<rank>.txt`.
 
 Not covered: that `train` works in a process of its own, which the tests with torchrun and `Trainer` do.
 """
@@ -16,6 +18,8 @@ import socket
 import sys
 import traceback
 from pathlib import Path
+
+from omegaconf import DictConfig
 
 
 def main() -> None:
@@ -61,9 +65,18 @@ def _fork(job: dict, rank: int, port: int) -> int:
 
         if job["at_step"] is not None and rank == 0:
             _signal_at(job["at_step"], job["signal"])
+        if "chunk_rows" in job:
+            from nemo_srl.trainers.nemo_aligner import reference
+
+            reference.CHUNK_ROWS = job["chunk_rows"]
         if job.get("lost_at_save") and rank == 1:
             _die_at_the_end_of_save(job["lost_at_save"])
-        run_session(Path(job["work_dir"]), adapt_plan=cpu.adapt_plan)
+
+        def adapt_plan(cfg: DictConfig) -> None:
+            cpu.adapt_plan(cfg)
+            cfg.model.data.share_prompts = bool(job.get("share_prompts", True))
+
+        run_session(Path(job["work_dir"]), adapt_plan=adapt_plan)
         code = 0
     except BaseException:
         traceback.print_exc()

@@ -1,13 +1,15 @@
 """How much memory the tensors of a training take: `python -m tests.training_memory WORK_DIR:RANKS ...`.
 
 For every prepared work directory, one line of JSON of rank 0 after its second step, when the optimizer has its state:
-`{"parameters": ..., "weights": bytes, "gradients": bytes, "optimizer": bytes}`. Bytes are those of storages, each
-counted once: views of one buffer take no memory of their own.
+`{"parameters": ..., "weights": bytes, "gradients": bytes, "optimizer": bytes, "passing": bytes}`. Bytes are those of
+storages, each counted once: views of one buffer take no memory of their own. `passing` is what the second step
+allocates at most, beyond what was there before: PyTorch's allocator reports it to the profiler.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import socket
@@ -41,14 +43,23 @@ def main(jobs: list[str]) -> None:
 
 def measure_at_second_step(out: int) -> None:
     """In this process and its forks; lines go to the file descriptor `out`."""
+    import torch
+
     from nemo_srl.trainers.nemo_aligner.metrics import MetricsFile
 
     log_metrics = MetricsFile.log_metrics
+    second_step = torch.autograd.profiler.profile(profile_memory=True)
 
     def log_and_measure(self: MetricsFile, metrics: Any, step: int | None = None) -> None:
         log_metrics(self, metrics, step)
-        if step == 1 and "train/loss" in metrics and os.environ["RANK"] == "0":
-            os.write(out, json.dumps(measured()).encode() + b"\n")
+        if "train/loss" not in metrics or os.environ["RANK"] != "0":
+            return
+        if step == 0:
+            second_step.__enter__()
+        elif step == 1:
+            second_step.__exit__(None, None, None)
+            figures = {**measured(), "passing": peak(second_step)}
+            os.write(out, json.dumps(figures).encode() + b"\n")
 
     MetricsFile.log_metrics = log_and_measure  # type: ignore[method-assign]
 
@@ -71,6 +82,13 @@ def measured() -> dict[str, int]:
         "gradients": sum(gradients.values()),
         "optimizer": sum(own.values()),
     }
+
+
+def peak(profile: Any) -> int:
+    """The highest sum of what was allocated and not yet freed."""
+    events = [e for e in profile.kineto_results.events() if e.name() == "[memory]"]
+    changes = [e.nbytes() for e in sorted(events, key=lambda event: event.start_ns())]  # negative where memory is freed
+    return max(itertools.accumulate(changes))
 
 
 def tensors(value: Any) -> Iterable[Any]:

@@ -35,5 +35,48 @@ def mean_dpo(chosen: torch.Tensor, rejected: torch.Tensor, **kwargs: object) -> 
     return dpo(chosen, rejected, **kwargs).mean()  # type: ignore[arg-type]
 
 
-def no_beta(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+def other_names(winner: torch.Tensor, loser: torch.Tensor, *, beta: float) -> torch.Tensor:
+    return beta * (loser - winner)
+
+
+def unlikelihood(policy_rejected_logps: torch.Tensor, *, rejected_lengths: torch.Tensor) -> torch.Tensor:
+    """It needs no reference."""
+    return policy_rejected_logps / rejected_lengths
+
+
+def weighed_lengths(
+    chosen: torch.Tensor,
+    rejected: torch.Tensor,
+    *,
+    chosen_lengths: torch.Tensor,
+    rejected_lengths: torch.Tensor,
+    confidence: torch.Tensor,
+) -> torch.Tensor:
+    """Not a loss to train with: it shows what a pair comes with."""
+    return confidence * (chosen_lengths + 10 * rejected_lengths) + 0 * chosen
+
+
+def everything(
+    chosen: torch.Tensor,
+    rejected: torch.Tensor,
+    policy_chosen_logps: torch.Tensor,
+    policy_rejected_logps: torch.Tensor,
+    reference_chosen_logps: torch.Tensor,
+    reference_rejected_logps: torch.Tensor,
+    *,
+    chosen_lengths: torch.Tensor,
+    rejected_lengths: torch.Tensor,
+    chosen_rewards: torch.Tensor,
+    rejected_rewards: torch.Tensor,
+    confidence: torch.Tensor,
+    beta: float,
+    label_smoothing: float,
+    simpo_gamma: float,
+    rdpo_alpha: float,
+    of_its_own: int = 3,
+) -> torch.Tensor:
+    return chosen
+
+
+def temperature(chosen: torch.Tensor, rejected: torch.Tensor, *, temperature: float) -> torch.Tensor:
     return rejected - chosen

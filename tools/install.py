@@ -64,10 +64,19 @@ def is_installed(build: str, number: str) -> bool:
     return installed == number and not (wants_cuda and local == "cpu")
 
 
+def pin(lock: str, name: str) -> str:
+    """The one line of a lock file's text that pins a package: `name==version`, and its marker if it has one.
+
+    Raises `ValueError` if there is not exactly one.
+    """
+    (line,) = re.findall(rf"^{re.escape(name)}==.*", lock, re.MULTILINE)
+    return str(line)
+
+
 def install_torch(build: str, lock: str) -> None:
     """Install torch with its dependencies, and the tools that the rest is installed with."""
-    number = re.search(r"^torch==(\S+)", lock, re.MULTILINE)[1]
-    pins = [re.search(rf"^{name}==.*", lock, re.MULTILINE)[0] for name in BUILD_TOOLS]
+    number = pin(lock, "torch").partition("==")[2]
+    pins = [pin(lock, name) for name in BUILD_TOOLS]
     if is_installed(build, number):
         print(f"torch {version('torch')} is installed already.", flush=True)
     else:

@@ -8,10 +8,10 @@ always fail.
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -35,10 +35,10 @@ BUILD_TOOLS = ("setuptools", "pybind11")
 """What the packages of `SOURCE_ONLY` are built with. The lock file pins these too."""
 
 
-def pin(lock: str, name: str) -> str:
-    """The one pin of a package in a lock file's text, as `name==version`. Raises `ValueError` if there is not one."""
-    (found,) = re.findall(rf"^{re.escape(name)}==[^\s;]+", lock, re.MULTILINE)
-    return str(found)
+def pins_of(lock: str, python: str) -> list[Requirement]:
+    """The pins of a lock file's text that hold on a Python ("3.12")."""
+    pins = [Requirement(line) for line in lock.splitlines() if line and not line.startswith("#")]
+    return [x for x in pins if not x.marker or x.marker.evaluate({"python_version": python})]
 
 
 def look_for_wheels(lock: str, python: str) -> str:
@@ -46,9 +46,7 @@ def look_for_wheels(lock: str, python: str) -> str:
 
     uv may have failed for another reason, such as a package index that only pip can reach. So pip has the last word.
     """
-    pins = [Requirement(line) for line in lock.splitlines() if line and not line.startswith("#")]
-    here = [x for x in pins if not x.marker or x.marker.evaluate({"python_version": python})]
-    wanted = [f"{x.name}{x.specifier}" for x in here if x.name not in SOURCE_ONLY]
+    wanted = [f"{x.name}{x.specifier}" for x in pins_of(lock, python) if x.name not in SOURCE_ONLY]
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--python-version", python, "--python-platform", PLATFORM]
     # uv would otherwise download a Python of that version, although it has nothing to run on it.
@@ -58,34 +56,30 @@ def look_for_wheels(lock: str, python: str) -> str:
 
 
 def pip_finds_wheels(wanted: list[str], python: str) -> bool:
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed", "--no-deps"]
-    command += ["--only-binary=:all:", "--python-version", python, "--target", tempfile.gettempdir()]
+    command = [*install.PIP, "install", "--dry-run", "--quiet", "--ignore-installed", *wheels_only(python)]
+    return subprocess.run([*command, "--target", tempfile.gettempdir(), *wanted], capture_output=True).returncode == 0
+
+
+def wheels_only(python: str) -> list[str]:
+    """The arguments with which pip takes nothing but wheels for that Python. It then wants a `--target` as well."""
     # pip takes the names of platforms literally. uv knows that a newer glibc runs what was made for an older one.
     tags = ["linux", *(f"manylinux{year}" for year in (1, 2010, 2014)), *(f"manylinux_2_{n}" for n in range(5, 29))]
-    command += [f"--platform={tag}_x86_64" for tag in tags]
-    return subprocess.run([*command, *wanted], capture_output=True).returncode == 0
+    platforms = [f"--platform={tag}_x86_64" for tag in tags]
+    return ["--no-deps", "--only-binary=:all:", "--python-version", python, *platforms]
 
 
-def build_without_compiler(lock: str) -> list[str]:
-    """Build the packages of `SOURCE_ONLY`. Returns the file names of the wheels that were built."""
-    pip = [sys.executable, "-m", "pip"]
-    with tempfile.TemporaryDirectory() as tools, tempfile.TemporaryDirectory() as wheels:
-        pins = [pin(lock, name) for name in BUILD_TOOLS]
-        subprocess.run([*pip, "install", "--quiet", "--no-deps", "--target", tools, *pins], check=True)
+def build_without_compiler(lock: str, directory: Path, packages: Collection[str] = tuple(SOURCE_ONLY)) -> list[Path]:
+    """Build packages of `SOURCE_ONLY`. Returns the wheels, which are in `directory`."""
+    with tempfile.TemporaryDirectory() as tools:
+        # Whatever the marker says: the tools are for the packages that are built, and not for this environment.
+        pins = [install.pin(lock, name).partition(";")[0].strip() for name in (*BUILD_TOOLS, *packages)]
+        tool_pins, package_pins = pins[: len(BUILD_TOOLS)], pins[len(BUILD_TOOLS) :]
+        subprocess.run([*install.PIP, "install", "--quiet", "--no-deps", "--target", tools, *tool_pins], check=True)
         # Not from pip's cache: a wheel there may have been built with a compiler.
-        command = [
-            *pip,
-            "wheel",
-            "--quiet",
-            "--no-deps",
-            "--no-build-isolation",
-            "--no-cache-dir",
-            "--wheel-dir",
-            wheels,
-        ]
-        command += [f"--no-binary={','.join(SOURCE_ONLY)}", *(pin(lock, name) for name in SOURCE_ONLY)]
+        command = [*install.PIP, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
+        command += ["--wheel-dir", str(directory), f"--no-binary={','.join(packages)}", *package_pins]
         subprocess.run(command, check=True, env={**os.environ, "CC": "false", "CXX": "false", "PYTHONPATH": tools})
-        return sorted(path.name for path in Path(wheels).iterdir())
+    return sorted(directory.glob("*.whl"))
 
 
 def main() -> None:
@@ -100,8 +94,9 @@ def main() -> None:
             "error: requirements.lock does not hold for every Python. Pin another version where one is missing, with a "
             'marker such as `; python_version >= "3.13"`. Or name the package in SOURCE_ONLY if it needs no compiler.'
         )
-    for name in build_without_compiler(lock):
-        print(f"built from source without a compiler: {name}")
+    with tempfile.TemporaryDirectory() as directory:
+        for wheel in build_without_compiler(lock, Path(directory)):
+            print(f"built from source without a compiler: {wheel.name}")
 
 
 if __name__ == "__main__":

@@ -285,12 +285,15 @@ def write_model(directory: Path, *, seed: int) -> None:
 
 
 def _write_tokenizer(directory: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {token: i for i, token in enumerate(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    # Words are joined by blanks, but a verdict's score stands on a line of its own, as the reader of verdicts wants it.
+    own_line = decoders.Replace(" Score:", "\nScore:")
+    tokenizer.decoder = decoders.Sequence([decoders.WordPiece(cleanup=False), decoders.Fuse(), own_line])
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<|unknown|>",

@@ -59,6 +59,9 @@ class Config:
     """The settings of a backend of `nemo_srl/launchers/`, which decides where the stages run."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    assume: dict[str, float] = field(default_factory=dict)
+    """What `recipes/plan.py` assumes of the hardware and the data, by the names in `nemo_srl/workload.py`. No run reads
+    it."""
 
     def __post_init__(self) -> None:
         check(self.seed >= 1, "seed", self.seed, "must be 1 or above (NeMo needs it)")

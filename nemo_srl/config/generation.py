@@ -86,9 +86,10 @@ class JudgeConfig(SamplingConfig):
     """Verdicts per response. The score of the response is their mean."""
     max_score: int = 5
     """The highest number of points that the rubric gives."""
-    stop_at_score: bool = True
-    """true: a verdict ends after its first line that states a score in the required format, if the engine supports it.
-    false: the model ends the verdict, and the last such line counts."""
+    stop_at_score: bool = False
+    """false: the model ends the verdict, and the last line that states a score counts.
+    true: a verdict ends after its first such line, if the engine supports it. It saves tokens with a judge that goes on
+    after its score. A judge that gives points to each criterion would be cut off after the first one."""
     mode: str = "sampled"
     """How the judge is asked and how its verdicts are read: a name in `nemo_srl.judging.READERS`, or `module:object`
     of your own. Each reader checks the settings that it needs.

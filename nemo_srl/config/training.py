@@ -40,6 +40,10 @@ class OptimConfig:
     global_batch_size: int = 16
     max_epochs: int = 1
     weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    """How much Adam's mean of the gradients keeps at each step."""
+    adam_beta2: float = 0.98
+    """How much Adam's mean of their squares keeps at each step. Llama was trained with 0.95."""
     gradient_clip_val: float = 1.0
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -58,7 +62,7 @@ class OptimConfig:
         for key in ("global_batch_size", "max_epochs", "max_seq_length", "save_interval"):
             check(getattr(self, key) >= 1, f"{name}.{key}", getattr(self, key), "must be at least 1")
         check(0 <= self.warmup_fraction < 1, f"{name}.warmup_fraction", self.warmup_fraction, "must be in [0, 1)")
-        for key in ("hidden_dropout", "attention_dropout"):
+        for key in ("adam_beta1", "adam_beta2", "hidden_dropout", "attention_dropout"):
             check(0 <= getattr(self, key) < 1, f"{name}.{key}", getattr(self, key), "must be in [0, 1)")
         if self.learning_rate != MISSING:
             check(self.learning_rate > 0, f"{name}.learning_rate", self.learning_rate, "must be above 0")
@@ -82,16 +86,29 @@ class DPOConfig(OptimConfig):
     learning_rate: float = 1e-6
     min_learning_rate: float = 1e-7
     beta: float = 0.1
-    """NeMo-Aligner's `ref_policy_kl_penalty`."""
+    """NeMo-Aligner's `ref_policy_kl_penalty`. Losses that average over tokens need more: dpo_norm about 5, simpo 2
+    to 2.5 (their papers)."""
     preference_loss: str = "dpo"
-    """A loss of NeMo-Aligner: dpo, ipo, rpo_sq, rpo_bwd_kl or rpo_fwd_kl. Or your own function, my.module:function,
-    with the signature in `nemo_srl/trainers/nemo_aligner/losses.py`."""
+    """dpo, cdpo, ipo, dpo_norm (log-ratios per token), rdpo (length-regularized) or simpo (per token, without a
+    reference); rpo_sq, rpo_bwd_kl or rpo_fwd_kl of NeMo-Aligner. Or your own function, my.module:function. Formulas and
+    sources are in `nemo_srl/trainers/nemo_aligner/losses.py`."""
+    label_smoothing: float = 0.0
+    """cdpo: the probability that a pair has its answers in the wrong order."""
+    simpo_gamma: float = 0.5
+    """simpo: the margin that is wanted between the rewards of the two answers. The paper has 0.3 to 1.6."""
+    rdpo_alpha: float = 0.01
+    """rdpo: how much a token costs, in units of the reward."""
     sft_loss_weight: float = 0.0
-    """Weight of the negative log-likelihood of the chosen response (Iterative RPO)."""
+    """Weight of the negative log-likelihood of the chosen response, averaged over its tokens (Iterative RPO, Pang et
+    al. 2024, arXiv 2404.19733; 1 there)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.beta > 0, "dpo.beta", self.beta, "must be above 0")
+        smoothing = self.label_smoothing
+        check(0 <= smoothing < 0.5, "dpo.label_smoothing", smoothing, "must be in [0, 0.5)")
+        for key in ("simpo_gamma", "rdpo_alpha"):
+            check(getattr(self, key) >= 0, f"dpo.{key}", getattr(self, key), "must be at least 0")
 
 
 @dataclass

@@ -1,14 +1,16 @@
 """Preference pairs in the formats of other training systems.
 
     nemo_aligner.jsonl         prompt, chosen_response, rejected_response, chosen_reward, rejected_reward; the text is
-                               rendered, and responses end with the model's end of turn (`DPOModelDataset`)
+                               rendered, and responses that were not cut off end with the model's end of turn
+                               (`DPOModelDataset`)
     nemo_rl.jsonl              context, completions by rank; NeMo-RL renders the text (`PreferenceDataset`)
     trl.jsonl                  prompt, chosen, rejected as plain text (TRL's standard preference format)
     trl_conversational.jsonl   the same as lists of messages, which TRL renders with the model's template
     pairs.parquet              our records and their iteration, as columns
     dataset/                   the same for `datasets.load_from_disk`
 
-All pairs are written, and their texts are not shortened. Only the last two need the package `datasets`.
+All pairs are written, and their texts are not shortened. NeMo-RL and TRL end every response themselves, also one that
+was cut off at `max_tokens`. Only the last two need the package `datasets`.
 """
 
 from __future__ import annotations
@@ -29,10 +31,11 @@ Row = dict[str, Any]
 def nemo_aligner_row(pair: PreferencePair, chat: ChatTemplate) -> Row:
     """The DPO format of NeMo-Aligner 0.7, with rendered text. Its other format, lists of messages, cannot be used:
     NeMo-Aligner renders it with its own turn markers instead of the model's chat template."""
+    ends = {"stop": chat.end_of_turn, "length": ""}
     return {
         "prompt": chat.render(pair.prompt),
-        "chosen_response": chat.response_text(pair.chosen) + chat.end_of_turn,
-        "rejected_response": chat.response_text(pair.rejected) + chat.end_of_turn,
+        "chosen_response": chat.response_text(pair.chosen) + ends[pair.chosen_finish_reason],
+        "rejected_response": chat.response_text(pair.rejected) + ends[pair.rejected_finish_reason],
         "chosen_reward": pair.chosen_score,
         "rejected_reward": pair.rejected_score,
     }

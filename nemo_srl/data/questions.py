@@ -23,18 +23,23 @@ from nemo_srl.rows import read_rows
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The questions of a file, in its order; of those with one id, the first. Raises `DataError`."""
-    questions: dict[str, Question] = {}
+    """The questions of a file, in its order, each once. Raises `DataError`, also for two questions with one id."""
+    questions: dict[str, tuple[str, Question]] = {}
     for where, row in read_rows(path, what="questions"):
         question = _question(row, where=where)
-        questions.setdefault(question.key, question)
-    return list(questions.values())
+        first, known = questions.setdefault(question.key, (where, question))
+        if known.turns != question.turns:
+            raise DataError(
+                f"{where}: question_id={question.key!r} is that of another question, too ({first}). Give each question "
+                "an id of its own."
+            )
+    return [question for _, question in questions.values()]
 
 
 def read_answers(path: Path, questions: Sequence[Question]) -> list[Candidate]:
     """The answers to the first turns of `questions`, from model outputs in AlpacaEval's format. Raises `DataError`."""
     rows = read_rows(path, what="model outputs in AlpacaEval's format")
-    outputs = {str(row.get("instruction")): row.get("output") for _, row in rows}
+    outputs = {_instruction(row): row.get("output") for _, row in rows}
     answers = []
     for q in questions:
         prompt, text = q.turns[0], outputs.get(q.turns[0])
@@ -50,13 +55,20 @@ def _question(row: dict[str, Any], *, where: str) -> Question:
     if isinstance(row.get("turns"), list) and row["turns"] and "question_id" in row:
         turns = row["turns"]
     else:
-        turns = [row.get("instruction", row.get("text"))]
+        turns = [_instruction(row)]
     if not all(isinstance(t, str) and t.strip() for t in turns):
         raise DataError(f"{where}: expected a text in `instruction` or `text`, or `question_id` and `turns`")
     # AlpacaEval's instructions have no ids, and the seed's ids name answers. A digest of the text names one question.
     digest = hashlib.sha256(turns[0].encode()).hexdigest()[:12]
     key = str(row["question_id"]) if "turns" in row else f"q-{digest}"
     return Question(question_id=key, turns=turns, dataset=str(row.get("dataset", row.get("category", ""))))
+
+
+def _instruction(row: dict[str, Any]) -> Any:
+    """The text of a row's instruction, with the `input` of Alpaca's format behind it."""
+    text, more = row.get("instruction", row.get("text")), row.get("input")
+    has_more = isinstance(text, str) and isinstance(more, str) and more.strip()
+    return f"{str(text).strip()}\n\n{str(more).strip()}" if has_more else text
 
 
 def alpaca_eval_rows(questions: Sequence[Question], answers: Sequence[Candidate], model: str) -> list[dict[str, Any]]:

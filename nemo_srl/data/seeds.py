@@ -1,6 +1,7 @@
 """IFT seed from instruction data of other formats. The fields of a row tell its format.
 
     messages   {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}, ...]}
+               content may also be a list of parts {"type": "text", "text": ...}
     ShareGPT   {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...]}
     Alpaca     {"instruction": ..., "input": ..., "output": ...}
 
@@ -25,7 +26,7 @@ from nemo_srl.rows import read_rows
 _ROLES = {
     "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "model": "assistant",
-    "system": "system",
+    "system": "system", "developer": "system",
 }  # fmt: skip
 _FORMATS = "messages (messages), ShareGPT (conversations) or Alpaca (instruction, output)"
 
@@ -56,20 +57,35 @@ def read_seed(path: Path, counts: Counter[str], *, prefix: str = "") -> list[IFT
 
 def _first_turn(row: Mapping[str, Any], *, where: str) -> tuple[str, str] | str:
     """Instruction and answer, or the reason to leave the row out."""
-    for field, role, text in (("messages", "role", "content"), ("conversations", "from", "value")):
+    for field in ("messages", "conversations"):
         if isinstance(row.get(field), list):
-            return _of_turns([_turn(message, role, text) for message in row[field]])
+            return _of_turns([_turn(message) for message in row[field]])
     if "instruction" in row and "output" in row:
-        instruction, more, response = (str(row.get(key) or "").strip() for key in ("instruction", "input", "output"))
+        instruction, more, response = (_text(row, key, where=where) for key in ("instruction", "input", "output"))
         return ("\n\n".join(filter(None, (instruction, more))), response) if instruction and response else "empty"
     raise DataError(f"{where}: has the fields {sorted(row)}; expected {_FORMATS}")
 
 
-def _turn(message: object, role: str, text: str) -> tuple[str, str]:
-    """The role (user, assistant, system or unknown) and the text."""
-    if not isinstance(message, Mapping) or not isinstance(message.get(text), str):
+def _text(row: Mapping[str, Any], key: str, *, where: str) -> str:
+    """The text of a field. Nothing, null and a data frame's NaN are no text. Raises `DataError` for anything else."""
+    value = row.get(key)
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise DataError(f"{where}: `{key}` is {value!r}, a {type(value).__name__}. Make it a text, or remove the row.")
+    return str(value).strip()
+
+
+def _turn(message: object) -> tuple[str, str]:
+    """The role (user, assistant, system or unknown) and the text. Either format's names are understood in both."""
+    if not isinstance(message, Mapping):
         return "unknown", ""
-    return _ROLES.get(str(message.get(role)), "unknown"), message[text].strip()
+    role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+    if isinstance(content, list) and all(isinstance(x, Mapping) and x.get("type") == "text" for x in content):
+        content = "".join(str(part.get("text", "")) for part in content)
+    if not isinstance(content, str):
+        return "unknown", ""
+    return _ROLES.get(str(role).lower(), "unknown"), content.strip()
 
 
 def _of_turns(turns: Sequence[tuple[str, str]]) -> tuple[str, str] | str:

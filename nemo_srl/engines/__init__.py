@@ -28,7 +28,9 @@ class EngineSize:
     in_process: bool = False
     """The stage's own process uses the GPUs, and no server does."""
     cache_fraction: float = 0.0
-    """Share of the memory beside the weights that holds keys and values."""
+    """Share of the memory beside the weights that holds keys and values. The engine serves as many as fit there."""
+    max_batch_size: int = 0
+    """Sequences whose keys and values must all have room at once. 0: the engine has a `cache_fraction`."""
 
     @property
     def gpus_per_replica(self) -> int:

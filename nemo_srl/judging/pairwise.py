@@ -13,22 +13,18 @@ needs another judge for it (`judge.engine`).
 from __future__ import annotations
 
 import itertools
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from nemo_srl.config import JudgeConfig
 from nemo_srl.config.check import check
 from nemo_srl.judging import rubrics
+from nemo_srl.judging.form import AskedForm
 from nemo_srl.judging.points import STATED, Material
 from nemo_srl.records import Completion, EFTExample, Judgement
 
-# As for points, only the asked format counts, up to the end of the line or sentence, and the last one decides.
-_WINNER = re.compile(
-    r"(?<![^\W_])(?ai:winner)[*_]{0,3}[ \t]{0,4}:[*_ \t]{0,8}"
-    r"(?P<winner>A|B|(?ai:tie))[*_]{0,3}(?=[ \t]{0,4}(?:[.!]|[\r\n]|\Z))"
-)
-WINNER_LINES = ("Winner: A\n", "Winner: B\n", "Winner: tie\n")
+_FORM = AskedForm("winner", begins=r"(?ai:A|B|tie)\b", value=r"(?P<value>A|B|(?ai:tie)) [*_\])>}]{0,4}")
+WINNER_LINES = ("\nWinner: A\n", "\nWinner: B\n", "\nWinner: tie\n")
 """The ends of verdicts in the asked format, as stop strings."""
 _FIRST_SHARE: Mapping[str, float] = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
@@ -99,10 +95,10 @@ def first_share(verdict: Completion) -> float | None:
 
     None when the verdict names no winner in the asked format, or was cut off.
     """
-    winners = _WINNER.findall(verdict.text)
-    if not winners or verdict.finish_reason == "length":
+    winner, _ = _FORM.find(verdict.text)
+    if winner is None or verdict.finish_reason == "length":
         return None
-    return _FIRST_SHARE[winners[-1].lower()]
+    return _FIRST_SHARE[winner["value"].lower()]
 
 
 def check_rubric(cfg: JudgeConfig) -> None:

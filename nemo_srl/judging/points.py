@@ -6,67 +6,44 @@ This is the paper's way (section 2.2). The reader `STATED` takes the score that 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from nemo_srl.config import JudgeConfig
 from nemo_srl.config.check import check
 from nemo_srl.judging import rubrics
+from nemo_srl.judging.form import AskedForm
 from nemo_srl.judging.scores import Score
 from nemo_srl.records import Completion, EFTExample, Judgement
 
 Material = Mapping[str, tuple[str, str]]
 """What is judged: by the answer's key, its instruction and the response."""
 
-# A place where a number is given as the score. Every repetition is bounded, so reading takes time that is linear in the
-# length of the text. Only ASCII matches: digits and letters of other scripts are not taken for ours.
-_CLAIM = re.compile(
-    r"""
-    (?<![^\W_]) (?<![^\W_][_-])          # "score" begins a word: neither "underscore" nor "sub_score"
-    (?ai:score) [*_]{0,3} [ \t]{0,4} : [*_ \t]{0,8}
-    (?=[-+.]{0,2}[0-9])
-    """,
-    re.VERBOSE,
-)
-
-# What must follow: the asked format, up to the end of the line or of the sentence.
-_VALUE = re.compile(
-    r"""
-    (?P<points> (?:0|[1-9][0-9]{0,3}) (?:\.[0-9]{1,6})? ) [*_]{0,3}
-    (?: [ \t]{0,4} (?: / | (?ai:out[ ]of) ) [ \t]{0,4} (?P<maximum>[0-9]{1,4}) [*_]{0,3} )?
+_FORM = AskedForm(
+    "score",
+    begins=r"[-+.]{0,2}[0-9]",
+    value=r"""
+    (?P<value> (?:0|[1-9][0-9]{0,3}) (?:\.[0-9]{1,6})? ) [*_\])>}]{0,4}
+    (?: [ \t]{0,4} \(? (?: / | (?ai:out[ ]of) ) [ \t]{0,4} (?P<maximum>[0-9]{1,4}) (?:\.0{1,6})? [*_)]{0,3} )?
     (?: [ \t]{1,4} (?ai:points?) [*_]{0,3} )?
-    (?P<quote>["'`\u201d\u2019]?) [*_]{0,3}
-    (?: (?=[ \t]*(?:[\r\n]|\Z)) | [.!] (?=[*_"'`\u201d\u2019]{0,4}(?:[\r\n]|\Z|[ \t]+(?![ \t0-9]))) )
     """,
-    re.VERBOSE,
 )
-
-# Typographic quotation marks are written as escapes: \u2018 \u2019 single, \u201c \u201d double, \u00ab.
-_OPENING_QUOTE = re.compile(r"""["'`\u201c\u2018\u00ab][*_]{0,3}\Z""")
-_LINE_START = re.compile(r"(?:\A|[\r\n])[ \t>#*_-]*\Z")
-_WINDOW = 16  # characters looked back at; a bound keeps the reading linear
 
 
 def parse_score(verdict: str, *, max_score: int) -> float | None:
     """The score in `verdict`, the model's own text without its prompt; None when it gives none.
 
-    These are read: `Score: 4`, `Score: 3.5`, `Score: 4/5`, `Score: 4 out of 5` and `Score: 4 points`, in upper or
-    lower case, with or without Markdown emphasis, each up to the end of its line or sentence.
-    The last `Score:` before a number decides, so an earlier one that the judge quotes does not. The verdict has no
-    score if that number is out of [0, max_score], has another maximum (`4/10`), or goes on (`4-5`, `4 or 5`).
-    A score in quotation marks counts only at the start of a line. Elsewhere it is a quotation of the response.
+    `form.py` says which place counts. These are read there: `4`, `3.5`, `4/5`, `4 out of 5`, `4 (out of 5)`,
+    `4 points`, `<4>`, `[[4]]`, `\\boxed{4}`, with or without Markdown, and JSON. The verdict has no score if the
+    number is out of [0, max_score], has another maximum (`4/10`), or goes on (`4-5`, `4 or 5`).
 
     Not covered: a verdict that was cut off. `stated_score` sees to it.
     """
-    score: float | None = None
-    for claim in _CLAIM.finditer(verdict):
-        quoted = _opening_quote(verdict, claim.start())
-        if quoted == "inline":
-            continue
-        score = _points(verdict, claim.end(), quoted=quoted == "whole line", max_score=max_score)
-    return score
+    value, _ = _FORM.find(verdict)
+    if value is None or (value["maximum"] is not None and int(value["maximum"]) != max_score):
+        return None
+    points = float(value["value"])
+    return points if points <= max_score else None
 
 
 def verdict_text(justification: str, score: int) -> str:
@@ -79,7 +56,7 @@ def verdict_text(justification: str, score: int) -> str:
 
 def score_lines(max_score: int) -> tuple[str, ...]:
     """The ends of verdicts in the asked format, as stop strings: what comes after the score is not read."""
-    return tuple(f"Score: {k}\n" for k in range(max_score + 1))
+    return tuple(f"\nScore: {k}\n" for k in range(max_score + 1))
 
 
 @dataclass(frozen=True)
@@ -123,8 +100,7 @@ class PointsReader:
         return prompt, verdict_text(example.justification, example.score)
 
     def justification(self, verdict: str) -> str:
-        claims = [claim.start() for claim in _CLAIM.finditer(verdict)]
-        return verdict[: claims[-1]].strip() if claims else verdict.strip()
+        return verdict[: _FORM.find(verdict)[1]].strip()
 
 
 def stated_score(verdict: Completion, max_score: int) -> Score:
@@ -136,23 +112,3 @@ def stated_score(verdict: Completion, max_score: int) -> Score:
 
 STATED = PointsReader(score=stated_score, max_digits=4)
 """`judge.mode=sampled`. Four digits are what `parse_score` reads."""
-
-
-def _opening_quote(verdict: str, position: int) -> Literal["none", "inline", "whole line"]:
-    """Whether a quotation opens right before `position`, and whether it opens its line, too."""
-    start = max(0, position - _WINDOW)
-    quote = _OPENING_QUOTE.search(verdict, start, position)
-    if quote is None:
-        return "none"
-    return "whole line" if _LINE_START.search(verdict, start, quote.start()) else "inline"
-
-
-def _points(verdict: str, position: int, *, quoted: bool, max_score: int) -> float | None:
-    """The number that is given at `position`, if what follows is in the asked format."""
-    value = _VALUE.match(verdict, position)
-    if value is None or (value["quote"] and not quoted):
-        return None
-    if value["maximum"] is not None and int(value["maximum"]) != max_score:
-        return None
-    points = float(value["points"])
-    return points if points <= max_score else None

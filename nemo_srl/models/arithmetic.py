@@ -23,7 +23,7 @@ def parameters_per_layer(spec: ModelSpec) -> int:
 def flops_per_token(spec: ModelSpec, *, sequence_length: float, forward_passes: float) -> float:
     """Model FLOPs: 2 a parameter and token in each matrix product of a forward pass, and attention [N, eq. 3].
 
-    A training step counts as three forward passes, with recomputed activations as four; DPO's reference adds one.
+    A training step counts as three forward passes, with recomputed activations as four. DPO's reference adds one, once.
     """
     matrices = spec.num_layers * parameters_per_layer(spec) + spec.vocab_size * spec.hidden_size
     # Scores and their product with the values, 2 FLOPs each. A causal mask halves this, but Megatron does not count

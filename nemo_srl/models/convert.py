@@ -95,6 +95,12 @@ def nemo_to_hf(
     config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
     widest = max((written for _, _, written in plan), key=lambda written: written.itemsize)
     config["torch_dtype"] = str(widest).removeprefix("torch.")
+    # Transformers 5 has these in `dtype` and `rope_parameters`. Version 4 reads only the older names, and would take
+    # its defaults for what is missing.
+    if "dtype" in config:
+        config["dtype"] = config["torch_dtype"]
+    if "rope_parameters" in config:
+        config |= {"rope_theta": spec.rope_theta, "rope_scaling": spec.rope_scaling}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (partial / "config.json").write_text(text, encoding="utf-8")
     publish(partial, hf_dir)

@@ -39,6 +39,8 @@ class Scored:
             rejected=rejected.candidate.response,
             chosen_score=self.score,
             rejected_score=rejected.score,
+            chosen_finish_reason=self.candidate.finish_reason,
+            rejected_finish_reason=rejected.candidate.finish_reason,
         )
 
 

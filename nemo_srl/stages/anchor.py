@@ -80,14 +80,18 @@ def run(ctx: Context) -> Made[Metric]:
 
 def work(cfg: Config, a: Assumptions) -> Generated | None:
     num_judged = min(cfg.anchor.num_prompts, cfg.prompts.num_prompts) * cfg.candidates.num_samples
+    if not num_judged:
+        return None
     verdict = min(a.mean_verdict_tokens, cfg.judge.max_tokens)
-    return Generated(num_tokens=num_judged * cfg.judge.num_judgements * verdict) if num_judged else None
+    prompt = a.mean_rubric_tokens + a.mean_prompt_tokens + min(a.mean_response_tokens, cfg.candidates.max_tokens)
+    return Generated(num_tokens=num_judged * cfg.judge.num_judgements * verdict, num_prompt_tokens=num_judged * prompt)
 
 
 STAGE = table_stage(
     "anchor",
     Metric,
     run,
+    version=2,  # what counts as the score of a verdict (nemo_srl/judging/form.py)
     needs={
         "judge": Need(None, formerly="policy"),
         "candidates": Candidate,

@@ -108,6 +108,8 @@ class Stage(Generic[A]):
     batch limits) is never among them. The settings that a backend calls decisive are added."""
     added: tuple[str, ...] = ()
     """Members of `settings` that were added later. An older run directory does not know them, and is kept."""
+    version: int = 1
+    """Raise it when the same settings and inputs give another result than before. Older results are then refused."""
     steps: tuple[Step, ...]
     """The last step returns the `Result` with which the artifact is published."""
     engines: tuple[Role, ...] = ()

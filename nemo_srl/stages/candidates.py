@@ -46,7 +46,8 @@ def run(ctx: Context) -> Made[Candidate]:
 
 def work(cfg: Config, a: Assumptions) -> Generated:
     answer = min(a.mean_response_tokens, cfg.candidates.max_tokens)
-    return Generated(num_tokens=cfg.prompts.num_prompts * cfg.candidates.num_samples * answer)
+    n = cfg.prompts.num_prompts
+    return Generated(num_tokens=n * cfg.candidates.num_samples * answer, num_prompt_tokens=n * a.mean_prompt_tokens)
 
 
 def summary(metrics: Mapping[str, float]) -> list[tuple[str, str]]:

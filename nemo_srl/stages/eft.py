@@ -120,6 +120,7 @@ STAGE = table_stage(
     "eft",
     EFTExample,
     run,
+    version=2,  # what counts as the score of a verdict (nemo_srl/judging/form.py)
     needs={"judge": Need(None, formerly="policy"), "rankings": RankedAnswers},
     settings=("refresh.num_judgements", *settings_of("judge"), "model.chat_template", "seed"),
     engines=("judge",),

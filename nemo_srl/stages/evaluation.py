@@ -102,6 +102,7 @@ STAGE = table_stage(
     "evaluation",
     Metric,
     run,
+    version=2,  # what counts as the score of a verdict (nemo_srl/judging/form.py)
     needs={"policy": MODEL, "eft_eval": EFTExample},
     settings=("evaluation", "candidates", *settings_of("judge"), "pairs", "model.chat_template", "seed"),
     engines=("candidates", "judge"),

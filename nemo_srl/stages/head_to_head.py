@@ -126,6 +126,7 @@ STAGE = table_stage(
     "head_to_head",
     Metric,
     run,
+    version=2,  # what counts as the score of a verdict (nemo_srl/judging/form.py)
     needs={"judge": Need(None, formerly="policy"), "a": Candidate, "b": Candidate},
     settings=(*settings_of("judge"), "model.chat_template", "seed"),
     engines=("judge",),

@@ -30,7 +30,11 @@ def run(ctx: Context) -> Made[Judgement]:
 def work(cfg: Config, a: Assumptions) -> Generated:
     verdict = min(a.mean_verdict_tokens, cfg.judge.max_tokens)
     num_candidates = cfg.prompts.num_prompts * cfg.candidates.num_samples
-    return Generated(num_tokens=num_candidates * cfg.judge.num_judgements * verdict)
+    answer = min(a.mean_response_tokens, cfg.candidates.max_tokens)
+    prompt = a.mean_rubric_tokens + a.mean_prompt_tokens + answer
+    return Generated(
+        num_tokens=num_candidates * cfg.judge.num_judgements * verdict, num_prompt_tokens=num_candidates * prompt
+    )
 
 
 def summary(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
@@ -41,6 +45,7 @@ STAGE = table_stage(
     "judgements",
     Judgement,
     run,
+    version=2,  # what counts as the score of a verdict (nemo_srl/judging/form.py)
     needs={"judge": Need(None, formerly="policy"), "candidates": Candidate},
     settings=(*settings_of("judge"), "model.chat_template", "seed"),
     engines=("judge",),

@@ -53,5 +53,6 @@ STAGE = table_stage(
     run,
     needs={"candidates": Candidate, "judgements": Judgement},
     settings=("pairs",),
+    version=2,  # a pair says whether its answers were cut off
     summary=summary,
 )

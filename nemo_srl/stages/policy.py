@@ -18,6 +18,8 @@ def task(ctx: Context) -> TrainingTask:
             rejected=ctx.chat.response_text(p.rejected),
             chosen_reward=p.chosen_score,
             rejected_reward=p.rejected_score,
+            chosen_finish_reason=p.chosen_finish_reason,
+            rejected_finish_reason=p.rejected_finish_reason,
         )
         for p in ctx.read("pairs", PreferencePair)
     ]
@@ -31,7 +33,7 @@ def work(cfg: Config, a: Assumptions) -> Trained:
         num_rows=cfg.prompts.num_prompts * a.pairs_per_prompt,
         row_tokens=2 * (a.mean_prompt_tokens + answer),
         num_sequences=2,
-        num_forward_passes=4,
+        num_forward_passes=3 + 1 / cfg.dpo.max_epochs,
     )
 
 

@@ -1,9 +1,9 @@
 """New instructions by self-instruct: a model continues a list of 8 tasks (paper section 3.1.1).
 
 Six of the eight come from the IFT seed, and two from instructions kept so far. The new tasks are filtered
-(`data/prompt_filter.py`), and rejections are counted by reason. Rounds are repeated until enough tasks are kept. The
-input `policy` is M_t, or a fixed model (`prompts.model`) as in the paper. The inputs `earlier` are the instructions of
-earlier iterations. New ones must differ from these, too.
+(`data/prompt_filter.py`), and rejections are counted by reason. Rounds are repeated until enough tasks are kept, each
+as large as the rate of the calls before it asks for. The input `policy` is M_t, or a fixed model (`prompts.model`) as
+in the paper. The inputs `earlier` are the instructions of earlier iterations. New ones must differ from these, too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ from nemo_srl.stages.calls import open_caller
 from nemo_srl.workload import Assumptions, Generated
 
 HEADER = "A numbered list of varied tasks that users give to an AI assistant, each on one line:"
-_NUMBERED = re.compile(r"^\s*\d+[.)]\s*")
+# `9. Write`, `9) Write`, `**9.** Write`, `- 9. Write`, `**Task 9: Write**`, `### 9. Write`
+_NUMBERED = re.compile(
+    r"\s{0,9}[*#>_-]{0,4}\s?(?:(?ai:task)\s)?(?P<number>\d{1,4})[*_]{0,2}[.):][*_]{0,2}\s*(?P<text>.*)"
+)
+_MIN_FIRST_ROUND = 8
 
 
 def few_shot_text(shots: Sequence[str]) -> str:
@@ -33,22 +37,58 @@ def few_shot_text(shots: Sequence[str]) -> str:
     return "\n".join([HEADER, *lines, f"{len(shots) + 1}."])
 
 
-def tasks_in(completion: Completion) -> list[str]:
-    """The tasks in a continuation. The last one is left out if it was cut off."""
+def tasks_in(completion: Completion, *, first_number: int) -> list[str]:
+    """The tasks in a continuation of a list whose next number is `first_number`.
+
+    A last one that was cut off is left out. The text may go on right behind that number. A chat model rather begins
+    with an introduction and ends with a farewell, and neither is a task. So a line without a number counts at the
+    beginning only, and only if the number after it is the one after `first_number`. A text without any number is a
+    list of lines.
+    """
     lines = completion.text.split("\n")
     if completion.finish_reason == "length":
         lines = lines[:-1] or lines  # a single line stays, and the filters judge it
-    return [text for line in lines if (text := _NUMBERED.sub("", line).strip())]
+    numbered = [match for line in lines if (match := _NUMBERED.match(line))]
+    if not numbered:
+        return [text for line in lines if (text := line.strip())]
+    tasks = [_without_emphasis(match["text"]) for match in numbered]
+    first = next(line.strip() for line in lines if line.strip())
+    if not _NUMBERED.match(first) and int(numbered[0]["number"]) == first_number + 1:
+        tasks.insert(0, first)
+    return [task for task in tasks if task]
+
+
+def _without_emphasis(text: str) -> str:
+    """Without Markdown's marks around the whole text, of which the number may have had the opening one."""
+    text = text.strip()
+    for mark in ("**", "__", "*"):
+        if text.endswith(mark) and mark not in text[: -len(mark)].removeprefix(mark):
+            text = text.removesuffix(mark).removeprefix(mark).strip()
+    return text
+
+
+def num_calls_of_round(num_prompts: int, *, num_kept: int, num_calls: int) -> int:
+    """As many calls as the missing prompts need at the rate of the calls so far.
+
+    The first round is small. It finds the rate, and its tasks are the generated shots of the next one.
+    """
+    missing = num_prompts - num_kept
+    if not num_calls:
+        return min(missing, max(_MIN_FIRST_ROUND, num_prompts // 8))
+    return min(2 * missing, -(-missing * num_calls // num_kept)) if num_kept else missing
 
 
 def round_requests(
-    ctx: Context, number: int, *, seed_texts: Sequence[str], kept: Sequence[str]
-) -> list[GenerationRequest]:
-    """The requests of one round. They depend only on what earlier rounds kept, so a resumed run makes the same ones."""
+    ctx: Context, number: int, num_calls: int, *, seed_texts: Sequence[str], kept: Sequence[str]
+) -> list[tuple[GenerationRequest, int]]:
+    """The requests of one round, each with the number of the task that it asks for.
+
+    They depend only on what earlier rounds kept, so a resumed run makes the same ones.
+    """
     cfg, seed = ctx.cfg.prompts, ctx.cfg.seed
     rng = random.Random(f"{seed}:{ctx.iteration}:{number}")
     requests = []
-    for i in range(cfg.num_prompts - len(kept)):
+    for i in range(num_calls):
         num_generated = min(cfg.num_generated_shots, len(kept))
         num_seed = min(cfg.num_seed_shots + cfg.num_generated_shots - num_generated, len(seed_texts))
         shots = rng.sample(seed_texts, num_seed) + rng.sample(kept, num_generated)
@@ -56,7 +96,7 @@ def round_requests(
         key = f"iter{ctx.iteration}-round{number:02d}-{i:05d}"
         text = few_shot_text(shots)
         ids = ctx.chat.encode_plain(text)
-        requests.append(GenerationRequest(key=key, prompt_token_ids=ids, n=1, seed=seed, text=text))
+        requests.append((GenerationRequest(key=key, prompt_token_ids=ids, n=1, seed=seed, text=text), len(shots) + 1))
     return requests
 
 
@@ -71,10 +111,11 @@ def run(ctx: Context) -> Made[Prompt]:
     num_calls = 0
     with open_caller(ctx) as caller:
         for number in range(cfg.max_rounds):
-            requests = round_requests(ctx, number, seed_texts=seed_texts, kept=kept)
-            completions = caller.complete(requests, "prompts", title=f"prompts, round {number + 1}")
-            num_calls += len(requests)
-            for text in (t for c in completions.values() for t in tasks_in(c[0])):
+            size = num_calls_of_round(cfg.num_prompts, num_kept=len(kept), num_calls=num_calls)
+            asked = round_requests(ctx, number, size, seed_texts=seed_texts, kept=kept)
+            found = caller.complete([r for r, _ in asked], "prompts", title=f"prompts, round {number + 1}")
+            num_calls += len(asked)
+            for text in (t for r, first in asked for t in tasks_in(found[r.key][0], first_number=first)):
                 if (reason := keep.reason_to_drop(text)) is None:
                     kept.append(text)
                 else:
@@ -115,6 +156,7 @@ STAGE = table_stage(
     "prompts",
     Prompt,
     run,
+    version=2,  # which lines are tasks, and the size of rounds
     needs={"policy": MODEL, "ift": IFTExample, "eft_eval": EFTExample, "earlier": Need(Prompt, many="earlier")},
     settings=(*settings_of("prompts"), "seed"),
     engines=("prompts",),

@@ -27,12 +27,18 @@ class TrainingMemory:
     optimizer: float
     activations: float
     logits: float
+    step: float = 0.0
+    """What the optimizer's step needs beside the optimizer. Then activations and logits are gone."""
     overhead: float
     """What the training's tensors do not account for: CUDA's context, communication buffers, fragmentation."""
+    host: float = 0.0
+    """Bytes of the host's memory for what the training keeps there to save the GPU's."""
 
     @property
     def total(self) -> float:
-        return self.weights_and_gradients + self.optimizer + self.activations + self.logits + self.overhead
+        """The highest use of the GPU's memory."""
+        passing = max(self.activations + self.logits, self.step)
+        return self.weights_and_gradients + self.optimizer + passing + self.overhead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,8 @@ class TrainerBackend:
     """A dataclass whose instances are `TrainerSettings`; its first field is `name`, the trainer's own name."""
     decisive: tuple[str, ...]
     """The settings that change what is trained, and so are part of an artifact's identity."""
+    version: int = 1
+    """Raise it when the same task gives another model than before. Models of older versions are then refused."""
     open: Callable[[Any], Trainer]
     check: Callable[[Any, Sequence[OptimConfig], ModelSpec], None]
     """Raises `ConfigError` for settings with which one of these trainings of this model could not start.

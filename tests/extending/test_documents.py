@@ -60,7 +60,7 @@ def test_every_command_of_the_page_is_understood(command: str) -> None:
     cfg = composed(*(a for a in arguments if not a.startswith("recipe=")), recipe=name)
     judging.reader(cfg.judge).check(cfg.judge)
     pairing.rule(cfg.pairs)
-    losses.find(cfg.dpo.preference_loss)
+    losses.check(cfg.dpo)
     chosen = [cfg.engine, cfg.trainer, cfg.launcher, cfg.judge.engine, cfg.judge, cfg.pairs, cfg.dpo, cfg.model]
     assert "house_guest" in repr(chosen), "the command chooses nothing of the guest's"
 

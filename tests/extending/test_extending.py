@@ -149,7 +149,7 @@ def test_the_report_shows_the_guests_verdicts(nemo_run: Path) -> None:
 def test_the_trainer_makes_the_models(own_run: Path) -> None:
     found = identity(own_run, "iter_01/policy")
     assert {k: v for k, v in found.items() if k.startswith("trainer.")} == {
-        "trainer.name": "house_guest.trainer", "trainer.stretch": 0.1,
+        "trainer.name": "house_guest.trainer", "trainer.stretch": 0.1, "trainer.version": 1,
     }  # fmt: skip
     m1, m2 = (weights(own_run / place / "hf") for place in ("iter_00/sft", "iter_01/policy"))
     assert [name for name in m1 if not m1[name].equal(m2[name])] == ["tokens.weight"]

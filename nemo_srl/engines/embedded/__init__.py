@@ -18,7 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nemo_srl.engines import EngineBackend, EngineSize
-from nemo_srl.engines.embedded.settings import EmbeddedSettings
+from nemo_srl.engines.embedded.settings import BATCH_SIZES, EmbeddedSettings
 from nemo_srl.protocols import GenerationEngine
 
 
@@ -31,7 +31,7 @@ def _open(settings: EmbeddedSettings, model_dir: Path) -> GenerationEngine:
 def _size(settings: EmbeddedSettings) -> EngineSize:
     if settings.device != "cuda":
         return EngineSize()  # with "auto", a cluster's job gets no GPU, and so the engine runs on the CPU
-    return EngineSize(num_replicas=1, in_process=True, cache_fraction=0.5)
+    return EngineSize(num_replicas=1, in_process=True, max_batch_size=settings.max_batch_size or BATCH_SIZES["cuda"])
 
 
 BACKEND = EngineBackend(settings=EmbeddedSettings, decisive=("dtype",), open=_open, size=_size)

@@ -29,7 +29,7 @@ from nemo_srl.engines.embedded.cuda_graphs import CudaGraphs, GraphedSteps
 from nemo_srl.engines.embedded.kv_cache import KVCache, rows_without
 from nemo_srl.engines.embedded.llama import LlamaModel
 from nemo_srl.engines.embedded.sampling import choose, sample_uniforms
-from nemo_srl.engines.embedded.settings import EmbeddedSettings
+from nemo_srl.engines.embedded.settings import BATCH_SIZES, EmbeddedSettings
 from nemo_srl.engines.embedded.stop import StopStrings, cut
 from nemo_srl.errors import ConfigError, EngineError
 from nemo_srl.protocols import GenerationRequest, SamplingParams
@@ -53,7 +53,7 @@ class EmbeddedEngine:
         self._steps: Steps = self._model
         if device == "cuda" and settings.cuda_graphs:
             self._steps = GraphedSteps(self._model, CudaGraphs())
-        self._max_batch_size = settings.max_batch_size or (256 if device == "cuda" else 32)
+        self._max_batch_size = settings.max_batch_size or BATCH_SIZES[device]
         self._check = length_check(self._model.spec.max_position_embeddings)
         self._tokenizer = AutoTokenizer.from_pretrained(model_dir)
         self._stop = StopStrings(self._decode)

@@ -8,6 +8,8 @@ from nemo_srl.config.check import check
 
 DTYPES = ("bfloat16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
+BATCH_SIZES = {"cpu": 32, "cuda": 256}
+"""Sequences that are decoded together if nothing else is set."""
 
 
 @dataclass

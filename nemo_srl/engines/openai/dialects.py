@@ -18,7 +18,11 @@ from nemo_srl.records import FinishReason, NumberLogprobs
 FINISH_REASONS: Mapping[str, FinishReason] = {
     "stop": "stop",
     "eos": "stop",
+    "eos_token": "stop",
+    "end_turn": "stop",
+    "stop_sequence": "stop",
     "length": "length",
+    "max_tokens": "length",
     # The server's own filter ended the sample. The text up to there is used.
     "content_filter": "stop",
 }
@@ -208,6 +212,9 @@ def _finish_reason(choice: Mapping[str, Any]) -> FinishReason:
 
 
 def _text(value: object) -> str:
+    """A text, or a list of text parts, as some servers give it."""
+    if isinstance(value, list) and value and all(isinstance(x, dict) and x.get("type") == "text" for x in value):
+        value = "".join(str(part.get("text", "")) for part in value)
     if not isinstance(value, str):
         raise BadChoiceError(f"its text is {value!r}")
     return value

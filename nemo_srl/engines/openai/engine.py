@@ -193,6 +193,8 @@ class OpenAIEngine:
                 emit(tuple(Completion(request_key=request.key, index=i, **vars(s)) for i, s in taken.items()))
                 missing = [i for i in missing if i not in taken]
             num_answers += 1
+            if not taken and num_fruitless < NUM_FRUITLESS - 1:
+                await transport.wait(num_fruitless)  # an answer of 200 can be an error, too, and may pass
             num_fruitless = 0 if taken else num_fruitless + 1
             if num_fruitless == NUM_FRUITLESS:
                 raise EngineError(
@@ -216,8 +218,8 @@ class OpenAIEngine:
             return {}, [f"no JSON with `choices`: {answer.text[:200]!r}"]
         samples: dict[int, Sample] = {}
         problems: list[str] = []
-        for choice in choices:
-            index = choice.get("index") if isinstance(choice, dict) else None
+        for place, choice in enumerate(choices):
+            index = choice.get("index", place) if isinstance(choice, dict) else None
             if not isinstance(index, int) or not 0 <= index < n or index in samples:
                 problems.append(f"a choice with index={index!r} of n={n}")
                 continue

@@ -1,8 +1,8 @@
 """HTTP calls that are tried again after errors that may pass.
 
-Connection errors, attempts past their deadline, 429 and 5xx are tried again, with exponential back-off and jitter.
-After 429, the next attempt waits as long as `Retry-After` says. Any other status but 200 raises `RefusedError` at once,
-with the server's own message. The key is in the headers only. It is cut out of every message.
+Connection errors, attempts past their deadline, 408, 409, 425, 429 and 5xx are tried again, with exponential back-off
+and jitter. The next attempt waits as long as `Retry-After` says. Any other status but 200 raises `RefusedError` at
+once, with the server's own message. The key is in the headers only. It is cut out of every message.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from nemo_srl.engines.openai.settings import ClientSettings
 from nemo_srl.errors import EngineError
 
 MAX_BACKOFF_SECONDS = 30.0
+_MAY_PASS = (408, 409, 425, 429)
+"""Statuses below 500 after which the same request may succeed: a timeout, a conflict, too early, too many requests."""
 MAX_RETRY_AFTER_SECONDS = 300.0
 
 
@@ -76,15 +78,19 @@ class Transport:
                 if response.status_code == 200:
                     return response
                 failure = f"{response.status_code} {response.reason_phrase}: {server_message(response)}"
-                if response.status_code != 429 and response.status_code < 500:
+                if response.status_code not in _MAY_PASS and response.status_code < 500:
                     message = self._without_key(f"{url} refused the request: {failure}")
                     raise RefusedError(message, status=response.status_code)
                 retry_after = _retry_after(response)
             if attempt < self._max_retries:
-                await asyncio.sleep(self._delay(attempt, retry_after))
+                await self.wait(attempt, retry_after)
         raise EngineError(
             self._without_key(f"{url}: given up after {self._max_retries + 1} attempts. The last one: {failure}")
         )
+
+    async def wait(self, attempt: int, retry_after: float | None = None) -> None:
+        """The pause before another attempt, after `attempt` that failed before."""
+        await asyncio.sleep(self._delay(attempt, retry_after))
 
     def _delay(self, attempt: int, retry_after: float | None) -> float:
         backoff: float = min(self._backoff * 2**attempt, MAX_BACKOFF_SECONDS)

@@ -8,6 +8,7 @@ biases. Importing a family imports no torch.
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -94,6 +95,15 @@ def supported() -> str:
     """For messages: what can be used, and the way to more."""
     models = ", or ".join(dict.fromkeys(family.supported for family in known().values()))
     return f"Supported is {models}, without quantization, in safetensors format. model.family adds a family of yours."
+
+
+def number(config: Mapping[str, Any], key: str, default: float) -> float:
+    """A positive number of config.json; `default` where it is absent or null. Raises `ModelError`."""
+    value = config.get(key)
+    value = default if value is None else value
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise ModelError(f"{key}={value!r} must be a positive number")
+    return float(value)
 
 
 def positive(config: Mapping[str, Any], key: str, default: int | None = None) -> int:

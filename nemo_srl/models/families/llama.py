@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemo_srl.errors import ModelError
-from nemo_srl.models.families import Family, positive
+from nemo_srl.models.families import Family, number, positive
 from nemo_srl.models.spec import ModelSpec
 
 
@@ -25,6 +25,7 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
             f"num_attention_heads={heads} is not a multiple of num_key_value_heads={groups}, which grouped-query "
             "attention needs"
         )
+    theta, scaling = rotary(config)
     return ModelSpec(
         model_type=str(config.get("model_type", "llama")),
         num_layers=positive(config, "num_hidden_layers"),
@@ -35,12 +36,28 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
         head_dim=positive(config, "head_dim", hidden // heads),
         vocab_size=positive(config, "vocab_size"),
         max_position_embeddings=positive(config, "max_position_embeddings"),
-        rope_theta=float(config.get("rope_theta", 10000.0)),
-        rope_scaling=config.get("rope_scaling"),
-        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        rms_norm_eps=number(config, "rms_norm_eps", 1e-6),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         torch_dtype=str(config.get("torch_dtype") or config.get("dtype") or "float32"),
     )
+
+
+def rotary(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
+    """`rope_theta` and `rope_scaling`. Since version 5, transformers writes both into `rope_parameters`."""
+    parameters, scaling = config.get("rope_parameters"), config.get("rope_scaling")
+    for key, value in (("rope_parameters", parameters), ("rope_scaling", scaling)):
+        if value is not None and (not isinstance(value, dict) or any(isinstance(x, dict) for x in value.values())):
+            raise ModelError(f"{key}={value!r} is not supported. It must be one set of values for all layers, or null.")
+    if parameters:
+        config = {**config, **parameters}
+        rest = {k: v for k, v in parameters.items() if k not in ("rope_theta", "partial_rotary_factor")}
+        scaling = rest if rest.get("rope_type", "default") != "default" else None
+    factor = config.get("partial_rotary_factor")
+    if factor not in (None, 1):
+        raise ModelError(f"partial_rotary_factor={factor!r} is not supported. Supported is {FAMILY.supported}.")
+    return number(config, "rope_theta", 10000.0), scaling
 
 
 _LAYER = "model.layers.{layer}."

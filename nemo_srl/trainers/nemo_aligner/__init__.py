@@ -6,7 +6,7 @@ training_plan.py, feasibility.py   settings + model + data -> NeMo-Aligner's con
 trainer.py                   prepare, train, export                               torch only when called
 run.py                       one rank: environment, platform                      torch, NeMo
 session.py                   one rank: NeMo-Aligner's model, data and loop
-batches.py, metrics.py, losses.py, progress.py, stopping.py   what session.py puts into that loop
+batches.py, objectives.py, losses.py, metrics.py, progress.py, stopping.py   what session.py puts into that loop
 platforms/                   CPUs, GPUs with pip packages alone, and NVIDIA's containers
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 from nemo_srl.trainers import TrainerBackend
 from nemo_srl.trainers.nemo_aligner.memory import checkpoint_bytes, training_memory
 from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
-from nemo_srl.trainers.nemo_aligner.trainer import NemoAlignerTrainer
+from nemo_srl.trainers.nemo_aligner.trainer import VERSION, NemoAlignerTrainer
 from nemo_srl.trainers.nemo_aligner.training_plan import check_plan
 
 
@@ -28,6 +28,7 @@ def _describe(settings: NemoAlignerSettings) -> str:
 BACKEND = TrainerBackend(
     settings=NemoAlignerSettings,
     decisive=("precision",),
+    version=VERSION,
     open=NemoAlignerTrainer,
     check=check_plan,
     memory=training_memory,

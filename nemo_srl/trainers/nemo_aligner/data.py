@@ -8,7 +8,8 @@ token ids. So what is counted is what is trained on:
 - A row longer than `max_seq_length` is dropped and counted.
 - Prompt and response are tokenised together, as NeMo-Aligner does. Where the tokenizer would merge across their
   boundary, they are tokenised apart and counted. The policy also sees the prompt alone when it answers.
-- Every response ends with the model's end-of-sequence token, so that the policy learns to stop.
+- A response ends with the model's end-of-sequence token, so that the policy learns to stop. A response that was cut off
+  at `max_tokens` has no end, so it gets none.
 
 Raises `DataError` for rows that cannot be used. Needs no torch. Covers rows of text only.
 """
@@ -72,7 +73,7 @@ def tokenize_rows(
 
 
 def _row_ids(row: SFTRow | DPORow, encode: Encode, eos_token_id: int) -> tuple[dict[str, Any], list[int], bool]:
-    """The row's ids and rewards, the length with each response, and whether a response would have merged."""
+    """The row as numbers, the length with each response, and whether a response would have merged."""
     prompt_ids = encode(row.prompt)
     found: dict[str, Any] = {"prompt_ids": prompt_ids}
     lengths, any_merged = [], False
@@ -80,11 +81,13 @@ def _row_ids(row: SFTRow | DPORow, encode: Encode, eos_token_id: int) -> tuple[d
         response = getattr(row, name)
         both = encode(row.prompt + response)
         merged = both[: len(prompt_ids)] != prompt_ids
-        found[f"{name}_ids"] = [*(encode(response) if merged else both[len(prompt_ids) :]), eos_token_id]
+        ended = isinstance(row, SFTRow) or getattr(row, f"{name}_finish_reason") == "stop"
+        end = [eos_token_id] if ended else []
+        found[f"{name}_ids"] = [*(encode(response) if merged else both[len(prompt_ids) :]), *end]
         lengths.append(len(prompt_ids) + len(found[f"{name}_ids"]))
         any_merged |= merged
     if isinstance(row, DPORow):
-        found |= {"chosen_reward": row.chosen_reward, "rejected_reward": row.rejected_reward}
+        found |= {key: getattr(row, key) for key in ("chosen_reward", "rejected_reward", "confidence")}
     return found, lengths, any_merged
 
 
@@ -95,6 +98,7 @@ def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """What `write_rows` wrote."""
+    """What `write_rows` wrote, each with its number, `row`, from 0."""
     with path.open(encoding="utf-8") as file:
-        yield from map(json.loads, file)
+        for number, line in enumerate(file):
+            yield {**json.loads(line), "row": number}

@@ -24,7 +24,7 @@ def check(optim: OptimConfig, trainer: NemoAlignerSettings, *, spec: ModelSpec, 
     reason = f"is above the model's context of {context} tokens. Set it to at most {context}."
     require(optim.max_seq_length <= context, f"{optim.section}.max_seq_length", optim.max_seq_length, reason)
     if isinstance(optim, DPOConfig):
-        losses.find(optim.preference_loss)
+        losses.check(optim)
 
 
 def _divisors(number: int, limit: int) -> str:

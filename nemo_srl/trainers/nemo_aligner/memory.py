@@ -7,7 +7,7 @@ Sources of the formulas, named where they are used:
 
 [K] counts a GPT layer with a feed-forward of 4h and GELU. Here the same count is made for Llama's SwiGLU, for
 grouped queries, and for an attention that keeps no scores (FlashAttention). Estimates are for a full micro-batch of
-the greatest length. Not covered: recomputation, context parallelism, fp8, offloading.
+the greatest length. Not covered: recomputation, context parallelism, fp8, and what autocast keeps (precision "bf16").
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 
 OVERHEAD_BYTES = 6e9
 """CUDA context, NCCL's buffers, workspaces and fragmentation, as is usual on an H100 with 8-way tensor parallelism."""
+ONE_GPU_OVERHEAD_BYTES = 1.5e9
+"""The same for a training on a single GPU, where NCCL has nobody to talk to: about half of it is the CUDA context, and
+the rest is for workspaces and fragmentation. An assumption; it was not measured."""
 
 
 def training_memory(optim: OptimConfig, trainer: NemoAlignerSettings, spec: ModelSpec) -> TrainingMemory:
@@ -29,27 +32,31 @@ def training_memory(optim: OptimConfig, trainer: NemoAlignerSettings, spec: Mode
     num_tokens = trainer.micro_batch_size * optim.max_seq_length * (2 if isinstance(optim, DPOConfig) else 1)
     layers = spec.num_layers / pp * min(pp, trainer.num_micro_batches(optim))
     per_layer = activation_bytes_per_layer(spec, trainer, num_tokens=num_tokens, dropout=optim.hidden_dropout > 0)
+    per_layer += unrotated_bytes_per_layer(spec, trainer, num_tokens=num_tokens)
     # The fullest rank is in the first or the last stage, with the embedding or the output layer. A single stage has
     # both. With tied embeddings, the last of several stages keeps a copy.
-    embedding = spec.vocab_size * spec.hidden_size * (1 if spec.tie_word_embeddings or pp > 1 else 2)
+    table = spec.vocab_size * spec.hidden_size
+    embedding = table * (1 if spec.tie_word_embeddings or pp > 1 else 2)
     parameters = (spec.num_layers / pp * parameters_per_layer(spec) + embedding) / tp
-    weights, optimizer = bytes_per_parameter(trainer)
+    weights, optimizer, host = bytes_per_parameter(trainer)
     return TrainingMemory(
         weights_and_gradients=parameters * weights,
         optimizer=parameters * optimizer,
         activations=layers * per_layer,
-        # The last stage holds the logits as computed, the logits in float32, and their gradient. It keeps one
-        # micro-batch only, so in a pipeline the logits and most activations are on different ranks; both are counted
-        # all the same.
-        logits=num_tokens * spec.vocab_size / tp * 10,
-        overhead=OVERHEAD_BYTES,
+        logits=logits_bytes(trainer, spec, num_tokens=num_tokens),
+        # The largest parameter: megatron-core's copy of its clipped gradient, or both of its moments on their visit.
+        step=table / tp / trainer.data_parallel_size * (8 if trainer.optimizer_cpu_offload else 4),
+        overhead=OVERHEAD_BYTES if trainer.world_size > 1 else ONE_GPU_OVERHEAD_BYTES,
+        host=parameters * host,
     )
 
 
-def bytes_per_parameter(trainer: NemoAlignerSettings) -> tuple[float, float]:
-    """(weights and gradients, optimizer) of the distributed optimizer [D]."""
+def bytes_per_parameter(trainer: NemoAlignerSettings) -> tuple[float, float, float]:
+    """(weights and gradients, optimizer on the GPU, optimizer on the host) of the distributed optimizer [D]."""
     d = trainer.data_parallel_size
-    return (6.0, 12.0 / d) if trainer.precision == "bf16-O2" else (8.0, 8.0 / d)
+    weights, optimizer = (6.0, 12.0 / d) if trainer.precision == "bf16-O2" else (8.0, 8.0 / d)
+    host = 8.0 / d if trainer.optimizer_cpu_offload else 0.0
+    return weights, optimizer - host, host
 
 
 def activation_bytes_per_layer(
@@ -62,11 +69,41 @@ def activation_bytes_per_layer(
     dropouts (one byte) are whole on every rank, unless sequence parallelism divides them too.
     """
     tp = trainer.tensor_model_parallel_size
-    size = 4.0 if trainer.precision == "32" else 2.0
+    size = _bytes_per_element(trainer)
     heads = spec.num_attention_heads + spec.num_query_groups
     divided = size * (2 * heads * spec.head_dim + 3 * spec.ffn_hidden_size)
     whole = size * 4 * spec.hidden_size + (2 * spec.hidden_size if dropout else 0)
     return num_tokens * (divided / tp + whole / (tp if trainer.sequence_parallel else 1))
+
+
+def unrotated_bytes_per_layer(spec: ModelSpec, trainer: NemoAlignerSettings, *, num_tokens: int) -> float:
+    """What the rotary embedding adds to [K]: queries and keys before their rotation.
+
+    Nothing needs them, but they are one tensor with the values, which the attention keeps. Cosines and sines are
+    neglected: a layer has four numbers of them for each position and each element of a head.
+    """
+    heads = spec.num_attention_heads + spec.num_query_groups
+    return num_tokens * _bytes_per_element(trainer) * heads * spec.head_dim / trainer.tensor_model_parallel_size
+
+
+def logits_bytes(trainer: NemoAlignerSettings, spec: ModelSpec, *, num_tokens: int) -> float:
+    """What the last stage holds of the logits of one micro-batch at its peak, and the output layer's gradient.
+
+    Logits exist only for tokens with a target (`targets.py`). Here all tokens count, because prompts may be short. In
+    the forward pass there are the logits as computed and in float32; in the backward pass, the softmax in float32 and
+    the gradient. With float32 these are the same tensor. A bit later there are the gradients of the logits and of the
+    output layer's weights. In a pipeline, the logits and most activations are on different ranks; both are counted.
+    """
+    size = _bytes_per_element(trainer)
+    per_logit = 4 if size == 4 else 4 + size
+    logits = num_tokens * spec.vocab_size
+    later = size * (logits + spec.vocab_size * spec.hidden_size)
+    return max(per_logit * logits, later) / trainer.tensor_model_parallel_size
+
+
+def _bytes_per_element(trainer: NemoAlignerSettings) -> float:
+    """Of activations."""
+    return 4.0 if trainer.precision == "32" else 2.0
 
 
 def checkpoint_bytes(trainer: NemoAlignerSettings, spec: ModelSpec) -> float:

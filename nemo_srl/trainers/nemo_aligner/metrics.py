@@ -10,22 +10,23 @@ on from a checkpoint drops the lines of the steps that it repeats.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 METRICS_FILE = "metrics.jsonl"
 
-_SAME_NAME = ("loss", "lr", "grad_norm", "preference_loss", "sft_loss", "acc", "step_time", "epoch")
+_SAME_NAME = ("loss", "lr", "grad_norm", "preference_loss", "sft_loss", "acc", "padding", "step_time", "epoch")
 
 
 def step_record(metrics: Mapping[str, float], *, step: int, beta: float | None) -> dict[str, Any]:
     """What NeMo-Aligner reports about one step, in our names and units. The first step is number 1.
 
     `rewards_chosen`, `rewards_rejected` and `rewards_margin` are beta * (log pi - log pi_ref), summed over
-    the response and averaged over the batch (Rafailov et al. 2023, section 4); `acc` is the share of pairs
-    with a positive margin; `step_time` is in seconds; `loss` is before the step's update.
+    the response and averaged over the batch (Rafailov et al. 2023, section 4). With the losses `dpo_norm` and `simpo`
+    they are averaged over the response's tokens, and `simpo` has no log pi_ref. `acc` is the share of pairs with a
+    positive margin; `padding` is the share of padding in the tokens of rank 0; `step_time` is in seconds; `loss` is
+    before the step's update.
     """
     record = {"step": step, **{key: metrics[key] for key in _SAME_NAME if key in metrics}}
     if beta is not None and "rewards_chosen_mean" in metrics:
@@ -40,7 +41,7 @@ class MetricsFile:
     def __init__(self, path: Path, *, beta: float | None, first_step: int) -> None:
         """Keeps the lines of the first `first_step` steps, which are completed. Only rank 0 makes such a file."""
         self.path, self.beta = path, beta
-        self.grad_norm = math.nan
+        self.grad_norm = self.padding = 0.0
         kept = [line for line in read_metrics(path) if line["step"] <= first_step]
         path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
@@ -48,7 +49,9 @@ class MetricsFile:
         train = {key.removeprefix("train/"): v for key, v in metrics.items() if key.startswith("train/")}
         if train and step is not None:
             # NeMo-Aligner counts from 0 here.
-            record = step_record({**train, "grad_norm": self.grad_norm}, step=step + 1, beta=self.beta)
+            record = step_record(
+                {**train, "grad_norm": self.grad_norm, "padding": self.padding}, step=step + 1, beta=self.beta
+            )
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
 

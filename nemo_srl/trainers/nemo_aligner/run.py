@@ -53,6 +53,7 @@ def choose_platform(settings: NemoAlignerSettings) -> tuple[str, str]:
     machine = platforms.this_machine()
     name = platforms.choose(settings.platform, machine)
     platforms.check_precision(settings.precision, name, machine)
+    platforms.check_offload(settings.optimizer_cpu_offload, name)
     return name, platforms.describe(name, machine, packages)
 
 
@@ -69,6 +70,8 @@ def out_of_memory(settings: NemoAlignerSettings, free: int, total: int, reserved
         )
     if settings.micro_batch_size > 1:
         lines.append("Lower trainer.micro_batch_size.")
+    if not settings.optimizer_cpu_offload and settings.platform != "ngc":
+        lines.append("Set trainer.optimizer_cpu_offload=true, unless the platform is ngc.")
     lines.append(
         "Or divide the model over more GPUs: raise trainer.tensor_model_parallel_size. `python recipes/plan.py` says "
         "how much memory a training needs."

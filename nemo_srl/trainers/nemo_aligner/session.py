@@ -6,7 +6,6 @@ Covers SFT and DPO of a full model. An error that `feasibility.py` did not fores
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -15,14 +14,17 @@ from typing import Any
 
 import torch
 import torch.multiprocessing
+from megatron.core import parallel_state
 from nemo.utils import logging as nemo_logging
 from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
 from nemo.utils.exp_manager import exp_manager
 from nemo_aligner.algorithms import dpo as dpo_algorithm
 from nemo_aligner.algorithms import supervised as supervised_algorithm
-from nemo_aligner.algorithms.dpo import DPOTrainer, dpo_custom_collate
+from nemo_aligner.algorithms.dpo import DPOTrainer
 from nemo_aligner.algorithms.supervised import SupervisedTrainer
 from nemo_aligner.data.nlp.builders import build_dataloader
+from nemo_aligner.models.nlp.gpt import gpt_sft_model as sft_model
+from nemo_aligner.models.nlp.gpt import megatron_gpt_dpo_model as dpo_model
 from nemo_aligner.models.nlp.gpt.gpt_sft_model import GPTSFTModel
 from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
 from nemo_aligner.utils.train_script_utils import (
@@ -35,14 +37,15 @@ from nemo_aligner.utils.train_script_utils import (
     resolve_and_create_trainer,
     retrieve_custom_trainer_state_dict,
 )
-from nemo_aligner.utils.utils import load_from_nemo, retrieve_model_state_dict_in_cpu
+from nemo_aligner.utils.utils import load_from_nemo
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_srl.errors import ConfigError, StoppedError
-from nemo_srl.trainers.nemo_aligner import losses
-from nemo_srl.trainers.nemo_aligner.batches import collate_dpo, collate_sft
+from nemo_srl.trainers.nemo_aligner import divergence, losses, objectives, reference, shared_prompts, targets
+from nemo_srl.trainers.nemo_aligner.batches import batch_dpo, collate_dpo, collate_sft
 from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, read_rows
 from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, MetricsFile
+from nemo_srl.trainers.nemo_aligner.micro_batches import MicroBatches, Targets
 from nemo_srl.trainers.nemo_aligner.progress import StepBar
 from nemo_srl.trainers.nemo_aligner.stopping import StopRequest
 from nemo_srl.trainers.nemo_aligner.training_plan import NEMO_DIR, PLAN_FILE, START_DIR, TOKENIZER_DIR
@@ -66,9 +69,19 @@ def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None]) -> 
     model = _load_model(cfg, trainer, algorithm, work_dir / START_DIR)
     progress = retrieve_custom_trainer_state_dict(trainer) or {}  # empty at the first start
     init_distributed(trainer, model, cfg.model.transformer_engine)
-    loop = _build_loop(cfg, trainer, model, algorithm, work_dir, progress)
+    rows = list(read_rows(work_dir / TRAIN_FILE))
+    loader = _build_loader(cfg, algorithm, rows, model.tokenizer.eos_id, progress.get("consumed_samples", 0))
+    init_using_ptl(trainer, model, loader, rows)
+    micro_batches = _compute_what_is_needed(model, cfg.model.data)
+    metrics = _open_metrics(cfg, work_dir, progress) if trainer.is_global_zero else None
+    loop = _build_loop(cfg, trainer, model, loader, micro_batches, metrics)
+    divergence.watch(loop, _record_step(loop.optimizer, metrics, micro_batches), work_dir)
     if progress:
         loop.load_state_dict(progress)
+    loss = losses.find(cfg.model.dpo.preference_loss) if algorithm == "dpo" else None
+    if algorithm == "dpo" and (loss is None or loss.needs_reference):
+        reference.attach(model, rows, work_dir, micro_batches, step=loop.step)
+        micro_batches.take_padding()  # that of the training begins here
     loop.fit()
     if loop.step < cfg.num_steps:
         torch.distributed.barrier()  # a launcher may end all ranks as soon as the first one ends
@@ -106,73 +119,82 @@ def _load_model(cfg: DictConfig, trainer: Any, algorithm: str, start_dir: Path) 
     cls = MegatronGPTDPOModel if algorithm == "dpo" else GPTSFTModel
     model = load_from_nemo(cls, cfg.model, trainer, strict=True, restore_path=str(start_dir))
     init_peft(model, cfg.model)
-    if algorithm == "dpo":
-        _keep_logits_in_float32(model)
-        if (loss := losses.find(cfg.model.dpo.preference_loss)) is not None:
-            losses.install(model, loss)
-        # The reference is a copy of the starting weights, which NeMo-Aligner swaps in for every batch.
-        model.ref_policy_state_dict = retrieve_model_state_dict_in_cpu(model, megatron_amp_O2=cfg.model.megatron_amp_O2)
+    if algorithm == "sft":
+        objectives.average_over_tokens(model)
+        return model
+    if (loss := losses.find(cfg.model.dpo.preference_loss)) is not None:
+        objectives.use_preference_loss(model, loss)
+    model.get_ref_policy_logprobs = reference.of_batch
     return model
 
 
-def _keep_logits_in_float32(model: Any) -> None:
-    """Compute log-probabilities in float32 also under autocast, as NeMo does by itself in O2.
-
-    Otherwise NeMo-Aligner's log-softmax returns bfloat16. A log-probability of -5 is then wrong by up to 0.016, and
-    hundreds of them are summed for one response.
-    """
-
+def _compute_what_is_needed(model: Any, data: DictConfig) -> MicroBatches:
+    """Little padding, logits only where there is a target, and the prompt of a pair once if the platform can."""
+    where = Targets()
+    targets.install(model, where)
+    share_prompts = data.get("share_prompts", False)
+    micro_batches = MicroBatches(where, multiple=data.pad_length_to_multiple_of, share_prompts=share_prompts)
+    sft_model.get_iterator_k_split = dpo_model.get_iterator_k_split = micro_batches
+    # Micro-batches have lengths of their own. So a pipeline stage sends the shape before the hidden states.
     for module in model.get_model_module_list():
-        if module.post_process:
-            module.output_layer.register_forward_hook(lambda layer, inputs, output: (output[0].float(), output[1]))
+        module.config.variable_seq_lengths = parallel_state.get_pipeline_model_parallel_world_size() > 1
+        if share_prompts:
+            shared_prompts.use_positions(module.rotary_pos_emb)
+    return micro_batches
 
 
-def _build_loop(
-    cfg: DictConfig, trainer: Any, model: Any, algorithm: str, work_dir: Path, progress: dict[str, int]
-) -> Any:
-    pad_id = model.tokenizer.eos_id
-    sft = partial(collate_sft, pad_id=pad_id, multiple=cfg.model.data.pad_length_to_multiple_of)
-    rows = list(read_rows(work_dir / TRAIN_FILE))
-    loader = build_dataloader(
+def _build_loader(cfg: DictConfig, algorithm: str, rows: list[dict[str, Any]], pad_id: int, consumed: int) -> Any:
+    multiple = cfg.model.data.pad_length_to_multiple_of
+    sft = partial(collate_sft, pad_id=pad_id, multiple=multiple)
+    return build_dataloader(
         cfg=cfg,
         dataset=rows,
-        consumed_samples=progress.get("consumed_samples", 0),
+        consumed_samples=consumed,
         mbs=cfg.model.micro_batch_size,
         gbs=cfg.model.global_batch_size,
         collate_fn=partial(collate_dpo, pad_id=pad_id) if algorithm == "dpo" else sft,
     )
-    init_using_ptl(trainer, model, loader, rows)
+
+
+def _build_loop(
+    cfg: DictConfig, trainer: Any, model: Any, loader: Any, micro_batches: MicroBatches, metrics: MetricsFile | None
+) -> Any:
     optimizer, scheduler = extract_optimizer_scheduler_from_ptl_model(model)
-    loggers = []
-    if trainer.is_global_zero:
-        beta = cfg.model.dpo.ref_policy_kl_penalty if algorithm == "dpo" else None
-        metrics = MetricsFile(work_dir / METRICS_FILE, beta=beta, first_step=progress.get("step", 0))
-        _record_grad_norm(optimizer, metrics)
-        loggers.append(metrics)
     arguments = {
-        "cfg": cfg.trainer[algorithm],
         "model": model,
         "optimizer": optimizer,
         "scheduler": scheduler,
         "train_dataloader": loader,
         "val_dataloader": loader,  # there is no validation, but the loop asks for the length of a loader
         "test_dataloader": None,
-        "logger": CustomLoggerWrapper(loggers),
+        "logger": CustomLoggerWrapper([] if metrics is None else [metrics]),
         "ckpt_callback": add_custom_checkpoint_callback(trainer, model),
         "run_timer": StopRequest(),
     }
-    if algorithm == "dpo":
-        return DPOTrainer(collate_fn=partial(dpo_custom_collate, eos_id=pad_id), **arguments)
-    return SupervisedTrainer(**arguments)
+    if "dpo" in cfg.trainer:
+        collate = partial(batch_dpo, pad_id=model.tokenizer.eos_id, multiple=micro_batches.multiple)
+        return DPOTrainer(cfg=cfg.trainer.dpo, collate_fn=collate, **arguments)
+    return SupervisedTrainer(cfg=cfg.trainer.sft, **arguments)
 
 
-def _record_grad_norm(optimizer: Any, metrics: MetricsFile) -> None:
-    """Give `metrics` the norm before clipping, which only the distributed optimizer's `step` returns."""
-    inner_step = optimizer.step
+def _open_metrics(cfg: DictConfig, work_dir: Path, progress: dict[str, int]) -> MetricsFile:
+    beta = cfg.model.dpo.ref_policy_kl_penalty if "dpo" in cfg.model else None
+    return MetricsFile(work_dir / METRICS_FILE, beta=beta, first_step=progress.get("step", 0))
+
+
+def _record_step(optimizer: Any, metrics: MetricsFile | None, micro_batches: MicroBatches) -> Callable[[], float]:
+    """Give `metrics` what only this moment knows: the norm before clipping, which the distributed optimizer's `step`
+    returns, and the share of padding. Returns what gives the last norm, on every rank.
+    """
+    inner_step, norm = optimizer.step, 0.0
 
     def step(closure: Any = None) -> Any:
+        nonlocal norm
         result = inner_step(closure)
-        metrics.grad_norm = float(result[1]) if result[1] is not None else math.nan
+        norm = float(result[1])
+        if metrics is not None:
+            metrics.grad_norm, metrics.padding = norm, micro_batches.take_padding()
         return result
 
     optimizer.step = step
+    return lambda: norm

@@ -1,8 +1,9 @@
 """NeMo-Aligner behind `nemo_srl.protocols.Trainer`.
 
 A work directory holds `plan.yaml` (the whole configuration), `data.json` (counts), `train.jsonl` (token ids), `start/`
-(the weights to start from), `nemo/` (NeMo's logs and checkpoints) and `metrics.jsonl` (one line per step). On a CPU,
-`products-*.json` says which library multiplies. `export` removes `start/` and the checkpoints.
+(the weights to start from), `reference/` (DPO: the reference's log-probabilities), `nemo/` (NeMo's logs and
+checkpoints) and `metrics.jsonl` (one line per step). On a CPU, `products-*.json` says which library multiplies.
+`export` removes `start/`, `reference/` and the checkpoints.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, Encode, tokenize_row
 from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, read_metrics
 from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 
+VERSION = 2
+"""Raise it when the same task trains another model than before. Then models of older versions are refused, and
+trainings that an older version began start again."""
 DATA_FILE = "data.json"
 _TASK_FILE = "task.json"
 """What was prepared. `prepare` writes it last, and does nothing when it finds the same again."""
@@ -51,6 +55,7 @@ class NemoAlignerTrainer:
         )
         plan = planning.make_plan(task.optim, self._settings, seed=task.seed, spec=spec, train=statistics)
         identity = {
+            "version": VERSION,
             "algorithm": task.algorithm,
             "model_dir": str(task.model_dir.resolve()),
             "model_digest": hf.digest(task.model_dir),
@@ -63,7 +68,7 @@ class NemoAlignerTrainer:
             _keep_newest_checkpoint(work_dir)
             return
         task_file.unlink(missing_ok=True)
-        for name in (planning.START_DIR, planning.NEMO_DIR):
+        for name in (planning.START_DIR, planning.NEMO_DIR, planning.REFERENCE_DIR):
             shutil.rmtree(work_dir / name, ignore_errors=True)
         (work_dir / METRICS_FILE).unlink(missing_ok=True)
         work_dir.mkdir(parents=True, exist_ok=True)
@@ -89,7 +94,8 @@ class NemoAlignerTrainer:
         task = json.loads((work_dir / _TASK_FILE).read_text())
         if not model_dir.exists():
             nemo_to_hf(last_checkpoint(work_dir), model_dir, template_hf_dir=Path(task["model_dir"]))
-        for directory in (work_dir / planning.START_DIR, work_dir / planning.NEMO_DIR / "checkpoints"):
+        for name in (planning.START_DIR, f"{planning.NEMO_DIR}/checkpoints", planning.REFERENCE_DIR):
+            directory = work_dir / name
             shutil.rmtree(directory, ignore_errors=True)
         return _summary(work_dir)
 
@@ -188,6 +194,7 @@ def _summary(work_dir: Path) -> dict[str, float]:
         "num_rows_not_in_a_batch": data["num_rows"] - num_used,
         "num_boundary_merges": data["num_boundary_merges"],
         "num_tokens": data["num_tokens"] * plan.trainer.max_epochs,
+        "padding": sum(record["padding"] for record in steps) / len(steps),
         "seconds_per_step": sum(record["step_time"] for record in steps) / len(steps),
     }
     if "rewards_margin" in steps[-1]:

@@ -21,13 +21,15 @@ from nemo_srl.config.training import DPOConfig, OptimConfig
 from nemo_srl.errors import ConfigError
 from nemo_srl.models import families
 from nemo_srl.models.spec import ModelSpec
-from nemo_srl.trainers.nemo_aligner import feasibility
+from nemo_srl.trainers.nemo_aligner import feasibility, losses
 from nemo_srl.trainers.nemo_aligner.data import DataStatistics
 from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 
 PLAN_FILE = "plan.yaml"
 START_DIR = "start"
 """The starting weights: an extracted .nemo (`model_config.yaml`, `model_weights/`)."""
+REFERENCE_DIR = "reference"
+"""DPO's reference log-probabilities (`reference.py`)."""
 NEMO_DIR = "nemo"
 """NeMo's log directory, with `checkpoints/` below it."""
 TOKENIZER_DIR = "start/tokenizer"
@@ -156,7 +158,7 @@ def _model_section(
         "activations_checkpoint_method": None,
         "activations_checkpoint_num_layers": None,
         "peft": {"peft_scheme": "none", "restore_from_path": None},
-        "optim": _optim_section(optim, num_steps=num_steps),
+        "optim": _optim_section(optim, trainer, num_steps=num_steps),
         "data": _data_section(section, optim, trainer),
     }
     if isinstance(optim, DPOConfig):
@@ -164,10 +166,11 @@ def _model_section(
             # The same as in training. Otherwise policy and reference would differ by rounding at step 1.
             "log_prob_forward_micro_batch_size": trainer.micro_batch_size,
             "ref_policy_kl_penalty": optim.beta,
-            "preference_average_log_probs": False,
-            "sft_average_log_probs": False,
+            "preference_average_log_probs": optim.preference_loss in losses.LENGTH_NORMALIZED,
+            "sft_average_log_probs": True,
             "gt_reward_scale": 1.0,
-            "preference_loss": optim.preference_loss,  # a user's function too: `session.py` installs it from here
+            "preference_loss": optim.preference_loss,  # `session.py` installs it from here
+            **{name: getattr(optim, name) for name in losses.SETTINGS},
             "preference_loss_weight": 1.0,
             "sft_loss_weight": optim.sft_loss_weight,
         }
@@ -234,16 +237,18 @@ def _rope_scaling(spec: ModelSpec) -> dict[str, Any]:
     )
 
 
-def _optim_section(optim: OptimConfig, *, num_steps: int) -> dict[str, Any]:
+def _optim_section(optim: OptimConfig, trainer: NemoAlignerSettings, *, num_steps: int) -> dict[str, Any]:
     return {
         # Megatron-core's own. The checkpoints of Apex's `distributed_fused_adam` depend on the parallel layout.
         "name": "mcore_distributed_optim",
         "lr": optim.learning_rate,
         "weight_decay": optim.weight_decay,
-        "betas": [0.9, 0.98],
+        "betas": [optim.adam_beta1, optim.adam_beta2],
         "overlap_grad_sync": False,
         "overlap_param_sync": False,
         "grad_sync_dtype": "fp32",
+        # Ours, not NeMo's: the platforms `cpu` and `cuda` read it.
+        **({"optimizer_cpu_offload": True} if trainer.optimizer_cpu_offload else {}),
         "sched": {
             "name": "CosineAnnealing",
             # Upstream has constant_steps of 1000. With that, a short run would fall to min_lr right after its

@@ -5,13 +5,6 @@ from __future__ import annotations
 import torch
 
 
-def hinge(
-    chosen: torch.Tensor,
-    rejected: torch.Tensor,
-    *,
-    beta: float,
-    chosen_rewards: torch.Tensor,
-    rejected_rewards: torch.Tensor,
-) -> torch.Tensor:
+def hinge(chosen: torch.Tensor, rejected: torch.Tensor, *, beta: float) -> torch.Tensor:
     """Log-ratios [pairs] -> the loss of each pair [pairs]."""
     return torch.relu(1 - beta * (chosen - rejected))

@@ -114,6 +114,15 @@ def check_precision(precision: str, platform: str, machine: Machine) -> None:
         )
 
 
+def check_offload(optimizer_cpu_offload: bool, platform: str) -> None:
+    """Raise `ConfigError` if the platform's Adam cannot keep its moments in the host's memory."""
+    if optimizer_cpu_offload and platform == "ngc":
+        raise ConfigError(
+            "trainer.optimizer_cpu_offload=True: the platform ngc has the Adam of NVIDIA's packages. Its moments stay "
+            f"on the GPU. Set it to false, or set {_SETTING}=cuda, which works in NVIDIA's containers, too."
+        )
+
+
 def describe(platform: str, machine: Machine, packages: dict[str, str]) -> str:
     """One line for the log: the platform, its GPUs and the versions of its packages."""
     gpus = f"{len(machine.gpus)} x {machine.gpus[0]}" if machine.gpus and platform != "cpu" else "CPU"

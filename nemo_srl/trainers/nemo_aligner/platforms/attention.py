@@ -29,14 +29,18 @@ def is_faster(query: torch.Tensor) -> bool:
 class CausalAttention(torch.autograd.Function):
     """softmax(scale q k^T) v, where a query looks at the keys up to its own position, with grouped queries.
 
-    As in FlashAttention (Dao et al. 2022, section 3.1), the backward pass computes the probabilities again.
+    `visible` [batch, 1, sequence, sequence], if it is there, says which of these keys it looks at. As in FlashAttention
+    (Dao et al. 2022, section 3.1), the backward pass computes the probabilities again.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float,
+        visible: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """`query` [sequence, batch, heads, size], `key` and `value` with groups for heads -> [s, b, heads * size]."""
         ctx.save_for_backward(query, key, value)
-        ctx.scale, blocks = scale, _blocks(len(query))
+        ctx.scale, ctx.visible = scale, visible
         out = query.new_empty(query.shape)
         for row in range(query.shape[1]):
             q, k, v, out_of_row = (
@@ -45,20 +49,20 @@ class CausalAttention(torch.autograd.Function):
                 _repeated(value, row, query),
                 _heads(out, row),
             )
-            for queries, keys, mask in blocks:
+            for queries, keys, mask in _blocks(len(query), visible, row):
                 out_of_row[:, queries] = _probabilities(q[:, queries], k[:, keys], mask, scale) @ v[:, keys]
         return out.flatten(2)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         query, key, value = ctx.saved_tensors
-        gradient, blocks = gradient.view(query.shape), _blocks(len(query))
+        gradient = gradient.view(query.shape)
         of_query, of_key, of_value = (x.new_empty(x.shape) for x in (query, key, value))
         for row in range(query.shape[1]):
             q, g, of_q = _heads(query, row), _heads(gradient, row), _heads(of_query, row)
             k, v = _repeated(key, row, query), _repeated(value, row, query)
             of_k, of_v = torch.zeros_like(k), torch.zeros_like(v)
-            for queries, keys, mask in blocks:
+            for queries, keys, mask in _blocks(len(query), ctx.visible, row):
                 p = _probabilities(q[:, queries], k[:, keys], mask, ctx.scale)
                 of_v[:, keys].baddbmm_(p.mT, g[:, queries])
                 of_p = g[:, queries] @ v[:, keys].mT
@@ -68,14 +72,17 @@ class CausalAttention(torch.autograd.Function):
             for target, of_heads in ((of_key, of_k), (of_value, of_v)):
                 groups = _heads(target, row)
                 torch.sum(of_heads.view(len(groups), -1, *of_heads.shape[1:]), 1, out=groups)
-        return of_query, of_key, of_value, None
+        return of_query, of_key, of_value, None, None
 
 
-def _blocks(length: int) -> Blocks:
+def _blocks(length: int, visible: torch.Tensor | None, row: int) -> Blocks:
     found = []
     for start in range(0, length, BLOCK):
         end = min(start + BLOCK, length)
-        mask = torch.full((end - start, end), -torch.inf).triu_(start + 1)
+        if visible is None:
+            mask = torch.full((end - start, end), -torch.inf).triu_(start + 1)
+        else:
+            mask = torch.zeros(end - start, end).masked_fill_(~visible[row, 0, start:end, :end], -torch.inf)
         found.append((slice(start, end), slice(end), mask))
     return found
 

@@ -51,6 +51,11 @@ def install() -> None:
 def adapt_plan(cfg: DictConfig) -> None:
     """Change those settings of a plan that name hardware: the accelerator, and kernels that are not there."""
     cfg.trainer.accelerator = "cpu"
+    # There are no tensor cores to fill. Sequence parallelism cuts sequences into equal parts.
+    cfg.model.data.pad_length_to_multiple_of = (
+        cfg.model.tensor_model_parallel_size if cfg.model.sequence_parallel else 1
+    )
+    cfg.model.data.share_prompts = True
     stand_ins.adapt_plan(cfg)
 
 
@@ -163,12 +168,8 @@ def _replace_megatron_functions() -> None:
     import megatron.core.models.common.embeddings.rope_utils as rope
     import megatron.core.tensor_parallel.layers as layers
     import megatron.core.tensor_parallel.random as random
-    import nemo_aligner.utils.distributed as aligner
-
-    from nemo_srl.trainers.nemo_aligner.platforms.modules import DistributedLogprob
 
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
-    aligner.DistributedLogprob = DistributedLogprob
     swiglu.SwiGLUFunction = functions.SwiGLU
     rope._apply_rotary_pos_emb_bshd = functions.with_fast_rotary(rope._apply_rotary_pos_emb_bshd)
     layers.F = SimpleNamespace(embedding=functions.embedding)  # the only function that it takes from there

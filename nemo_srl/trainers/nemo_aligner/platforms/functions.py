@@ -69,7 +69,7 @@ class Rotary(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """`x` [sequence, batch, heads, size]; `cos` and `sin` [sequence, 1, 1, size / 2]."""
+        """`x` [sequence, batch, heads, size]; `cos` and `sin` [sequence, 1 or batch, 1, size / 2]."""
         ctx.save_for_backward(cos, sin)
         return _rotated(x, cos, sin, 1)
 
@@ -97,7 +97,7 @@ def with_fast_rotary(original: Callable[..., torch.Tensor]) -> Callable[..., tor
         multi_latent_attention: bool = False,
         mscale: float = 1.0,
     ) -> torch.Tensor:
-        """`t` [sequence, batch, heads, size]; `freqs` [sequence, 1, 1, size], with the same angles in both halves."""
+        """`t` [sequence, batch, heads, size]; `freqs` [sequence, 1 or batch, 1, size], both halves alike."""
         if rotary_interleaved or multi_latent_attention or mscale != 1.0 or freqs.shape[-1] != t.shape[-1]:
             return original(t, freqs, rotary_interleaved, multi_latent_attention, mscale)
         angles = freqs[..., : freqs.shape[-1] // 2]

@@ -124,5 +124,7 @@ def _publish(path: Path, content: dict[str, Any]) -> None:
         os.link(temporary, path)
     except FileExistsError:
         pass
+    except OSError:  # a file system without links
+        temporary.replace(path)
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)

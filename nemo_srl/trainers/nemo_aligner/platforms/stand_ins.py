@@ -42,7 +42,10 @@ def install() -> None:
 
 
 def adapt_plan(cfg: DictConfig) -> None:
-    """Turn off the kernels of Transformer Engine and Apex in a plan."""
+    """Turn off the kernels of Transformer Engine and Apex in a plan, and tell Adam where its moments stay."""
+    from nemo_srl.trainers.nemo_aligner.platforms.adam import FusedAdam
+
+    FusedAdam.cpu_offload = cfg.model.optim.get("optimizer_cpu_offload", False)
     cfg.model.masked_softmax_fusion = False
     cfg.model.apply_rope_fusion = False
     cfg.model.gradient_accumulation_fusion = False

@@ -1,0 +1,98 @@
+"""What a training minimises, put into NeMo-Aligner's models where upstream minimises something else.
+
+Each function gets a model of NeMo-Aligner. It imports torch, and NeMo only when it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from nemo_srl.errors import ConfigError
+from nemo_srl.trainers.nemo_aligner.losses import SETTINGS, Loss
+
+
+def average_over_tokens(model: Any) -> None:
+    """Let `model`, a `GPTSFTModel`, minimise the mean over all response tokens of the global batch.
+
+    Upstream takes the mean over the tokens of each micro-batch, and then the mean over the micro-batches. There a token
+    counts more when it is in a micro-batch of short responses, so the number and the order of micro-batches would
+    decide what is trained.
+    """
+    from megatron.core import parallel_state
+    from megatron.core.num_microbatches_calculator import get_num_microbatches
+
+    upstream = model.get_loss_and_metrics
+
+    def get_loss_and_metrics(batch: dict[str, Any], forward_only: bool) -> Any:
+        # Every pipeline stage has the whole batch of its data-parallel rank, so the last one knows the count, too.
+        data_parallel = parallel_state.get_data_parallel_group()
+        num_tokens = batch["loss_mask"].sum().cuda()
+        torch.distributed.all_reduce(num_tokens, group=data_parallel)
+        num_micro_batches = get_num_microbatches() * data_parallel.size()
+
+        def loss_func(loss_mask: Any, num_valid_tokens_in_micro_batch: Any, losses: Any) -> Any:
+            """Megatron and NeMo take the mean of what this returns, over all micro-batches of all ranks."""
+            total = (losses.float().view(-1) * loss_mask.view(-1)).sum()
+            return total * num_micro_batches / num_tokens
+
+        model.loss_func = loss_func
+        return upstream(batch, forward_only)
+
+    model.get_loss_and_metrics = get_loss_and_metrics
+
+
+def use_preference_loss(model: Any, loss: Loss) -> None:
+    """Let `model`, a `MegatronGPTDPOModel`, compute `loss` where it would compute its own (`loss_func`)."""
+    upstream = model.get_forward_output_and_loss_func
+
+    def get_forward_output_and_loss_func(*args: Any, **kwargs: Any) -> Any:
+        forward = upstream(*args, **kwargs)
+
+        def forward_step(micro_batches: Iterator[dict[str, Any]], *more: Any) -> Any:
+            # Upstream takes to the loss only what it knows of a row. But each pipeline stage has the whole row, and
+            # Megatron computes a micro-batch's loss right after its forward step.
+            micro_batch = next(micro_batches)
+            model.loss_func = partial(_preference_loss, model, loss, micro_batch["confidence"])
+            return forward(iter([micro_batch]), *more)
+
+        return forward_step
+
+    model.get_forward_output_and_loss_func = get_forward_output_and_loss_func
+
+
+def _preference_loss(
+    model: Any, loss: Loss, confidence: Any, policy: Any, reference: Any, labels: Any, rewards: Any,
+    cu_seqlens: None, average_log_probs: bool,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Log-probabilities of tokens, [2 x pairs, sequence], first of the chosen -> (loss, share of pairs in order)."""
+
+    def both(name: str, values: Any) -> dict[str, Any]:
+        """An argument for each side, from [2 x pairs]. `name` has {} in the place of chosen and rejected."""
+        sides = zip(("chosen", "rejected"), model.split_output_tensor(values), strict=True)
+        return {name.format(side): value for side, value in sides}
+
+    total = partial(model.get_reduced_masked_logps, labels=labels)
+    losses = loss(
+        {
+            **both("{}", total(policy - reference)),
+            **both("policy_{}_logps", total(policy)),
+            **both("reference_{}_logps", total(reference)),
+            **both("{}_lengths", (labels > -1).sum(-1).clamp(min=1)),
+            **both("{}_rewards", rewards),
+            "confidence": confidence.to(policy.device),
+            "beta": model.ref_policy_kl_penalty,
+            **{name: model.cfg.dpo[name] for name in SETTINGS},
+        }
+    )
+    implicit = both("{}", total(policy - reference, average_log_probs=average_log_probs))
+    if losses.shape != implicit["chosen"].shape:
+        # A single number would be averaged without an error, and micro-batches would then count wrongly.
+        raise ConfigError(
+            f"dpo.preference_loss={model.preference_loss!r}: it returned a tensor of shape {list(losses.shape)} for "
+            f"{len(implicit['chosen'])} pairs. Return the loss of each pair, without a mean."
+        )
+    return losses.mean(0), (implicit["chosen"] > implicit["rejected"]).float().mean()

@@ -1,0 +1,67 @@
+"""Seed data whose true scores code knows: writes the files of `data/checked/` (its README says what they are).
+
+    python recipes/build_checked_seed.py                       # the same input and seed give the same files
+    python recipes/build_checked_seed.py output_dir=data/mine seed=2 num_eft=800
+
+Input: `tasks.jsonl` and models' answers (`answers*.jsonl`) in `input_dir`, and the seed in `data/seed/`. This program
+needs no model. The answers are those of `recipes/evaluate.py` to the instructions that this program wrote before. It
+prints the numbers of examples by score, and how many pairs of answers their surface puts in the right order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_srl import cli
+from nemo_srl.artifacts import read_jsonl, to_line, write_atomic
+from nemo_srl.data.checked import build as checked
+from nemo_srl.data.checked.instructions import Task
+from nemo_srl.data.checked.truth import MAX_SCORE
+from nemo_srl.judging.surface import cross_validated_accuracy, surface_accuracy
+from nemo_srl.records import Candidate, EFTExample, IFTExample
+
+
+@dataclass
+class Options:
+    input_dir: str = "data/checked"
+    output_dir: str = "data/checked"
+    seed_dir: str = "data/seed"
+    """The seed whose tasks get constraints, too."""
+    seed: int = 1
+    num_eft: int = 480
+    """Number of judging examples, two for an instruction."""
+
+
+def build(options: Options) -> checked.CheckedSeed:
+    """Read the input, and make all tables."""
+    source, seed = Path(options.input_dir), Path(options.seed_dir)
+    tasks = read_jsonl(source / "tasks.jsonl", Task)
+    tasks += checked.seed_tasks(read_jsonl(seed / "ift.jsonl", IFTExample), read_jsonl(seed / "eft.jsonl", EFTExample))
+    answers = [a for path in sorted(source.glob("answers*.jsonl")) for a in read_jsonl(path, Candidate)]
+    return checked.build(tasks, answers, seed=options.seed, num_eft=options.num_eft)
+
+
+def main(options: Options) -> None:
+    made = build(options)
+    tables: dict[str, Iterable[object]] = {"ift": made.ift, "eft": made.eft, "eft_eval": made.eft_eval}
+    tables |= {f"instructions_{split}": xs for split, xs in made.instructions.items()}
+    tables |= {f"prompts_{t}": prompts for t, prompts in enumerate(made.prompts, start=1)}
+    for name, records in tables.items():
+        write_atomic(Path(options.output_dir) / f"{name}.jsonl", "".join(map(to_line, records)))
+        print(f"{len(list(records)):6d}  {name}")
+    for name, examples in {"eft": made.eft, "eft_eval": made.eft_eval}.items():
+        print(f"{name} by score: {dict(sorted(Counter(x.score for x in examples).items()))}")
+    figures = {
+        "eft_eval": surface_accuracy(made.eft, made.eft_eval, max_score=MAX_SCORE),
+        "eft_eval, cross-validated": cross_validated_accuracy(made.eft_eval, max_score=MAX_SCORE),
+        "eft, cross-validated": cross_validated_accuracy(made.eft, max_score=MAX_SCORE),
+    }
+    for name, f in figures.items():
+        print(f"surface baseline on {name}: {f.value:.3f} [{f.low:.3f}, {f.high:.3f}] of {f.n} pairs")
+
+
+if __name__ == "__main__":
+    cli.run_program(Options, main)
