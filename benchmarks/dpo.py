@@ -18,7 +18,7 @@ Each training is a process of its own. They take turns, `--rounds` times. The ti
 to the end of the next one, with everything in between. The first two steps are left out, and the medians of all rounds
 are compared. One more step at the end is not timed but profiled: it tells the share of matrix products, which no
 trainer can do without. Memory is the process's peak resident set. Losses are printed side by side: a speed counts only
-where they agree.
+where they agree. In SFT, versions before 7907863 average them in another way, so there they agree roughly.
 """
 
 from __future__ import annotations

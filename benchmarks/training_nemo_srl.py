@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,11 @@ def main(task: dict[str, Any], result: Path) -> None:
         "save_interval": 10**6,
         "gradient_clip_val": 1.0,
     }
-    optim: OptimConfig = SFTConfig(**common)
-    rows: list[Any] = [SFTRow(**row) for row in task["rows"]] if task["algorithm"] == "sft" else []
-    if task["algorithm"] == "dpo":
-        optim, rows = DPOConfig(beta=task["beta"], **common), [DPORow(**row) for row in task["rows"]]
+    is_sft = task["algorithm"] == "sft"
+    optim: OptimConfig = SFTConfig(**common) if is_sft else DPOConfig(beta=task["beta"], **common)
+    kind: Any = SFTRow if is_sft else DPORow
+    known = {field.name for field in fields(kind)}  # an earlier version may have fewer
+    rows = [kind(**{name: value for name, value in row.items() if name in known}) for row in task["rows"]]
     tell(StepClock(task["steps"], result))
     settings = NemoAlignerSettings(precision="32", platform="cpu", micro_batch_size=task["micro_batch_size"])
     training = TrainingTask(
