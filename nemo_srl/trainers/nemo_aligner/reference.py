@@ -45,7 +45,7 @@ def attach(
     """
     directory = work_dir / REFERENCE_DIR
     chunks = [rows[i : i + CHUNK_ROWS] for i in range(0, len(rows), CHUNK_ROWS)]
-    found = _same_on_all_ranks({i: c for i, part in enumerate(chunks) if (c := _read(directory, i, part)) is not None})
+    found = _read_on_rank_0(directory, chunks)
     missing = [i for i in range(len(chunks)) if i not in found]
     if missing and step:
         raise ConfigError(
@@ -107,9 +107,9 @@ def _compute(model: Any, rows: Sequence[dict[str, Any]], micro_batches: MicroBat
 
 
 def _give(rows: Sequence[dict[str, Any]], chunk: Chunk) -> None:
-    sizes = {side: [len(row[f"{side}_ids"]) for row in rows] for side in chunk}
+    parts = {side: torch.split(chunk[side], [len(row[f"{side}_ids"]) for row in rows]) for side in chunk}
     for number, row in enumerate(rows):
-        row["reference"] = {side: torch.split(chunk[side], sizes[side])[number] for side in chunk}
+        row["reference"] = {side: parts[side][number] for side in chunk}
 
 
 def _digest(rows: Sequence[dict[str, Any]]) -> str:
@@ -140,9 +140,11 @@ def _read(directory: Path, index: int, rows: Sequence[dict[str, Any]]) -> Chunk 
     return None
 
 
-def _same_on_all_ranks(found: dict[int, Chunk]) -> dict[int, Chunk]:
-    """What rank 0 found. On shared storage, another node may see a file later."""
-    box = [found]
+def _read_on_rank_0(directory: Path, chunks: Sequence[Sequence[dict[str, Any]]]) -> dict[int, Chunk]:
+    """What rank 0 finds, on all ranks. On shared storage, another node may see a file later."""
+    box: list[dict[int, Chunk]] = [{}]
+    if torch.distributed.get_rank() == 0:
+        box = [{i: c for i, part in enumerate(chunks) if (c := _read(directory, i, part)) is not None}]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
 
