@@ -80,10 +80,10 @@ class Attention(DotProductAttention):  # type: ignore[misc]
         assert self.attn_mask_type == AttnMaskType.causal, self.attn_mask_type
         if self.training and self.attention_dropout.p > 0:
             # The fused kernel uses torch's generator. This uses the one that differs between tensor-parallel ranks.
-            length = query.shape[0]
-            mask = torch.ones(length, length, dtype=torch.bool).triu(1)[None, None]  # True where it must not look
-            if LAYOUT.visible is not None:
-                mask = ~LAYOUT.visible
+            if (visible := LAYOUT.visible) is None:
+                length = query.shape[0]
+                visible = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()[None, None]
+            mask = ~visible  # True where it must not look
             return super().forward(query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
         if is_faster(query):
             return CausalAttention.apply(query, key, value, self.softmax_scale, LAYOUT.visible)  # type: ignore[no-any-return, no-untyped-call]
