@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -202,6 +203,31 @@ assert devices == (torch.cuda.current_device, torch.cuda.Stream, torch.Tensor.cu
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_stop_request_leaves_the_manager_of_checkpoints_alive(tmp_path: Path) -> None:
+    """In NVIDIA's containers, where megatron-core's own writers report through a process of their own."""
+    program = tmp_path / "program.py"
+    program.write_text("""
+import os, signal, time
+
+if __name__ == "__main__":
+    from nemo_srl.trainers.nemo_aligner.platforms import ngc
+    import megatron.core.dist_checkpointing.strategies.filesystem_async as filesystem
+
+    ngc.keep_manager_through_a_stop()
+    queue = filesystem._get_write_results_queue()
+    queue.put("first save")
+    os.kill(queue._manager._process.pid, signal.SIGTERM)
+    time.sleep(0.5)
+    assert filesystem._get_write_results_queue() is queue
+    queue.put("second save")
+    print(queue.get(), queue.get(), sep=", ")
+""")
+    command = [sys.executable, "-W", "ignore", str(program)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout == "first save, second save\n", done.stderr[-2000:]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts the page faults of Linux")
