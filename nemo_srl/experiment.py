@@ -16,7 +16,7 @@ import omegaconf
 from filelock import FileLock, Timeout
 
 from nemo_srl import models, worker
-from nemo_srl.artifacts import Artifact, BaseModel, Model, Schema, SourceFile
+from nemo_srl.artifacts import Artifact, BaseModel, Model, Schema, SourceFile, to_line, write_atomic
 from nemo_srl.config import Config, Role
 from nemo_srl.engines import EngineBackend, EngineSize, engine_backend, services
 from nemo_srl.errors import ConfigError, DataError, JobFailedError, RunDirBusyError
@@ -79,6 +79,12 @@ class Experiment:
         source = SourceFile(found.absolute(), record)
         source.read()
         return source
+
+    def given(self, name: str, records: Sequence[R], record: type[R]) -> SourceFile[R]:
+        """Records that no stage made, as the file `run_dir/given/<name>.jsonl`, which stages can read."""
+        path = self.run_dir / "given" / f"{name}.jsonl"
+        write_atomic(path, "".join(map(to_line, records)))
+        return self.source(str(path), record)
 
     def run(
         self, stage: Stage[A], iteration: int, *, directory: str = "", **inputs: Input | Sequence[Input] | None

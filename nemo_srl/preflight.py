@@ -13,7 +13,7 @@ from nemo_srl import judging, pairing
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config, Role
 from nemo_srl.engines import engine_backend
-from nemo_srl.errors import DataError, ModelError
+from nemo_srl.errors import ConfigError, DataError, ModelError
 from nemo_srl.models import hf
 from nemo_srl.models.hf import ModelSpec
 from nemo_srl.records import EFTExample
@@ -41,6 +41,7 @@ def check(
             f"{spec.vocab_size}. A text with such a token would end the run. If tokens were added to the tokenizer: "
             "model.resize_token_embeddings(len(tokenizer)), and save the model again."
         )
+    _check_verdict_pairs(cfg, eft)
     for key, examples in (("eft_path", eft), ("eft_eval_path", held_out)):
         for example in examples:
             check_score(example, cfg.judge.max_score, f"data.{key}")
@@ -54,6 +55,23 @@ def check(
                     f"{max_tokens} more may follow, but the model's context is {spec.max_position_embeddings} tokens. "
                     f"Shorten or remove the example, or lower {section}.max_tokens."
                 )
+
+
+def _check_verdict_pairs(cfg: Config, eft: Sequence[EFTExample]) -> None:
+    """Raises `ConfigError` if verdict pairs would teach another kind of verdict than the EFT examples."""
+    number = cfg.verdict_pairs.num_prompts
+    remedy = "Set verdict_pairs.num_prompts=0."
+    if number and judging.reader(cfg.judge).absolute:
+        raise ConfigError(
+            f"verdict_pairs.num_prompts={number}: a verdict of such a pair is a score, and judge.mode="
+            f"{cfg.judge.mode!r} gives none. {remedy}"
+        )
+    if number and (reasons := [x.key for x in eft if x.justification.strip()]):
+        raise ConfigError(
+            f"verdict_pairs.num_prompts={number}: a verdict of such a pair is the score alone, and data.eft_path "
+            f"teaches verdicts with reasons ({len(reasons)} of {len(eft)} examples, the first is {reasons[0]!r}). "
+            f"{remedy} Or give EFT examples with an empty `justification`."
+        )
 
 
 def check_score(example: EFTExample, max_score: int, key: str) -> None:

@@ -77,6 +77,8 @@ class SFTRow:
 
     prompt: str
     response: str
+    weight: float = 1.0
+    """How much each token of the response counts in the mean that is trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,8 +60,11 @@ class Run:
         return {"M0": (0, "evaluation_m0")} | {f"M{t + 1}": (t, "evaluation") for t in (0, *self.iterations)}
 
     def evaluations(self) -> dict[str, list[Metric]]:
-        """The metrics of each evaluated model by model name, M0 first."""
-        found = {name: self.table(*place, Metric) for name, place in self.evaluated().items()}
+        """The metrics of each evaluated model by model name, M0 first, with those of the stage `checked`."""
+        found = {
+            name: [*self.table(t, stage, Metric), *self.table(t, stage.replace("evaluation", "checked"), Metric)]
+            for name, (t, stage) in self.evaluated().items()
+        }
         return {name: metrics for name, metrics in found.items() if metrics}
 
     def models(self) -> dict[str, StageRun]:

@@ -17,15 +17,28 @@ import time
 import hydra
 from omegaconf import DictConfig
 
-from nemo_srl import cli, preflight, report
-from nemo_srl.artifacts import Table, write_atomic
+from nemo_srl import checked, cli, preflight, report
+from nemo_srl.artifacts import BaseModel, Model, Table, write_atomic
 from nemo_srl.config import Config
+from nemo_srl.data.checked.truth import CheckedInstruction
 from nemo_srl.experiment import Experiment
 from nemo_srl.records import EFTExample, IFTExample, Metric, Prompt, RankedAnswers
 from nemo_srl.report.alarms import Alarm, alarms
 from nemo_srl.report.tracking import track
 from nemo_srl.runs import open_run
-from nemo_srl.stages import anchor, candidates, eft, evaluation, judgements, pairs, policy, prompts, refresh, sft
+from nemo_srl.stages import (  # fmt: skip
+    anchor,
+    candidates,
+    eft,
+    evaluation,
+    judgements,
+    pairs,
+    policy,
+    prompts,
+    refresh,
+    sft,
+    verdict_pairs,
+)
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +56,7 @@ def iterate(cfg: Config, exp: Experiment) -> dict[str, list[Metric]]:
     m0 = exp.base_model()
     preflight.check(cfg, m0.model_dir, held_out.read(), seed_eft.read() if seed_eft else ())
     m = m1 = exp.run(sft.STAGE, 0, policy=m0, ift=ift, eft=seed_eft)
-    evaluations = {
-        "M0": exp.run(evaluation.STAGE, 0, policy=m0, eft_eval=held_out, directory="evaluation_m0"),
-        "M1": exp.run(evaluation.STAGE, 0, policy=m, eft_eval=held_out),
-    }
+    evaluations = {"M0": evaluate(exp, 0, m0, suffix="_m0"), "M1": evaluate(exp, 0, m)}
     generator = exp.base_model(cfg.prompts.model) if cfg.prompts.model else None
     other_judge = exp.base_model(cfg.anchor.model) if cfg.anchor.model else None
     earlier: list[Table[Prompt]] = []
@@ -64,14 +74,34 @@ def iterate(cfg: Config, exp: Experiment) -> dict[str, list[Metric]]:
             for alarm in found_alarms(exp):
                 if alarm.iteration == t:
                     log.warning("ALARM, %s", alarm.text)
-        m = exp.run(policy.STAGE, t, policy=m, pairs=d)
+        v = exp.run(verdict_pairs.STAGE, t, candidates=y, judgements=r) if cfg.verdict_pairs.num_prompts else None
+        m = exp.run(policy.STAGE, t, policy=m, pairs=d, verdict_pairs=v)
         if rankings:
             kept.append(exp.run(eft.STAGE, t, judge=m, rankings=rankings))
             own = exp.run(candidates.STAGE, t, policy=m, prompts=x, directory="own_answers")
             m = exp.run(refresh.STAGE, t, policy=m, own_answers=own, eft=seed_eft, kept=kept)
-        evaluations[f"M{t + 1}"] = exp.run(evaluation.STAGE, t, policy=m, eft_eval=held_out)
+        evaluations[f"M{t + 1}"] = evaluate(exp, t, m)
         track(open_run(exp.run_dir), cfg.tracking)
-    return {name: artifact.read() for name, artifact in evaluations.items()}
+    return evaluations
+
+
+def evaluate(exp: Experiment, t: int, m: Model | BaseModel, *, suffix: str = "") -> list[Metric]:
+    """How a model answers and judges. With `data.checked_path`, also what code knows about that."""
+    data = exp.cfg.data
+    held_out = exp.source(data.eft_eval_path, EFTExample)
+    found = exp.run(evaluation.STAGE, t, policy=m, eft_eval=held_out, directory=f"evaluation{suffix}")
+    if not data.checked_path:
+        return found.read()
+    true = exp.run(
+        checked.STAGE,
+        t,
+        evaluation=found,
+        instructions=exp.source(data.checked_path, CheckedInstruction),
+        eft_eval=held_out,
+        eft=exp.source(data.eft_path, EFTExample) if data.eft_path else None,
+        directory=f"checked{suffix}",
+    )
+    return [*found.read(), *true.read()]
 
 
 def found_alarms(exp: Experiment) -> list[Alarm]:

@@ -19,6 +19,7 @@ from nemo_srl.data.checked.build import MAX_ROUGE_L, CheckedSeed
 from nemo_srl.data.checked.constraints import KINDS
 from nemo_srl.data.checked.instructions import Task
 from nemo_srl.data.checked.truth import MAX_SCORE, CheckedInstruction, is_on_topic, true_score
+from nemo_srl.data.damage import cut, looped
 from nemo_srl.data.dedup import RougeLIndex
 from nemo_srl.data.prompt_filter import PromptFilter
 from nemo_srl.judging import reader
@@ -159,7 +160,7 @@ def test_each_damage_by_hand() -> None:
     rng = random.Random(1)
     answer = "Yeast makes gas. The gas lifts the dough, and the bread gets light."
     for _ in range(20):
-        text = damage.cut(answer, rng)
+        text = cut(answer, rng)
         assert text is not None
         assert answer.startswith(text)
         assert 3 <= len(text.split()) < len(answer.split())
@@ -167,10 +168,10 @@ def test_each_damage_by_hand() -> None:
         assert sorted(damage.shuffled(answer, rng).replace(".", "").replace(",", "").split()) == sorted(
             answer.replace(".", "").replace(",", "").split()
         )
-        loop = damage.looped(answer, rng)
+        loop = looped(answer, rng)
         assert loop is not None
         assert len(loop.split()) > 5
-    assert damage.cut("One two three.", rng) is None
+    assert cut("One two three.", rng) is None
     assert [m for m in damage.shuffled(answer, rng) if not m.isalnum() and m != " "] == [".", ",", "."]
     assert damage.without_item("1. A\n2. B\n3. C\nThat is all.", random.Random(2)) in (
         "1. B\n2. C\nThat is all.",

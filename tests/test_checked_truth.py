@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nemo_srl.data.checked import texts
+from nemo_srl.data import texts
 from nemo_srl.data.checked.constraints import KINDS, Constraint
 from nemo_srl.data.checked.topics import stems, topics
 from nemo_srl.data.checked.truth import CheckedInstruction, true_score

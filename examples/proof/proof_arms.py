@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import toy_language
 
-from nemo_srl.artifacts import Model, SourceFile, Table, to_line, write_atomic
+from nemo_srl.artifacts import Model, SourceFile, Table
 from nemo_srl.errors import ConfigError
 from nemo_srl.experiment import Experiment
+from nemo_srl.judging.scores import shuffled
 from nemo_srl.records import (
     Candidate,
     EFTExample,
@@ -19,7 +19,6 @@ from nemo_srl.records import (
     Judgement,
     PreferencePair,
     Prompt,
-    R,
     RankedAnswers,
 )
 from nemo_srl.stages import anchor, candidates, eft, evaluation, judgements, pairs, policy, refresh, sft
@@ -110,19 +109,11 @@ def scores(
 ) -> Table[Judgement] | SourceFile[Judgement]:
     """The judgements from which the arm makes pairs."""
     if arm.judge == "oracle":
-        return given(exp, f"oracle_{t}", [oracle_judgement(c) for c in candidates.read()], Judgement)
+        return exp.given(f"oracle_{t}", [oracle_judgement(c) for c in candidates.read()], Judgement)
     r = exp.run(judgements.STAGE, t, judge=m1 if arm.judge == "m1" else policy, candidates=candidates)
     if arm.judge == "shuffled":
-        return given(exp, f"shuffled_{t}", shuffled(r.read(), random.Random(f"{exp.cfg.seed}/{t}")), Judgement)
+        return exp.given(f"shuffled_{t}", shuffled(r.read(), random.Random(f"{exp.cfg.seed}/{t}")), Judgement)
     return r
-
-
-def shuffled(found: Sequence[Judgement], rng: random.Random) -> list[Judgement]:
-    """Give all verdicts on one candidate to another candidate. The distribution of the scores stays the same."""
-    keys = list(dict.fromkeys(j.candidate_key for j in found))
-    others = rng.sample(keys, len(keys))
-    new_key = dict(zip(keys, others, strict=True))
-    return sorted((replace(j, candidate_key=new_key[j.candidate_key]) for j in found), key=lambda j: j.key)
 
 
 def oracle_judgement(c: Candidate) -> Judgement:
@@ -134,11 +125,4 @@ def oracle_judgement(c: Candidate) -> Judgement:
 def chosen(exp: Experiment, t: int, d: Table[PreferencePair]) -> SourceFile[IFTExample]:
     """The chosen responses, as demonstrations."""
     best = [IFTExample(example_id=p.key, instruction=p.prompt, response=p.chosen) for p in d.read()]
-    return given(exp, f"best_{t}", best, IFTExample)
-
-
-def given(exp: Experiment, name: str, records: Sequence[R], record: type[R]) -> SourceFile[R]:
-    """Records that no stage made, as a file that stages can read."""
-    path = exp.run_dir / "given" / f"{name}.jsonl"
-    write_atomic(path, "".join(map(to_line, records)))
-    return exp.source(str(path), record)
+    return exp.given(f"best_{t}", best, IFTExample)

@@ -1,8 +1,9 @@
 """The typed schema of `conf/`: every setting, with its default and its meaning.
 
 A setting either decides results or places work. Settings that decide results (`model data sft prompts candidates judge
-pairs dpo evaluation seed`, and those that a backend names as `decisive`) are part of an artifact's identity. Settings
-that place work (`launcher`, `cluster`, parallel sizes, batch limits) may change between two starts of a run directory.
+pairs verdict_pairs dpo evaluation seed`, and those that a backend names as `decisive`) are part of an artifact's
+identity. Settings that place work (`launcher`, `cluster`, parallel sizes, batch limits) may change between two starts
+of a run directory.
 
 `engine`, `trainer` and `launcher` hold the settings of the backend that their `name` says. The folder of the backend
 defines them, such as `nemo_srl/engines/embedded/`. Bad values raise `ConfigError` when the configuration is loaded.
@@ -18,7 +19,14 @@ from omegaconf import MISSING
 from nemo_srl.config.check import check
 from nemo_srl.config.data import DataConfig, ModelConfig
 from nemo_srl.config.evidence import AnchorConfig, EvaluationConfig, TrackingConfig
-from nemo_srl.config.generation import CandidatesConfig, JudgeConfig, PairsConfig, PromptsConfig, SamplingConfig
+from nemo_srl.config.generation import (  # fmt: skip
+    CandidatesConfig,
+    JudgeConfig,
+    PairsConfig,
+    PromptsConfig,
+    SamplingConfig,
+    VerdictPairsConfig,
+)
 from nemo_srl.config.load import BACKENDS, default_settings, load
 from nemo_srl.config.placement import ClusterConfig, ResourcesConfig
 from nemo_srl.config.training import DPOConfig, OptimConfig, RefreshConfig, SFTConfig, TrainerSettings
@@ -26,7 +34,8 @@ from nemo_srl.config.training import DPOConfig, OptimConfig, RefreshConfig, SFTC
 __all__ = [
     "BACKENDS", "AnchorConfig", "CandidatesConfig", "ClusterConfig", "Config", "DPOConfig", "DataConfig",
     "EvaluationConfig", "JudgeConfig", "ModelConfig", "OptimConfig", "PairsConfig", "PromptsConfig", "RefreshConfig",
-    "ResourcesConfig", "Role", "SFTConfig", "SamplingConfig", "TrackingConfig", "TrainerSettings", "load",
+    "ResourcesConfig", "Role", "SFTConfig", "SamplingConfig", "TrackingConfig", "TrainerSettings", "VerdictPairsConfig",
+    "load",
 ]  # fmt: skip
 
 Role = Literal["prompts", "candidates", "judge"]
@@ -47,6 +56,7 @@ class Config:
     candidates: CandidatesConfig = field(default_factory=CandidatesConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
+    verdict_pairs: VerdictPairsConfig = field(default_factory=VerdictPairsConfig)
     dpo: DPOConfig = field(default_factory=DPOConfig)
     refresh: RefreshConfig = field(default_factory=RefreshConfig)
     anchor: AnchorConfig = field(default_factory=AnchorConfig)

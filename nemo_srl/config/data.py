@@ -26,6 +26,9 @@ class DataConfig:
     """Evaluation fine-tuning seed (JSONL of EFTExample). Empty string: train without it (an ablation)."""
     eft_eval_path: str = "data/seed/eft_eval.jsonl"
     """Held-out EFT examples, several answers to one instruction, for the reward-model metrics."""
+    checked_path: str = ""
+    """Held-out instructions for which code knows true scores (JSONL of CheckedInstruction, `data/checked/`). When
+    given, code scores the held-out answers of each model (`nemo_srl/checked.py`). No training reads it."""
     rankings_path: str = ""
     """Answers that people ranked (JSONL of RankedAnswers). When given, the judge is refreshed after each
     iteration's DPO: see `refresh`. Empty string: no refresh, as in the paper."""

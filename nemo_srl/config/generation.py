@@ -109,6 +109,18 @@ class JudgeConfig(SamplingConfig):
 
 
 @dataclass
+class VerdictPairsConfig:
+    """Pairs of verdicts on M_t's answers and on damaged copies of them (`nemo_srl/stages/verdict_pairs.py`). With them,
+    each iteration's DPO trains judging as well as answering."""
+
+    num_prompts: int = 0
+    """The best answers to so many prompts are damaged. Each makes two pairs. 0: no such pairs, as in the paper."""
+
+    def __post_init__(self) -> None:
+        check(self.num_prompts >= 0, "verdict_pairs.num_prompts", self.num_prompts, "must be 0 (off) or above")
+
+
+@dataclass
 class PairsConfig:
     rule: str = "best_worst"
     """How one prompt's scored answers make a pair: a name in `nemo_srl/pairing/`, or `module:object` of your own."""

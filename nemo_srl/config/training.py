@@ -77,6 +77,13 @@ class SFTConfig(OptimConfig):
 
     learning_rate: float = 5.5e-6
     min_learning_rate: float = 1.1e-6
+    verdict_weight: float = 1.0
+    """How much a token of a verdict (EFT) counts, where a token of an answer (IFT) counts 1. A verdict that is the
+    score alone has few tokens, so it needs more."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.verdict_weight > 0, "sft.verdict_weight", self.verdict_weight, "must be above 0")
 
 
 @dataclass
@@ -124,7 +131,10 @@ class RefreshConfig(OptimConfig):
     min_learning_rate: float = 1.1e-6
     num_judgements: int = 7
     """Verdicts per ranked answer. One that agrees with the ranking is kept."""
+    verdict_weight: float = 1.0
+    """As in `sft`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self.verdict_weight > 0, "refresh.verdict_weight", self.verdict_weight, "must be above 0")
         check(self.num_judgements >= 1, "refresh.num_judgements", self.num_judgements, "must be at least 1")

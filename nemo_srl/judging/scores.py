@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nemo_srl.records import Judgement
 
@@ -29,3 +30,11 @@ def mean_scores(judgements: Iterable[Judgement]) -> dict[str, float]:
     for j in judgements:
         scores[j.candidate_key].append(j.score)
     return {key: mean for key, found in scores.items() if (mean := mean_score(found)) is not None}
+
+
+def shuffled(found: Sequence[Judgement], rng: random.Random) -> list[Judgement]:
+    """A control: all verdicts on one candidate become those of another one. The scores keep their distribution."""
+    keys = list(dict.fromkeys(j.candidate_key for j in found))
+    others = rng.sample(keys, len(keys))
+    new_key = dict(zip(keys, others, strict=True))
+    return sorted((replace(j, candidate_key=new_key[j.candidate_key]) for j in found), key=lambda j: j.key)

@@ -48,6 +48,14 @@ JUDGING = (
     Shown(
         "pairwise_accuracy", "Pairwise accuracy, ties excluded", _percent, _SHARE, paper.JUDGING["pairwise_accuracy"]
     ),
+    Shown("pairwise_accuracy_models", "Pairwise accuracy, answers by models alone", _percent, _SHARE),
+    Shown(
+        "surface_accuracy",
+        "Pairwise accuracy of the surface",
+        _percent,
+        _SHARE,
+        note="what an answer's look tells without its instruction; a judge should be far above it",
+    ),
     Shown("spearman", "Spearman correlation", _TWO, _CORRELATION, paper.JUDGING["spearman"]),
     Shown("kendall", "Kendall's tau", _TWO, _CORRELATION, paper.JUDGING["kendall"]),
     Shown("exact_match", "Exact match of the ordering", _percent, _SHARE, paper.JUDGING["exact_match"]),
@@ -57,6 +65,7 @@ JUDGING = (
 """How well each model judges: agreement with the given scores of held-out answers (paper, table 4)."""
 
 ANSWERING = (
+    Shown("true_score", "True score, 0 to 5", _TWO, (0, 5), note="counted by code; no training reads it"),
     Shown("self_score", "Self-score, 0 to 5", _TWO, (0, 5), note="the model's own opinion of its answers"),
     Shown("response_characters", "Length of answers, characters", _WHOLE, (-math.inf, math.inf), paper.LENGTH,
           "the paper measured it on AlpacaEval"),

@@ -20,6 +20,9 @@ ROWS: Sequence[tuple[str, str, str]] = (
     ("five_best", "5-best", "{:.1%}"),
     ("spearman", "Spearman", "{:.3f}"),
     ("kendall", "Kendall tau", "{:.3f}"),
+    ("pairwise_accuracy_models", "the same, answers by models alone", "{:.1%}"),
+    ("surface_accuracy", "the same, by the surface of answers", "{:.1%}"),
+    ("true_score", "true score of the answers, 0 to 5", "{:.2f}"),
     ("self_score", "self-score, 0 to 5", "{:.2f}"),
     ("response_tokens", "response length, tokens", "{:.0f}"),
     ("response_characters", "response length, characters", "{:.0f}"),
@@ -28,6 +31,8 @@ ROWS: Sequence[tuple[str, str, str]] = (
     ("pairs_per_100_prompts", "pairs per 100 prompts", "{:.0f}"),
 )
 """Metric, label, format. The shares of the scores make one more row."""
+CHECKED = frozenset({"pairwise_accuracy_models", "surface_accuracy", "true_score"})
+"""Rows that are left out when no model has them: only runs with `data.checked_path` do."""
 
 
 def table(evaluations: Mapping[str, Sequence[Metric]]) -> str:
@@ -45,7 +50,8 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 def cells(evaluations: Mapping[str, Sequence[Metric]]) -> list[list[str]]:
     """The cells of the table: a line with the models' names, then a line for each metric, with its label first."""
-    lines = metric_lines(evaluations, ROWS)
+    there = {m.name for metrics in evaluations.values() for m in metrics}
+    lines = metric_lines(evaluations, [row for row in ROWS if row[0] in there or row[0] not in CHECKED])
     shares = (" ".join(f"{100 * x:.0f}" for x in score_shares(metrics)) for metrics in evaluations.values())
     return [*lines, ["share of scores 0 to 5, %", *(x or "-" for x in shares)]]
 

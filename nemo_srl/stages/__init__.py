@@ -5,6 +5,7 @@ prompts      M_t, IFT seed                     -> new instructions
 candidates   M_t, prompts                      -> N responses each
 judgements   M_t, candidates                   -> K verdicts each
 pairs        candidates, judgements            -> chosen and rejected
+verdict_pairs  candidates, judgements          -> verdicts on damaged answers          optional
 anchor       M1, candidates, judgements, pairs -> figures for the alarms
 policy       M_t, pairs                        -> M_{t+1}
 eft          M_{t+1}, ranked answers           -> verdicts that agree with people        optional
@@ -27,8 +28,8 @@ __all__ = [
 ]  # fmt: skip
 
 LOOP = (
-    "sft", "prompts", "candidates", "judgements", "pairs", "anchor", "policy", "eft", "refresh", "evaluation",
-    "answers", "head_to_head", "ifeval",
+    "sft", "prompts", "candidates", "judgements", "pairs", "verdict_pairs", "anchor", "policy", "eft", "refresh",
+    "evaluation", "checked", "answers", "head_to_head", "ifeval",
 )  # fmt: skip
 """All stages, in the order in which they run. Reports and plans use this order."""
 

@@ -1,11 +1,14 @@
-"""M_{t+1}: DPO on the iteration's pairs, from M_t, which is also the reference (paper section 2.3)."""
+"""M_{t+1}: DPO on the iteration's pairs, from M_t, which is also the reference (paper section 2.3).
+
+If there are pairs of verdicts as well (`stages/verdict_pairs.py`), DPO trains on both kinds together.
+"""
 
 from __future__ import annotations
 
 from nemo_srl.config import Config
 from nemo_srl.protocols import DPORow, TrainingTask
 from nemo_srl.records import PreferencePair
-from nemo_srl.stages.base import MODEL, Context
+from nemo_srl.stages.base import MODEL, Context, Need
 from nemo_srl.stages.training import training_stage
 from nemo_srl.workload import Assumptions, Trained
 
@@ -21,9 +24,13 @@ def task(ctx: Context) -> TrainingTask:
             chosen_finish_reason=p.chosen_finish_reason,
             rejected_finish_reason=p.rejected_finish_reason,
         )
-        for p in ctx.read("pairs", PreferencePair)
+        for p in [*ctx.read("pairs", PreferencePair), *_verdict_pairs(ctx)]
     ]
     return TrainingTask(algorithm="dpo", model_dir=ctx.model_dir, rows=rows, optim=ctx.cfg.dpo, seed=ctx.cfg.seed)
+
+
+def _verdict_pairs(ctx: Context) -> list[PreferencePair]:
+    return ctx.read("verdict_pairs", PreferencePair) if ctx.has("verdict_pairs") else []
 
 
 def work(cfg: Config, a: Assumptions) -> Trained:
@@ -40,7 +47,7 @@ def work(cfg: Config, a: Assumptions) -> Trained:
 STAGE = training_stage(
     "policy",
     task,
-    needs={"policy": MODEL, "pairs": PreferencePair},
+    needs={"policy": MODEL, "pairs": PreferencePair, "verdict_pairs": Need(PreferencePair, optional=True)},
     settings=("dpo", "model.chat_template", "seed"),
     work=work,
 )

@@ -24,7 +24,7 @@ def task(ctx: Context) -> TrainingTask:
 
 
 # Without `num_judgements`, which decides what the stage `eft` makes.
-_REFRESH = tuple(f"refresh.{f.name}" for f in fields(OptimConfig))
+_REFRESH = (*(f"refresh.{f.name}" for f in fields(OptimConfig)), "refresh.verdict_weight")
 
 STAGE = training_stage(
     "refresh",

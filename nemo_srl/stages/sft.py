@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 
-from nemo_srl.config import Config, OptimConfig
+from nemo_srl.config import Config, RefreshConfig, SFTConfig
 from nemo_srl.judging import reader
 from nemo_srl.protocols import SFTRow, TrainingTask
 from nemo_srl.records import EFTExample, IFTExample
@@ -15,12 +14,16 @@ from nemo_srl.workload import Assumptions, Trained
 
 
 def sft_task(
-    ctx: Context, optim: OptimConfig, answers: Iterable[tuple[str, str]], verdicts: Iterable[EFTExample]
+    ctx: Context, optim: SFTConfig | RefreshConfig, answers: Iterable[tuple[str, str]], verdicts: Iterable[EFTExample]
 ) -> TrainingTask:
     """SFT on (instruction, answer) pairs, and on judge prompts with the verdicts on them in the judge's format."""
     cfg, chat = ctx.cfg, ctx.chat
     lessons = (reader(cfg.judge).lesson(x, cfg.judge) for x in verdicts)
-    rows = [SFTRow(prompt=chat.render(x), response=chat.response_text(y)) for x, y in itertools.chain(answers, lessons)]
+    rows = [
+        SFTRow(prompt=chat.render(x), response=chat.response_text(y), weight=weight)
+        for weight, texts in ((1.0, answers), (optim.verdict_weight, lessons))
+        for x, y in texts
+    ]
     return TrainingTask(algorithm="sft", model_dir=ctx.model_dir, rows=rows, optim=optim, seed=cfg.seed)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_srl.data.checked import texts
+from nemo_srl.data import texts
 from nemo_srl.errors import DataError
 
 Value = int | str | None

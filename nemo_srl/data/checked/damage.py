@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 
-from nemo_srl.data.checked import texts
+from nemo_srl.data import texts
 from nemo_srl.data.checked.constraints import Constraint
 from nemo_srl.data.checked.instructions import CLOSINGS, OPENINGS, QUESTIONS
 from nemo_srl.data.checked.truth import CheckedInstruction, TrueScore, true_score
@@ -61,31 +61,6 @@ def sample(x: CheckedInstruction, kind: str, text: str, lost: frozenset[str] = f
     if kind == "shuffled":
         return Sample(kind, text, replace(seen, **dict.fromkeys(lost, False)))
     return None if any(getattr(seen, point) for point in lost) else Sample(kind, text, seen)
-
-
-def cut(answer: str, rng: random.Random) -> str | None:
-    """The answer without its last words (5% to 60% of them). None for an answer of fewer than six words."""
-    ends = [m.end() for m in re.finditer(r"\S+", answer)]
-    if len(ends) < 6:
-        return None
-    kept = min(len(ends) - 1, max(3, round(len(ends) * rng.uniform(0.4, 0.95))))
-    return answer[: ends[kept - 1]].rstrip('.,;:!?"\n -')
-
-
-def looped(answer: str, rng: random.Random) -> str | None:
-    """The answer with a sentence that is said again, or a few words of it that never end."""
-    long = [s for s in texts.sentences(answer) if len(texts.words(s)) >= 5]
-    if long and rng.random() < 0.6:
-        again = rng.choice(long).rstrip('".!?') + "."
-        if answer == answer.lower():
-            again = again.lower()
-        return f"{answer} {' '.join([again] * rng.randint(1, 2))}"
-    found = answer.replace("\n", " ").split(" ")
-    if len(found) < 6:
-        return None
-    length = rng.randint(3, 7)
-    start = rng.randrange(max(1, len(found) - length))
-    return " ".join([*found[:start], *(found[start : start + length] * rng.randint(3, 5))]).rstrip('.,;:!?"')
 
 
 def shuffled(answer: str, rng: random.Random) -> str:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from nemo_srl.data.checked import texts
+from nemo_srl.data import texts
 from nemo_srl.data.checked.constraints import Constraint
 from nemo_srl.data.checked.topics import Topic, is_content_word, stems
 from nemo_srl.data.checked.truth import MAX_SCORE, CheckedInstruction, true_score

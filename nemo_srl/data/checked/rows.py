@@ -18,6 +18,7 @@ from nemo_srl.data.checked import damage
 from nemo_srl.data.checked.damage import LOST, Sample, sample
 from nemo_srl.data.checked.instructions import CLOSINGS, OPENINGS, QUESTIONS
 from nemo_srl.data.checked.truth import MAX_SCORE, CheckedInstruction, true_score
+from nemo_srl.data.damage import cut, looped
 from nemo_srl.records import EFTExample
 
 SHARES: Mapping[tuple[str, int], float] = {
@@ -45,7 +46,7 @@ def samples(
         if not (found := sample(x, kind, text, lost)):
             continue
         yield found
-        for name, change in (("cut", damage.cut), ("looped", damage.looped)):
+        for name, change in (("cut", cut), ("looped", looped)):
             if (changed := change(text, rng)) and (found := sample(x, _joined(kind, name), changed, lost | LOST[name])):
                 yield found
 

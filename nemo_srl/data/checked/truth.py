@@ -25,7 +25,7 @@ from typing import Any
 
 from rapidfuzz.distance import LCSseq
 
-from nemo_srl.data.checked import texts
+from nemo_srl.data import texts
 from nemo_srl.data.checked.constraints import Constraint
 from nemo_srl.data.checked.topics import stems, without_material
 from nemo_srl.data.dedup import tokenize

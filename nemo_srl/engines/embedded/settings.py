@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nemo_srl.config.check import check
+from nemo_srl.engines.embedded.processor import fast_dtype
 
-DTYPES = ("bfloat16", "float32")
+DTYPES = ("bfloat16", "float32", "auto")
 DEVICES = ("auto", "cpu", "cuda")
 BATCH_SIZES = {"cpu": 32, "cuda": 256}
 """Sequences that are decoded together if nothing else is set."""
@@ -18,7 +19,8 @@ class EmbeddedSettings:
 
     name: str = "embedded"
     dtype: str = "bfloat16"
-    """Of weights and matrix products: bfloat16 or float32."""
+    """Of weights and matrix products: bfloat16, float32 or auto. auto: bfloat16 on a GPU and on a processor with units
+    for it, else float32. The machine of the orchestrator decides, and run directories hold what was decided."""
     device: str = "auto"
     """cpu; cuda: one NVIDIA GPU; auto: a GPU if PyTorch finds one. On a cluster, a job gets a GPU for cuda only."""
     max_batch_size: int | None = None
@@ -30,5 +32,7 @@ class EmbeddedSettings:
     def __post_init__(self) -> None:
         check(self.dtype in DTYPES, "engine.dtype", self.dtype, f"the embedded engine knows {', '.join(DTYPES)}")
         check(self.device in DEVICES, "engine.device", self.device, f"must be one of {', '.join(DEVICES)}")
+        if self.dtype == "auto":
+            self.dtype = fast_dtype(self.device)
         fits = self.max_batch_size is None or self.max_batch_size >= 1
         check(fits, "engine.max_batch_size", self.max_batch_size, "must be at least 1")

@@ -21,7 +21,8 @@ def round_up(length: int, multiple: int) -> int:
 def collate_sft(rows: Sequence[dict[str, Any]], *, pad_id: int, multiple: int) -> dict[str, torch.Tensor]:
     """Next-token batch `[batch, sequence]`: `tokens`, `labels`, `loss_mask`, `position_ids`. [batch]: `length`, `row`.
 
-    The mask is 1 where the label is a response token, its end-of-sequence token included. Other labels are -100.
+    The mask is the row's weight where the label is a response token, its end-of-sequence token included. Elsewhere it
+    is 0, and labels are -100.
     """
     all_ids = [torch.tensor(row["prompt_ids"] + row["response_ids"]) for row in rows]
     length = round_up(max(len(ids) - 1 for ids in all_ids), multiple)
@@ -33,7 +34,8 @@ def collate_sft(rows: Sequence[dict[str, Any]], *, pad_id: int, multiple: int) -
     position_ids = torch.arange(length).expand(len(rows), length).contiguous()
     lengths = torch.tensor([len(ids) - 1 for ids in all_ids])
     numbers = torch.tensor([row["row"] for row in rows])
-    loss_mask = (labels != IGNORED_LABEL).long()
+    weights = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
+    loss_mask = (labels != IGNORED_LABEL) * weights[:, None]
     return {
         "tokens": tokens, "labels": labels, "loss_mask": loss_mask, "position_ids": position_ids, "length": lengths,
         "row": numbers,

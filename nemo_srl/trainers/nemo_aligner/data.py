@@ -86,7 +86,9 @@ def _row_ids(row: SFTRow | DPORow, encode: Encode, eos_token_id: int) -> tuple[d
         found[f"{name}_ids"] = [*(encode(response) if merged else both[len(prompt_ids) :]), *end]
         lengths.append(len(prompt_ids) + len(found[f"{name}_ids"]))
         any_merged |= merged
-    if isinstance(row, DPORow):
+    if isinstance(row, SFTRow):
+        found["weight"] = row.weight
+    else:
         found |= {key: getattr(row, key) for key in ("chosen_reward", "rejected_reward", "confidence")}
     return found, lengths, any_merged
 

@@ -1,0 +1,179 @@
+"""The table and the plot of `axes.py`: what code says of every model's answers and judging.
+
+    python examples/axes/figures.py runs/axes
+
+Both axes are measured on the held-out instructions of the checked data. A value of a model is the mean over seeds. Its
+95% interval is a bootstrap that resamples instructions, together in all seeds. The gain M_last - M1 is paired: the same
+instruction, or the same pair of answers, of the same seed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from nemo_srl.artifacts import read_jsonl
+from nemo_srl.checked import true_scores
+from nemo_srl.data.checked.truth import CheckedInstruction
+from nemo_srl.errors import DataError
+from nemo_srl.judging import mean_scores
+from nemo_srl.judging.agreement import Estimate, mean_estimate
+from nemo_srl.records import Candidate, EFTExample, Judgement, Metric
+from nemo_srl.report.text import markdown
+
+Values = Mapping[str, Sequence[float]]
+"""By instruction: a value for each answer, or for each pair of held-out answers."""
+
+AXES = {"answering": "True score of held-out answers, 0 to 5", "judging": "Pairwise accuracy of the judge"}
+COLOURS = {"self": "#0072b2", "no_verdict_pairs": "#009e73", "random": "#d55e00"}
+NUM_BOOTSTRAP = 10_000
+
+
+def run_dir_of(root: Path, seed: int, name: str) -> Path:
+    """The run directory of an arm, or of `m1`."""
+    return root.absolute() / f"seed_{seed}" / name
+
+
+def evaluation_of(root: Path, seed: int, arm: str, model: int) -> Path:
+    """The directory with what M_`model` answered and judged. Arms share M1."""
+    run = run_dir_of(root, seed, "m1" if model == 1 else arm)
+    return run / f"iter_{model - 1:02d}" / "evaluation"
+
+
+def source(evaluation: Path, name: str) -> Path:
+    """The file that the stage `checked` beside the evaluation read as this input."""
+    spec = json.loads((evaluation.with_name("checked") / "stage.json").read_text())
+    return Path(spec["inputs"][name]["path"])
+
+
+def answering(evaluation: Path) -> Values:
+    """The true score of each answer."""
+    instructions = read_jsonl(source(evaluation, "instructions"), CheckedInstruction)
+    found = true_scores(read_jsonl(evaluation / "answers.jsonl", Candidate), instructions)
+    return {instruction: [float(s.score) for s in scores] for instruction, scores in found.items()}
+
+
+def judging(evaluation: Path) -> Values:
+    """1 for each pair of held-out answers that the judge orders rightly, 0 for a wrong order, and 0.5 for a tie."""
+    scores = mean_scores(read_jsonl(evaluation / "judgements.jsonl", Judgement))
+    by_instruction: dict[str, list[EFTExample]] = defaultdict(list)
+    for x in read_jsonl(source(evaluation, "eft_eval"), EFTExample):
+        by_instruction[x.instruction].append(x)
+    return {instruction: list(_orders(group, scores)) for instruction, group in by_instruction.items()}
+
+
+def _orders(examples: Sequence[EFTExample], scores: Mapping[str, float]) -> Iterator[float]:
+    for a, b in itertools.combinations(examples, 2):
+        if a.score != b.score:
+            # A verdict without a score cannot order a pair, so the pair counts as tied.
+            margin = scores[a.key] - scores[b.key] if a.key in scores and b.key in scores else 0.0
+            yield 0.5 if margin == 0 else float((margin > 0) == (a.score > b.score))
+
+
+MEASURES = {"answering": answering, "judging": judging}
+
+
+def mean_of(runs: Sequence[Values]) -> Estimate:
+    """The mean over seeds."""
+    groups = [[x for run in runs for x in run[instruction]] for instruction in runs[0]]
+    return mean_estimate(groups, num_bootstrap=NUM_BOOTSTRAP)
+
+
+def gain(before: Sequence[Values], after: Sequence[Values]) -> Estimate:
+    """The paired difference. Samples of an instruction have no order, so their means are compared."""
+    differences = [
+        {k: [sum(b[k]) / len(b[k]) - sum(a[k]) / len(a[k])] * len(a[k]) for k in a if a[k]}
+        for a, b in zip(before, after, strict=True)
+    ]
+    shared = [k for k in differences[0] if all(k in d for d in differences)]
+    return mean_estimate([[x for d in differences for x in d[k]] for k in shared], num_bootstrap=NUM_BOOTSTRAP)
+
+
+def shown(x: Estimate, form: str) -> str:
+    assert x.value is not None
+    text = form.format(x.value)
+    return text if x.low is None or x.high is None else f"{text} [{form.format(x.low)}, {form.format(x.high)}]"
+
+
+def write(root: Path, seeds: Sequence[int], arms: Sequence[str], num_iterations: int) -> str:
+    """Write `results.md` and `axes.png`, and return the table."""
+    last = num_iterations + 1
+    found = {
+        (axis, arm, model): [measure(evaluation_of(root, seed, arm, model)) for seed in seeds]
+        for axis, measure in MEASURES.items()
+        for arm in arms
+        for model in range(1, last + 1)
+    }
+    estimates = {key: mean_of(runs) for key, runs in found.items()}
+    lines = [["axis", "arm", *(f"M{m}" for m in range(1, last + 1)), f"M{last} - M1, paired", "by seed"]]
+    for axis, arm in itertools.product(MEASURES, arms):
+        form = "{:.2f}" if axis == "answering" else "{:.3f}"
+        signed = form.replace(":", ":+")
+        first, final = found[axis, arm, 1], found[axis, arm, last]
+        by_seed = [signed.format(gain([a], [b]).value) for a, b in zip(first, final, strict=True)]
+        models = [shown(estimates[axis, arm, m], form) for m in range(1, last + 1)]
+        lines.append([axis, arm, *models, shown(gain(first, final), signed), " ".join(by_seed)])
+    surface = surface_of(root, seeds[0])
+    text = f"{markdown(lines)}\n\nSurface baseline of judging: {surface:.3f}. Seeds: {', '.join(map(str, seeds))}."
+    (root / "results.md").write_text(text + "\n")
+    plot(estimates, surface, root / "axes.png", num_seeds=len(seeds))
+    return text
+
+
+def surface_of(root: Path, seed: int) -> float:
+    """The pairwise accuracy that the look of an answer gives, without its instruction."""
+    path = evaluation_of(root, seed, "m1", 1).with_name("checked") / "data.jsonl"
+    found = next((m.value for m in read_jsonl(path, Metric) if m.name == "surface_accuracy"), None)
+    if found is None:
+        raise DataError(f"{path}: it has no surface_accuracy, because the run had no data.eft_path. Give it one.")
+    return found
+
+
+def plot(estimates: Mapping[tuple[str, str, int], Estimate], surface: float, path: Path, *, num_seeds: int) -> None:
+    """One panel for each axis, one line for each arm, with 95% intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    models = sorted({model for _, _, model in estimates})
+    arms = list(dict.fromkeys(arm for _, arm, _ in estimates))
+    for panel, (axis, title) in zip(panels, AXES.items(), strict=True):
+        for position, arm in enumerate(arms):
+            values = [estimates[axis, arm, m] for m in models]
+            x = [m + 0.04 * (position - (len(arms) - 1) / 2) for m in models]
+            y = [v.value or 0.0 for v in values]
+            errors = [[a - (v.low or a) for a, v in zip(y, values, strict=True)],
+                      [(v.high or a) - a for a, v in zip(y, values, strict=True)]]  # fmt: skip
+            label, colour = arm.replace("_", " "), COLOURS.get(arm)
+            panel.errorbar(x, y, yerr=errors, label=label, color=colour, marker="o", markersize=4, capsize=2)
+        if axis == "judging":
+            panel.axhline(surface, color="#888888", linestyle=":", linewidth=1)
+            panel.annotate("surface of the answers", (models[0], surface), va="bottom", fontsize=8, color="#666666")
+        panel.set_title(title, loc="left", fontsize=10)
+        panel.set_xticks(models, [f"M{m}" for m in models])
+        panel.grid(axis="y", alpha=0.3)
+    panels[0].legend(frameon=False)
+    figure.suptitle(f"Mean of {num_seeds} seed(s), 95% intervals over instructions", x=0.01, ha="left", fontsize=9)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main(root: Path) -> None:
+    seeds = sorted(int(p.name.removeprefix("seed_")) for p in root.glob("seed_*"))
+    if not seeds:
+        raise SystemExit(f"error: {root} has no directory seed_*. Run examples/axes/axes.py run_dir={root} first.")
+    first = root / f"seed_{seeds[0]}"
+    arms = [arm for arm in COLOURS if (first / arm).is_dir()]
+    last = max(int(p.name.removeprefix("iter_")) for p in (first / arms[0]).glob("iter_*"))
+    print(write(root, seeds, arms, last))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

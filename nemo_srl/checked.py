@@ -1,0 +1,110 @@
+"""What code knows about a model on the checked data (`data/checked/`): the true score of its answers, and its judging.
+
+This is the place where true scores meet a run. It reads what the stage `evaluation` published. No other stage reads
+what it makes, and nothing that trains may import it: `make check` tests that.
+
+    true_score                 mean true score of the answers to the held-out instructions, 0 to 5
+    true_<point>               share of these answers that have the point (`nemo_srl/data/checked/truth.py`)
+    pairwise_accuracy_models   the judge's pairwise accuracy on held-out answers that models wrote, a tie counting half
+    surface_accuracy           pairwise accuracy of the surface of the answers (`nemo_srl/judging/surface.py`), fitted
+                               on the EFT examples; read the judge's accuracy beside it
+
+The 95% intervals resample instructions.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+
+from nemo_srl.artifacts import Table, read_jsonl
+from nemo_srl.data.checked.truth import MAX_SCORE, CheckedInstruction, TrueScore, true_score
+from nemo_srl.errors import DataError
+from nemo_srl.judging import mean_scores
+from nemo_srl.judging.agreement import ScoreGroup, mean_estimate, reward_model_metrics
+from nemo_srl.judging.surface import surface_accuracy
+from nemo_srl.records import Candidate, EFTExample, Judgement, Metric
+from nemo_srl.stages.base import Context, Made, Need, figures, table_stage
+
+BY_MODELS = "model"
+"""The category of held-out answers that models wrote, and that nobody damaged."""
+
+
+def true_scores(
+    answers: Sequence[Candidate], instructions: Sequence[CheckedInstruction]
+) -> dict[str, list[TrueScore]]:  # fmt: skip
+    """The points of all answers, by the text of the instruction. Raises `DataError` for an unknown instruction."""
+    known = {x.instruction: x for x in instructions}
+    found: dict[str, list[TrueScore]] = defaultdict(list)
+    for a in answers:
+        if a.prompt not in known:
+            raise DataError(
+                f"data.checked_path: it has no instruction {a.prompt!r}, which is in data.eft_eval_path. Code can "
+                "score answers to its own instructions only: give the two files that one call of "
+                "recipes/build_checked_seed.py wrote."
+            )
+        found[a.prompt].append(true_score(known[a.prompt], a.response, finish_reason=a.finish_reason))
+    return found
+
+
+def answering(scores: Mapping[str, Sequence[TrueScore]], *, num_bootstrap: int, seed: int) -> list[Metric]:
+    """The metrics of answers."""
+
+    def metric(name: str, groups: Sequence[Sequence[float]]) -> Metric:
+        return mean_estimate(groups, num_bootstrap=num_bootstrap, seed=seed).named(name)
+
+    points = [field.name for field in fields(TrueScore)]
+    return [
+        metric("true_score", [[float(s.score) for s in group] for group in scores.values()]),
+        *(metric(f"true_{p}", [[float(asdict(s)[p]) for s in group] for group in scores.values()]) for p in points),
+    ]
+
+
+def judging(
+    examples: Sequence[EFTExample], judgements: Sequence[Judgement], *, num_bootstrap: int, seed: int
+) -> Metric:
+    """`pairwise_accuracy_models`."""
+    scores = mean_scores(judgements)
+    groups: dict[str, list[EFTExample]] = defaultdict(list)
+    for x in examples:
+        if x.category == BY_MODELS:
+            groups[x.instruction].append(x)
+    found = reward_model_metrics(
+        [ScoreGroup(human=[float(x.score) for x in g], model=[scores.get(x.key) for x in g]) for g in groups.values()],
+        max_score=MAX_SCORE, num_bootstrap=num_bootstrap, seed=seed,
+    )  # fmt: skip
+    return found["pairwise_accuracy_ties_half"].named("pairwise_accuracy_models")
+
+
+def run(ctx: Context) -> Made[Metric]:
+    settings = {"num_bootstrap": ctx.cfg.evaluation.num_bootstrap, "seed": ctx.cfg.seed}
+    evaluation: Table[Metric] = ctx.inputs["evaluation"]
+    examples = ctx.read("eft_eval", EFTExample)
+    scores = true_scores(
+        read_jsonl(evaluation.path / "answers.jsonl", Candidate), ctx.read("instructions", CheckedInstruction)
+    )
+    asked = [x for x in examples if x.instruction in scores]
+    metrics = [
+        *answering(scores, **settings),
+        judging(asked, read_jsonl(evaluation.path / "judgements.jsonl", Judgement), **settings),
+    ]
+    if ctx.has("eft"):
+        surface = surface_accuracy(ctx.read("eft", EFTExample), asked, max_score=MAX_SCORE)
+        metrics.append(surface.named("surface_accuracy"))
+    return Made(metrics, figures(metrics))
+
+
+STAGE = table_stage(
+    "checked",
+    Metric,
+    run,
+    needs={
+        "evaluation": Metric,
+        "instructions": CheckedInstruction,
+        "eft_eval": EFTExample,
+        "eft": Need(EFTExample, optional=True),
+    },
+    settings=("evaluation.num_bootstrap", "seed"),
+    per="model",
+)

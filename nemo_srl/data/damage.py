@@ -1,0 +1,40 @@
+"""Answers that are damaged on purpose. Each is worse than the answer it was made of, and code knows in which way.
+
+    cut        broken off inside a sentence
+    looped     a part of it is repeated
+    swapped    the answer to another instruction
+
+Nothing here knows how good the answer was. `nemo_srl/data/checked/damage.py` has further kinds, and true scores.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+
+from nemo_srl.data import texts
+
+
+def cut(answer: str, rng: random.Random) -> str | None:
+    """The answer without its last words (5% to 60% of them). None for an answer of fewer than six words."""
+    ends = [m.end() for m in re.finditer(r"\S+", answer)]
+    if len(ends) < 6:
+        return None
+    kept = min(len(ends) - 1, max(3, round(len(ends) * rng.uniform(0.4, 0.95))))
+    return answer[: ends[kept - 1]].rstrip('.,;:!?"\n -')
+
+
+def looped(answer: str, rng: random.Random) -> str | None:
+    """The answer with a sentence that is said again, or a few words of it that never end."""
+    long = [s for s in texts.sentences(answer) if len(texts.words(s)) >= 5]
+    if long and rng.random() < 0.6:
+        again = rng.choice(long).rstrip('".!?') + "."
+        if answer == answer.lower():
+            again = again.lower()
+        return f"{answer} {' '.join([again] * rng.randint(1, 2))}"
+    found = answer.replace("\n", " ").split(" ")
+    if len(found) < 6:
+        return None
+    length = rng.randint(3, 7)
+    start = rng.randrange(max(1, len(found) - length))
+    return " ".join([*found[:start], *(found[start : start + length] * rng.randint(3, 5))]).rstrip('.,;:!?"')
