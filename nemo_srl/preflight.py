@@ -41,7 +41,7 @@ def check(
             f"{spec.vocab_size}. A text with such a token would end the run. If tokens were added to the tokenizer: "
             "model.resize_token_embeddings(len(tokenizer)), and save the model again."
         )
-    _check_verdict_pairs(cfg, eft)
+    check_verdict_pairs(cfg, eft)
     for key, examples in (("eft_path", eft), ("eft_eval_path", held_out)):
         for example in examples:
             check_score(example, cfg.judge.max_score, f"data.{key}")
@@ -57,7 +57,7 @@ def check(
                 )
 
 
-def _check_verdict_pairs(cfg: Config, eft: Sequence[EFTExample]) -> None:
+def check_verdict_pairs(cfg: Config, eft: Sequence[EFTExample]) -> None:
     """Raises `ConfigError` if verdict pairs would teach another kind of verdict than the EFT examples."""
     number = cfg.verdict_pairs.num_prompts
     remedy = "Set verdict_pairs.num_prompts=0."

@@ -91,6 +91,13 @@ def test_sft_loss_is_on_the_response_and_its_end_only() -> None:
     assert batch["length"].tolist() == [4, 1]
 
 
+def test_a_row_has_the_weight_of_its_tokens_in_the_mask() -> None:
+    rows = [SFTRow(prompt="at", response="he", weight=2.5), SFTRow(prompt="at", response="me")]
+    kept, _ = tokenize_rows(rows, encode=lambda text: [ord(c) for c in text], eos_token_id=EOS, max_seq_length=9)
+    batch = collate_sft([{"row": i, **ids} for i, ids in enumerate(kept)], pad_id=EOS, multiple=8)
+    assert batch["loss_mask"].tolist() == [[0, 2.5, 2.5, 2.5, *[0] * 4], [0, 1, 1, 1, *[0] * 4]]
+
+
 def test_dpo_labels_are_the_responses() -> None:
     row = {
         "row": 0,

@@ -29,7 +29,7 @@ __all__ = [
 
 LOOP = (
     "sft", "prompts", "candidates", "judgements", "pairs", "verdict_pairs", "anchor", "policy", "eft", "refresh",
-    "evaluation", "checked", "answers", "head_to_head", "ifeval",
+    "evaluation", "answers", "head_to_head", "ifeval",
 )  # fmt: skip
 """All stages, in the order in which they run. Reports and plans use this order."""
 

@@ -34,7 +34,7 @@ def collate_sft(rows: Sequence[dict[str, Any]], *, pad_id: int, multiple: int) -
     position_ids = torch.arange(length).expand(len(rows), length).contiguous()
     lengths = torch.tensor([len(ids) - 1 for ids in all_ids])
     numbers = torch.tensor([row["row"] for row in rows])
-    weights = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
+    weights = torch.tensor([row.get("weight", 1.0) for row in rows], dtype=torch.float32)
     loss_mask = (labels != IGNORED_LABEL) * weights[:, None]
     return {
         "tokens": tokens, "labels": labels, "loss_mask": loss_mask, "position_ids": position_ids, "length": lengths,

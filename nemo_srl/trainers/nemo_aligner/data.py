@@ -87,7 +87,7 @@ def _row_ids(row: SFTRow | DPORow, encode: Encode, eos_token_id: int) -> tuple[d
         lengths.append(len(prompt_ids) + len(found[f"{name}_ids"]))
         any_merged |= merged
     if isinstance(row, SFTRow):
-        found["weight"] = row.weight
+        found |= {"weight": row.weight} if row.weight != 1 else {}
     else:
         found |= {key: getattr(row, key) for key in ("chosen_reward", "rejected_reward", "confidence")}
     return found, lengths, any_merged
