@@ -2,6 +2,7 @@
 #   make iterate     the default self-rewarding run (recipe srl-smollm2-135m-cpu)
 #   make test        the tests
 #   make proof       shows in minutes that self-rewarding beats shuffled scores (examples/proof); fails if it does not
+#   make axes        shows on a real language model whether answers and judging improve, beside two controls (examples/axes)
 #   make proof-full  the whole experiment of benchmarks/results/proof-*, in about an hour
 #   make lock-check  shows that requirements.lock can be installed on every Python from 3.10 to 3.13
 # PYTHON names the interpreter (3.10 to 3.13). ARGS goes to the program: make iterate ARGS="dpo.beta=0.2".
@@ -14,10 +15,13 @@ TORCH  ?= auto
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(TORCH)-$(shell cksum requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: iterate proof proof-full test check lock-check format install clean
+.PHONY: iterate axes proof proof-full test check lock-check format install clean
 
 iterate: install
 	$(BIN)/python recipes/iterate.py $(ARGS)
+
+axes: install
+	$(BIN)/python examples/axes/axes.py recipe=srl-smollm2-135m-checked run_dir=runs/axes $(ARGS)
 
 proof: install
 	$(BIN)/python examples/proof/prove.py --config-name srl-proof-cpu-small $(ARGS)

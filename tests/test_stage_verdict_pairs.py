@@ -56,8 +56,9 @@ def test_the_answer_keeps_its_points_and_each_damage_costs_what_it_costs(tmp_pat
     assert len(pairs) == 6
     costs = []
     for answer, worse in zip(pairs[::2], pairs[1::2], strict=True):
-        assert (answer.prompt_id, worse.prompt_id) == (f"{answer.prompt_id[:2]}/answer", f"{answer.prompt_id[:2]}/damaged")
-        number = int(answer.prompt_id[1])
+        key = answer.prompt_id.removesuffix("/answer")
+        assert worse.prompt_id == f"{key}/damaged"
+        number = int(key[1])
         assert TEXTS[number] in answer.prompt
         assert f"Question {number}?" in worse.prompt
         points, fewer = (parse_score(text, max_score=5) for text in (answer.chosen, answer.rejected))
@@ -66,12 +67,9 @@ def test_the_answer_keeps_its_points_and_each_damage_costs_what_it_costs(tmp_pat
         assert fewer is not None
         costs.append(points - fewer)
         assert answer.rejected_score == worse.rejected_score == fewer - points
-        shown = worse.prompt.split("<response>\n")[-1].split("\n</response>")[0] if "<response>" in worse.prompt else worse.prompt
-        kinds = {
-            3.0: any(text in shown for i, text in enumerate(TEXTS) if i != number),
-            1.0: texts.has_loop(shown) or any(t.startswith(shown.strip()) for t in TEXTS) or TEXTS[number] not in shown,
-        }
-        assert kinds[points - fewer]
+        is_swapped = any(text in worse.prompt for text in TEXTS if text != TEXTS[number])
+        is_cut = TEXTS[number] not in worse.prompt and TEXTS[number][:20] in worse.prompt
+        assert is_swapped if costs[-1] == 3 else is_cut or texts.has_loop(worse.prompt)
     assert sorted(costs) == [1.0, 1.0, 3.0], "one of each kind"
 
 

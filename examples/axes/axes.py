@@ -11,7 +11,7 @@ and its arms share that M1:
     no_verdict_pairs   the loop without pairs of verdicts
 
 Code scores the answers of every model (`nemo_srl/checked.py`). No arm trains on these scores. Start it again after a
-crash, and it goes on. It writes `results.md` and `axes.png` to the run directory (`figures.py`).
+crash, and it goes on. It writes `results.md` and `axes.png` to the run directory (`axes_figures.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-import figures
+import axes_figures
 import hydra
 from omegaconf import DictConfig
 
@@ -61,7 +61,7 @@ class AxesConfig(Config):
 def config_of(cfg: AxesConfig, seed: int, name: str) -> Config:
     """The configuration of one run directory: that of an arm, or of the M1 that the arms of a seed share."""
     plain = Config(**{f.name: getattr(cfg, f.name) for f in fields(Config)})
-    return replace(plain, run_dir=str(figures.run_dir_of(Path(cfg.run_dir), seed, name)), seed=seed)
+    return replace(plain, run_dir=str(axes_figures.run_dir_of(Path(cfg.run_dir), seed, name)), seed=seed)
 
 
 def make_m1(exp: Experiment) -> Model:
@@ -117,7 +117,7 @@ def run(cfg: AxesConfig) -> None:
             with Experiment(config_of(cfg, seed, arm)) as exp:
                 iterate(arm, exp, m1)
             log.info("seed %d, %s: done after %.0f s", seed, arm, time.monotonic() - started)
-    print(figures.write(Path(cfg.run_dir), cfg.axes.seeds, cfg.axes.arms, cfg.num_iterations))
+    print(axes_figures.write(Path(cfg.run_dir), cfg.axes.seeds, cfg.axes.arms, cfg.num_iterations))
 
 
 @hydra.main(version_base="1.3", config_path="../../conf", config_name="iterate")

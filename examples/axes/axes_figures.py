@@ -1,6 +1,6 @@
 """The table and the plot of `axes.py`: what code says of every model's answers and judging.
 
-    python examples/axes/figures.py runs/axes
+    python examples/axes/axes_figures.py runs/axes
 
 Both axes are measured on the held-out instructions of the checked data. A value of a model is the mean over seeds. Its
 95% interval is a bootstrap that resamples instructions, together in all seeds. The gain M_last - M1 is paired: the same
