@@ -8,12 +8,13 @@ Source: [N] Narayanan et al. 2021, arXiv 2104.04473, equation 4.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from nemo_srl.config import Config
 from nemo_srl.engines import EngineSize, engine_backend
 from nemo_srl.models.arithmetic import flops_per_token, num_parameters
 from nemo_srl.models.spec import ModelSpec
-from nemo_srl.stages import LOOP, stage_named
+from nemo_srl.stages import LOOP, Stage, stage_named
 from nemo_srl.trainers import trainer_backend
 from nemo_srl.workload import Assumptions, Generated, Trained
 
@@ -96,16 +97,20 @@ def training_hours(num_flops: float, *, num_gpus: int, tflops_per_gpu: float) ->
     return num_flops / (num_gpus * tflops_per_gpu * 1e12) / 3600
 
 
+def times_of(stage: Stage[Any], cfg: Config) -> int:
+    """How often a run has the stage."""
+    return {"run": 1, "iteration": cfg.num_iterations, "model": cfg.num_iterations + 2}[stage.per]
+
+
 def stages(cfg: Config, spec: ModelSpec, assumptions: Assumptions) -> list[StageEstimate]:
     """Every stage of the run that generates or trains, in the order of `stages.LOOP`."""
-    times = {"run": 1, "iteration": cfg.num_iterations, "model": cfg.num_iterations + 2}
     made = []
     for stage in map(stage_named, LOOP):
         work = stage.work(cfg, assumptions)
         if isinstance(work, Trained):
-            made.append(_training(stage.name, times[stage.per], work, cfg, spec, assumptions))
+            made.append(_training(stage.name, times_of(stage, cfg), work, cfg, spec, assumptions))
         elif work is not None:
-            made.append(_generation(stage.name, times[stage.per], work, cfg, spec, assumptions))
+            made.append(_generation(stage.name, times_of(stage, cfg), work, cfg, spec, assumptions))
     return made
 
 

@@ -17,7 +17,7 @@ import time
 import hydra
 from omegaconf import DictConfig
 
-from nemo_srl import checked, cli, preflight, report
+from nemo_srl import checked, cli, machine_time, preflight, report
 from nemo_srl.artifacts import BaseModel, Model, Table, write_atomic
 from nemo_srl.config import Config
 from nemo_srl.data.checked.truth import CheckedInstruction
@@ -55,6 +55,8 @@ def iterate(cfg: Config, exp: Experiment) -> dict[str, list[Metric]]:
 
     m0 = exp.base_model()
     preflight.check(cfg, m0.model_dir, held_out.read(), seed_eft.read() if seed_eft else ())
+    if line := machine_time.announcement(cfg, m0.model_dir, ift.read(), seed_eft.read() if seed_eft else ()):
+        log.info("%s", line)
     m = m1 = exp.run(sft.STAGE, 0, policy=m0, ift=ift, eft=seed_eft)
     evaluations = {"M0": evaluate(exp, 0, m0, suffix="_m0"), "M1": evaluate(exp, 0, m)}
     generator = exp.base_model(cfg.prompts.model) if cfg.prompts.model else None

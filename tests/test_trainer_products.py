@@ -27,7 +27,7 @@ def _precision() -> Iterator[None]:
 def measurements(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
     """What the next measurements find, the last one first."""
     results: list[dict[str, float]] = []
-    monkeypatch.setattr(products, "_measured", lambda *sizes: results.pop())
+    monkeypatch.setattr(products, "gflops", lambda *sizes: results.pop())
     return results
 
 
@@ -85,12 +85,12 @@ def test_the_first_rank_decides(measurements: list[dict[str, float]], tmp_path: 
     def other_rank(*sizes: int) -> dict[str, float]:
         measurements.append({MKL: 200.0, ONEDNN: 100.0})
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(products, "_measured", lambda *sizes: measurements.pop())
+            patch.setattr(products, "gflops", lambda *sizes: measurements.pop())
             choose(tmp_path)
         return {MKL: 100.0, ONEDNN: 200.0}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "_measured", other_rank)
+        patch.setattr(products, "gflops", other_rank)
         assert f"by {MKL} (200" in choose(work_dir(tmp_path))
     (path,) = tmp_path.glob("products-*")
     assert json.loads(path.read_text())["gflops"] == {MKL: 200.0, ONEDNN: 100.0}
@@ -119,7 +119,7 @@ def test_libraries_take_turns_and_the_first_round_does_not_count(monkeypatch: py
 def test_an_inexact_onednn_is_not_measured(monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
     monkeypatch.setattr(products, "onednn_is_exact", lambda: exact)
     monkeypatch.setattr(products, "_SECONDS", 0.0)
-    found = products._measured(256, 512)
+    found = products.gflops(256, 512)
     assert set(found) == ({MKL, ONEDNN} if exact else {MKL})
     assert all(speed > 0 for speed in found.values())
 

@@ -22,6 +22,8 @@ from nemo_srl.stages.calls import open_caller
 from nemo_srl.stages.candidates import answers_to, length_figures
 from nemo_srl.workload import Assumptions, Generated
 
+_HELD_OUT_ANSWERS = 4  # to an instruction, in the seed data of this package
+
 
 def instructions_of(examples: Iterable[EFTExample], limit: int) -> list[Prompt]:
     """The first `limit` distinct instructions, in the order of the examples."""
@@ -95,7 +97,13 @@ def run(ctx: Context) -> Made[Metric]:
 def work(cfg: Config, a: Assumptions) -> Generated:
     answer = min(a.mean_response_tokens, cfg.candidates.max_tokens)
     verdict = min(a.mean_verdict_tokens, cfg.judge.max_tokens)
-    return Generated(num_tokens=cfg.evaluation.num_prompts * (answer + verdict * cfg.judge.num_judgements))
+    num_answers = cfg.evaluation.num_prompts * cfg.candidates.num_samples
+    num_judged = num_answers + cfg.evaluation.num_prompts * _HELD_OUT_ANSWERS
+    prompt = a.mean_rubric_tokens + a.mean_prompt_tokens + answer
+    return Generated(
+        num_tokens=num_answers * answer + num_judged * cfg.judge.num_judgements * verdict,
+        num_prompt_tokens=cfg.evaluation.num_prompts * a.mean_prompt_tokens + num_judged * prompt,
+    )
 
 
 STAGE = table_stage(

@@ -46,12 +46,12 @@ def choose(work_dir: Path) -> str:
     machine = {**_machine(), "sizes": sizes}
     path = work_dir / f"products-{digest_of(machine)}.json"
     if not path.exists():
-        _publish(path, {"gflops": _measured(*sizes), "machine": machine})
-    gflops = json.loads(path.read_text())["gflops"]
-    library = faster(gflops)
+        _publish(path, {"gflops": gflops(*sizes), "machine": machine})
+    found = json.loads(path.read_text())["gflops"]
+    library = faster(found)
     use(library)
-    others = "".join(f"; {name} {gflops[name]:.0f}" for name in gflops if name != library)
-    return f"platform cpu: float32 products by {library} ({gflops[library]:.0f} GFLOP/s{others})"
+    others = "".join(f"; {name} {found[name]:.0f}" for name in found if name != library)
+    return f"platform cpu: float32 products by {library} ({found[library]:.0f} GFLOP/s{others})"
 
 
 def use(library: str) -> None:
@@ -69,9 +69,9 @@ def onednn_is_exact() -> bool:
     return exact
 
 
-def faster(gflops: dict[str, float]) -> str:
+def faster(found: dict[str, float]) -> str:
     """oneDNN only where it is clearly faster, so that noise does not decide between equals."""
-    return ONEDNN if gflops.get(ONEDNN, 0.0) > _MIN_GAIN * gflops[MKL] else MKL
+    return ONEDNN if found.get(ONEDNN, 0.0) > _MIN_GAIN * found[MKL] else MKL
 
 
 def measure(libraries: list[str], products: list[Callable[[], Any]]) -> dict[str, float]:
@@ -92,8 +92,8 @@ def measure(libraries: list[str], products: list[Callable[[], Any]]) -> dict[str
     return {name: sum(statistics.median(times[1:]) for times in of_name) for name, of_name in seconds.items()}
 
 
-def _measured(hidden_size: int, ffn_hidden_size: int) -> dict[str, float]:
-    """GFLOP/s of a feed-forward layer, over its forward product and those for both gradients."""
+def gflops(hidden_size: int, ffn_hidden_size: int) -> dict[str, float]:
+    """GFLOP/s by library of a feed-forward layer, over its forward product and those for both gradients."""
     size_in, size_out = min(hidden_size, _MAX_SIZE), min(ffn_hidden_size, _MAX_SIZE)
     x, weight, gradient = torch.ones(_NUM_ROWS, size_in), torch.ones(size_out, size_in), torch.ones(_NUM_ROWS, size_out)
     y, of_x, of_weight = torch.empty_like(gradient), torch.empty_like(x), torch.empty_like(weight)
