@@ -31,8 +31,10 @@ class Options:
     seed_dir: str = "data/seed"
     """The seed whose tasks get constraints, too."""
     seed: int = 1
-    num_eft: int = 480
-    """Number of judging examples, two for an instruction."""
+    num_eft: int = 900
+    """Number of judging examples, three for an instruction."""
+    num_ift: int = 200
+    """Number of answering examples."""
 
 
 def build(options: Options) -> checked.CheckedSeed:
@@ -41,7 +43,7 @@ def build(options: Options) -> checked.CheckedSeed:
     tasks = read_jsonl(source / "tasks.jsonl", Task)
     tasks += checked.seed_tasks(read_jsonl(seed / "ift.jsonl", IFTExample), read_jsonl(seed / "eft.jsonl", EFTExample))
     answers = [a for path in sorted(source.glob("answers*.jsonl")) for a in read_jsonl(path, Candidate)]
-    return checked.build(tasks, answers, seed=options.seed, num_eft=options.num_eft)
+    return checked.build(tasks, answers, seed=options.seed, num_ift=options.num_ift, num_eft=options.num_eft)
 
 
 def main(options: Options) -> None:

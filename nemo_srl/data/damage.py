@@ -2,7 +2,9 @@
 
     cut        broken off inside a sentence
     looped     a part of it is repeated
-    swapped    the answer to another instruction
+    stuck      it never gets further than its first words
+
+An answer to another instruction is the fourth kind, `swapped`, and needs no code.
 
 Nothing here knows how good the answer was. `nemo_srl/data/checked/damage.py` has further kinds, and true scores.
 """
@@ -15,13 +17,14 @@ import re
 from nemo_srl.data import texts
 
 
-def cut(answer: str, rng: random.Random) -> str | None:
-    """The answer without its last words (5% to 60% of them). None for an answer of fewer than six words."""
+def cut(answer: str, rng: random.Random, *, kept: tuple[float, float] = (0.4, 0.95)) -> str | None:
+    """The answer without its last words. `kept` are the smallest and the largest share of words that stay. None for an
+    answer of fewer than six words."""
     ends = [m.end() for m in re.finditer(r"\S+", answer)]
     if len(ends) < 6:
         return None
-    kept = min(len(ends) - 1, max(3, round(len(ends) * rng.uniform(0.4, 0.95))))
-    return answer[: ends[kept - 1]].rstrip('.,;:!?"\n -')
+    number = min(len(ends) - 1, max(3, round(len(ends) * rng.uniform(*kept))))
+    return answer[: ends[number - 1]].rstrip('.,;:!?"\n -')
 
 
 def looped(answer: str, rng: random.Random) -> str | None:
@@ -38,3 +41,12 @@ def looped(answer: str, rng: random.Random) -> str | None:
     length = rng.randint(3, 7)
     start = rng.randrange(max(1, len(found) - length))
     return " ".join([*found[:start], *(found[start : start + length] * rng.randint(3, 5))]).rstrip('.,;:!?"')
+
+
+def stuck(answer: str, rng: random.Random) -> str | None:
+    """The first words of the answer, again and again, 40 words at most. None for an answer of fewer than six words."""
+    found = answer.replace("\n", " ").split(" ")
+    if len(found) < 6:
+        return None
+    first = found[: rng.randint(4, 8)]
+    return " ".join((first * 6)[: max(14, min(len(found), 40))]).rstrip('.,;:!?"')

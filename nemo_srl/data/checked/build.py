@@ -30,6 +30,7 @@ _NUM_VARIANTS = 3
 _LEFT_OUT = ("code",)
 """Categories of the seed whose answers do not end as sentences do."""
 _HELD_OUT_ANSWERS = 4
+_EFT_ANSWERS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,13 @@ def seed_tasks(ift: Iterable[IFTExample], eft: Iterable[EFTExample]) -> list[Tas
 
 
 def build(
-    tasks: Sequence[Task], answers: Sequence[Candidate], *, seed: int, num_eft: int, num_iterations: int = 2
+    tasks: Sequence[Task],
+    answers: Sequence[Candidate],
+    *,
+    seed: int,
+    num_ift: int,
+    num_eft: int,
+    num_iterations: int = 2,
 ) -> CheckedSeed:
     """All tables. `answers` are models' answers to instructions that an earlier call made."""
     # The seed's questions ask for things that code does not check ("in one sentence"), so only good answers are known.
@@ -77,12 +84,18 @@ def build(
         instructions=by_split,
         ift=[
             IFTExample(example_id=x.key, instruction=x.instruction, response=x.response, category=x.category)
-            for x in by_split["train"]
+            for x in _drawn(by_split["train"], num_ift, random.Random(f"{seed}/ift"))
         ],
-        eft=_eft(by_split["train"], train, own, random.Random(f"{seed}/eft"), num_eft),
+        eft=_eft(by_split["train"], train, random.Random(f"{seed}/eft"), num_eft),
         eft_eval=_eft_eval(by_split["held_out"], held_out, own, random.Random(f"{seed}/eft_eval")),
         prompts=prompts,
     )
+
+
+def _drawn(instructions: Sequence[CheckedInstruction], number: int, rng: random.Random) -> list[CheckedInstruction]:
+    """So many of the instructions, in their order."""
+    chosen = {x.key for x in rng.sample(list(instructions), min(number, len(instructions)))}
+    return [x for x in instructions if x.key in chosen]
 
 
 def _instructions(tasks: Sequence[Task], seed: str) -> dict[str, list[CheckedInstruction]]:
@@ -129,19 +142,15 @@ def _pools(
 
 
 def _eft(
-    instructions: Sequence[CheckedInstruction],
-    pools: Mapping[str, Sequence[Sample]],
-    own: Mapping[str, Sequence[Sample]],
-    rng: random.Random,
-    number: int,
+    instructions: Sequence[CheckedInstruction], pools: Mapping[str, Sequence[Sample]], rng: random.Random, number: int
 ) -> list[EFTExample]:
-    """Two samples of an instruction, of as many instructions as `number` allows. Good answers of models are rare, so
-    they come first. Otherwise what a model wrote would mostly be bad, and its style would be enough to know that."""
-    chooser, found = rows.Chooser(rows.SHARES, rng), []
-    good = {x.key: [s for s in own.get(x.key, []) if s.true.score >= MAX_SCORE - 1][:1] for x in instructions}
+    """Three samples of an instruction, of as many instructions as `number` allows. Those to which a model answered come
+    first, because a judge of models' answers must see such answers."""
+    found: list[EFTExample] = []
     shuffled = rng.sample(list(instructions), len(instructions))
-    for x in sorted(shuffled, key=lambda x: not good[x.key])[: number // 2]:
-        found += rows.examples(x, chooser.choose(pools[x.key], 2, first=good[x.key]))
+    for x in sorted(shuffled, key=lambda x: all(s.kind != "model" for s in pools[x.key]))[: number // _EFT_ANSWERS]:
+        others = [y.instruction for y in instructions if y.task_id != x.task_id]
+        found += rows.examples(x, rows.lesson(x, pools[x.key], others, _EFT_ANSWERS, rng))
     return sorted(found, key=lambda example: example.key)
 
 

@@ -6,12 +6,15 @@
     mismatched   an answer to the same task that was made for other constraints
     broken       one constraint is broken                   loses the points of this constraint
     dropped      an item of a list is left out              loses the points of the number of items
+    stuck        nothing but its first words, repeated      loses no_loop
+    asked        another instruction instead of an answer   loses the same points as `swapped`
+    reversed     its words from the last to the first       loses the same points
     shuffled     its words in a random order                loses the same points
     echoed       the instruction instead of an answer       loses the same points
 
-`Sample` joins what the damage says with what code sees (`truth`). They must agree. Only in shuffled words code cannot
-see that nothing is said. What a damage says nothing of, such as the constraints that a cut answer keeps, is what code
-sees.
+`Sample` joins what the damage says with what code sees (`truth`). They must agree. Only in words in another order code
+cannot see that nothing is said. What a damage says nothing of, such as the constraints that a cut answer keeps, is what
+code sees.
 """
 
 from __future__ import annotations
@@ -32,11 +35,16 @@ LOST: Mapping[str, frozenset[str]] = {
     "cut": frozenset({"complete"}),
     "looped": frozenset({"no_loop"}),
     "swapped": _OFF_TOPIC,
+    "stuck": frozenset({"no_loop"}),
+    "asked": _OFF_TOPIC,
+    "reversed": _OFF_TOPIC,
     "shuffled": _OFF_TOPIC,
     "echoed": _OFF_TOPIC,
 }
 """The points that an answer loses by a damage, whatever the instruction. `lost_by_breaking` says it of constraints."""
 
+REORDERED = frozenset({"shuffled", "reversed"})
+"""Kinds that code takes for an answer, because the words are there."""
 _TRIES = 8
 _WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
 
@@ -58,7 +66,7 @@ class Sample:
 def sample(x: CheckedInstruction, kind: str, text: str, lost: frozenset[str] = frozenset()) -> Sample | None:
     """The sample of a text that lost these points. None if code sees one of them in it."""
     seen = true_score(x, text)
-    if kind == "shuffled":
+    if kind in REORDERED:
         return Sample(kind, text, replace(seen, **dict.fromkeys(lost, False)))
     return None if any(getattr(seen, point) for point in lost) else Sample(kind, text, seen)
 
@@ -67,6 +75,12 @@ def shuffled(answer: str, rng: random.Random) -> str:
     """The words of the answer in a random order. Marks and line breaks stay where they are."""
     found = _WORD.findall(answer)
     rng.shuffle(found)
+    return _WORD.sub(lambda _: found.pop(), answer)
+
+
+def in_reverse(answer: str) -> str:
+    """The words of the answer from the last to the first. Marks and line breaks stay where they are."""
+    found = _WORD.findall(answer)
     return _WORD.sub(lambda _: found.pop(), answer)
 
 

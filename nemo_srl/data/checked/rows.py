@@ -1,11 +1,16 @@
-"""Rows for training and for measuring: which samples become examples, so that surface says little about the score.
+"""Rows for training and for measuring: which samples become examples.
 
-A judge that looks at the surface only (length, marks at the end, repeated words) can see that an answer was cut off or
-looped. If such answers had lower scores than others, this would be enough to judge fairly well. So samples are chosen
-by form: clean, cut and looped answers have the same mean score (`SHARES`). A clean answer with a low score is on
-another topic or breaks constraints, and only who reads the instruction can know. Answers that lose points by a
-constraint are mostly good answers to the same task under other constraints. Some good answers have an opening or a
-closing that nobody asked for, so these words say nothing either.
+The held-out examples are chosen so that surface says little about their scores. A judge that looks at the surface only
+(length, marks at the end, repeated words) can see that an answer was cut off or looped. If such answers had lower
+scores than others, this would be enough to judge fairly well. So samples are chosen by form: clean, cut and looped
+answers have similar mean scores (`SHARES`). A clean answer with a low score is on another topic or breaks constraints,
+and only who reads the instruction can know. Answers that lose points by a constraint are mostly good answers to the
+same task under other constraints. Some good answers have an opening or a closing that nobody asked for, so these words
+say nothing either.
+
+The training examples are chosen so that a small model learns from them in minutes (`LESSONS`). Each instruction has a
+perfect answer and others that are much worse. With the shares of the held-out set, which has mild faults only, a model
+of 135M parameters had learned nothing after 560 examples.
 """
 
 from __future__ import annotations
@@ -18,17 +23,27 @@ from nemo_srl.data.checked import damage
 from nemo_srl.data.checked.damage import LOST, Sample, sample
 from nemo_srl.data.checked.instructions import CLOSINGS, OPENINGS, QUESTIONS
 from nemo_srl.data.checked.truth import MAX_SCORE, CheckedInstruction, true_score
-from nemo_srl.data.damage import cut, looped
+from nemo_srl.data.damage import cut, looped, stuck
 from nemo_srl.records import EFTExample
+
+_NONE: frozenset[str] = frozenset()
 
 SHARES: Mapping[tuple[str, int], float] = {
     ("clean", 5): 0.20, ("clean", 4): 0.10, ("clean", 3): 0.12, ("clean", 2): 0.20,
     ("cut", 4): 0.11, ("cut", 3): 0.05, ("cut", 2): 0.01, ("cut", 1): 0.02,
     ("looped", 4): 0.11, ("looped", 3): 0.04, ("looped", 2): 0.01, ("looped", 1): 0.02, ("looped", 0): 0.01,
 }  # fmt: skip
-"""The share of training examples by form and score."""
+"""The share of held-out examples by form and score."""
 
-_NONE: frozenset[str] = frozenset()
+LESSONS: Mapping[str, float] = {
+    "swapped": 3.0, "swapped+worse": 1.0, "asked": 1.2, "reversed": 1.2, "stuck": 1.2, "cut_early": 0.6, "cut": 1.6,
+    "looped": 1.0, "mismatched": 0.8,
+}  # fmt: skip
+"""How often a kind of damage is trained, beside the others."""
+_SHARE_OF_MODELS = 0.6
+"""The share of training instructions with a model's own answer, where there is one."""
+_EARLY = (0.15, 0.5)
+
 _NUM_OTHERS = 12
 _WEIGHTS = {"model": 3}
 
@@ -66,6 +81,55 @@ def _whole(
             yield name, bad, damage.lost_by_breaking(x, constraint)
     for text in rng.sample(list(others), min(_NUM_OTHERS, len(others))):
         yield "swapped", text, LOST["swapped"]
+
+
+def lesson(
+    x: CheckedInstruction, found: Sequence[Sample], others: Sequence[str], number: int, rng: random.Random
+) -> list[Sample]:
+    """`number` samples to train the judge on `x`: a perfect answer, mostly a model's own, and damaged ones of different
+    kinds. `found` are the `samples` of the instruction, and `others` are instructions of other tasks."""
+    perfect = [s for s in found if s.true.score == MAX_SCORE]
+    chosen = [rng.choice(perfect)]
+    own = [s for s in found if s.kind == "model" and s.text != chosen[0].text]
+    if own and rng.random() < _SHARE_OF_MODELS:
+        chosen.append(rng.choice(own))
+    left = dict(LESSONS)
+    while left and len(chosen) < number:
+        name = rng.choices(list(left), list(left.values()))[0]
+        del left[name]
+        bad = _damaged(x, name, found, others, rng)
+        if bad and all(bad.text != s.text for s in chosen):
+            chosen.append(bad)
+    return chosen
+
+
+def _damaged(
+    x: CheckedInstruction, name: str, found: Sequence[Sample], others: Sequence[str], rng: random.Random
+) -> Sample | None:
+    """A sample with this damage, one of the keys of `LESSONS`. None if it cannot be made."""
+    if name in ("swapped", "cut", "looped", "mismatched"):
+        same = {"broken", "dropped", "mismatched"} if name == "mismatched" else {name}
+        fitting = [s for s in found if s.kind in same]
+        return rng.choice(fitting) if fitting else None
+    if name == "swapped+worse":
+        swapped = [s.text for s in found if s.kind == "swapped"]
+        if not swapped:
+            return None
+        return _worse(x, rng.choice(swapped), rng, kind="swapped+", lost=LOST["swapped"])
+    texts = {"asked": lambda: rng.choice(others), "reversed": lambda: damage.in_reverse(x.response)}
+    if name in texts:
+        return sample(x, name, texts[name](), LOST[name])
+    return _worse(x, x.response, rng, names=(name,))
+
+
+def _worse(
+    x: CheckedInstruction, text: str, rng: random.Random, *, kind: str = "", lost: frozenset[str] = _NONE,
+    names: tuple[str, ...] = ("cut_early", "stuck"),
+) -> Sample | None:  # fmt: skip
+    """The text cut early or stuck."""
+    name = rng.choice(names)
+    changed = stuck(text, rng) if name == "stuck" else cut(text, rng, kept=_EARLY)
+    return sample(x, kind + name, changed, lost | LOST[name.removesuffix("_early")]) if changed else None
 
 
 def unseen_samples(x: CheckedInstruction, rng: random.Random) -> Iterator[Sample]:
