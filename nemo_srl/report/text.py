@@ -26,8 +26,11 @@ ROWS: Sequence[tuple[str, str, str]] = (
     ("truncated_rate", "responses cut off", "{:.0%}"),
     ("tied_prompt_rate", "tied prompts", "{:.0%}"),
     ("pairs_per_100_prompts", "pairs per 100 prompts", "{:.0f}"),
+    ("unanswered_rate", "questions without an answer", "{:.1%}"),
+    ("unanswered_verdict_rate", "answers without a verdict", "{:.1%}"),
 )
 """Metric, label, format. The shares of the scores make one more row."""
+_SHOWN_IF_ANY = ("unanswered_rate", "unanswered_verdict_rate")
 
 
 def table(evaluations: Mapping[str, Sequence[Metric]]) -> str:
@@ -45,7 +48,8 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 def cells(evaluations: Mapping[str, Sequence[Metric]]) -> list[list[str]]:
     """The cells of the table: a line with the models' names, then a line for each metric, with its label first."""
-    lines = metric_lines(evaluations, ROWS)
+    nonzero = {m.name for metrics in evaluations.values() for m in metrics if m.value}
+    lines = metric_lines(evaluations, [row for row in ROWS if row[0] not in _SHOWN_IF_ANY or row[0] in nonzero])
     shares = (" ".join(f"{100 * x:.0f}" for x in score_shares(metrics)) for metrics in evaluations.values())
     return [*lines, ["share of scores 0 to 5, %", *(x or "-" for x in shares)]]
 

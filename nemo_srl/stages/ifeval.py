@@ -2,9 +2,11 @@
 
     ifeval_prompt_strict, ifeval_prompt_loose             share of prompts with every instruction followed
     ifeval_instruction_strict, ifeval_instruction_loose   share of instructions that are followed
+    ifeval_unanswered_rate                                share of prompts without an answer
 
 These are the four figures of the benchmark (`nemo_srl/data/verifiable.py` says what strict and loose are). The 95%
-intervals resample prompts, because one text answers all instructions of a prompt. No model is called.
+intervals resample prompts, because one text answers all instructions of a prompt. A prompt without an answer is
+missing: it counts in the last figure only. No model is called.
 """
 
 from __future__ import annotations
@@ -33,12 +35,15 @@ def metrics_of(followed: Sequence[Followed], *, num_bootstrap: int, seed: int) -
 
 def run(ctx: Context) -> Made[Metric]:
     prompts = ctx.read("prompts", VerifiablePrompt)
-    responses = {c.prompt_id: c.response for c in ctx.read("answers", Candidate)}
-    if missing := [p.key for p in prompts if p.key not in responses]:
-        raise DataError(f"{len(missing)} of {len(prompts)} prompts have no answer, the first is {missing[0]!r}")
+    answers = {c.prompt_id: c for c in ctx.read("answers", Candidate)}
+    if missing := [p.key for p in prompts if p.key not in answers]:
+        raise DataError(f"{len(missing)} of {len(prompts)} prompts are not among the answers, e.g. {missing[0]!r}")
     verifier = verifiable.Verifier()
-    followed = [verifier.followed(p, responses[p.key]) for p in prompts]
+    found = [(p, answers[p.key]) for p in prompts]
+    followed = [verifier.followed(p, answer.response) for p, answer in found if answer.is_answered]
+    unanswered = agreement.proportion(len(prompts) - len(followed), len(prompts)).named("ifeval_unanswered_rate")
     metrics = metrics_of(followed, num_bootstrap=ctx.cfg.evaluation.num_bootstrap, seed=ctx.cfg.seed)
+    metrics.append(unanswered)
     return Made(metrics, {**figures(metrics), "num_check_errors": sum(x.num_errors for x in followed)})
 
 

@@ -1,0 +1,79 @@
+"""Counts the calls of a stage that get no answer, and stops the stage when they are too many.
+
+A call without an answer is a completed call: it is in the journal, and no later start makes it again. The stage goes on
+without it. Above `max_unanswered_share` of the calls of a role, the cause is rather the server or the data as a whole.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from nemo_srl.errors import EngineError
+from nemo_srl.records import Completion
+
+PREFIX = "calls_"
+"""The figures of a manifest that count calls without an answer are `calls_<finish reason>`."""
+CALL_LABELS: Mapping[str, str] = {
+    "refused": "refused",
+    "too_long": "too long for the context",
+    "malformed": "malformed",
+}
+"""The finish reasons of such calls, in words."""
+_NUM_SHOWN = 5
+
+
+class UnansweredCalls:
+    """Those of one role in one stage. `engine` is the section of its engine's settings."""
+
+    def __init__(self, *, max_share: float, engine: str, journal: Path) -> None:
+        self._max_share = max_share
+        self._engine = engine
+        self._journal = journal
+        self._found: dict[str, Completion] = {}
+        self._num_answered = 0
+        self._num_calls = 0
+        self._num_per_request = 0
+
+    def expect(self, num_calls: int, *, num_per_request: int) -> None:
+        """So many more calls are going to be made, and no request makes more than `num_per_request` of them."""
+        self._num_calls += num_calls
+        self._num_per_request = max(self._num_per_request, num_per_request)
+
+    def count(self, completions: Iterable[Completion], *, title: str) -> None:
+        """Raises `EngineError` when there are too many without an answer."""
+        for c in completions:
+            if c.is_answered:
+                self._num_answered += 1
+            else:
+                self._found[c.key] = c
+        # One bad item must not end a small stage, whatever its share is.
+        most = max(self._max_share * self._num_calls, self._num_per_request) if self._max_share else 0
+        if len(self._found) > most:
+            limit = f"max_unanswered_share={self._max_share:g} allows {int(most)}"
+            self._stop(f"{title}: {len(self._found)} of {self._num_calls} calls got no answer, and {limit}.")
+
+    def check_any(self, *, title: str) -> None:
+        """Raises `EngineError` when no call got an answer."""
+        if self._found and not self._num_answered:
+            self._stop(f"{title}: none of the {self._num_calls} calls got an answer.")
+
+    def figures(self) -> Counter[str]:
+        """The number of calls by finish reason, for a manifest. Empty if all calls were answered."""
+        return Counter(PREFIX + c.finish_reason for c in self._found.values())
+
+    def _stop(self, problem: str) -> None:
+        shown = "".join(f"\n  {c.key}: {c.finish_reason}: {c.reason}" for c in list(self._found.values())[:_NUM_SHOWN])
+        raise EngineError(
+            f"{problem} The first reasons:{shown}\n"
+            "All calls are kept. To go on without these answers, raise max_unanswered_share (1: any share). If the "
+            f"server is at fault ({self._engine}), correct it there. Then delete the lines of these calls, so that the "
+            f'next start makes them again: sed -i \'/, "reason": "/d\' {shlex.quote(str(self._journal))}'
+        )
+
+
+def reasons_in(metrics: Mapping[str, float]) -> dict[str, int]:
+    """The number of calls without an answer by finish reason, from the figures of a manifest."""
+    return {name: int(n) for name in CALL_LABELS if (n := metrics.get(PREFIX + name, 0))}
