@@ -111,7 +111,7 @@ def match_cells(found: Matches) -> list[list[str]]:
         p = with_interval(m["sign_test_p"], "{:.3g}", "")
         outcomes = [_share(m[name]) for name in (*OUTCOMES, "length_controlled_win_rate")]
         rates = [_share(m[name]) for name in ("first_position_rate", "unjudged_rate")]
-        rates.append(_share(m["unanswered_rate"]) if "unanswered_rate" in m else "-")  # older tables do not have it
+        rates.append(_share(m["unanswered_rate"]) if "unanswered_rate" in m else "0.0%")
         lines.append([f"{a} v {b}", *outcomes, p, *rates, str(m["win_rate"].n)])
     return lines
 
@@ -133,8 +133,8 @@ def ifeval_cells(found: Mapping[str, Sequence[Metric]]) -> list[list[str]]:
     for model, metrics in found.items():
         m = {x.name: x for x in metrics}
         counts = [str(m[name].n) for name in ("ifeval_prompt_strict", "ifeval_instruction_strict")]
-        missing = m.get("ifeval_unanswered_rate")  # older tables do not have it
-        lines.append([model, *(_share(m[name]) for name in IFEVAL), _share(missing) if missing else "-", *counts])
+        missing = m.get("ifeval_unanswered_rate")
+        lines.append([model, *(_share(m[name]) for name in IFEVAL), _share(missing) if missing else "0.0%", *counts])
     return lines
 
 

@@ -26,11 +26,13 @@ ROWS: Sequence[tuple[str, str, str]] = (
     ("truncated_rate", "responses cut off", "{:.0%}"),
     ("tied_prompt_rate", "tied prompts", "{:.0%}"),
     ("pairs_per_100_prompts", "pairs per 100 prompts", "{:.0f}"),
-    ("unanswered_rate", "questions without an answer", "{:.1%}"),
-    ("unanswered_verdict_rate", "answers without a verdict", "{:.1%}"),
 )
 """Metric, label, format. The shares of the scores make one more row."""
-_SHOWN_IF_ANY = ("unanswered_rate", "unanswered_verdict_rate")
+UNANSWERED_ROWS: Sequence[tuple[str, str, str]] = (
+    ("unanswered_rate", "questions without an answer", "{:.1%}"),
+    ("unanswered_verdict_rate", "verdicts that were not given", "{:.1%}"),
+)
+"""Rows that are shown if a model has the metric, which it has if something is missing."""
 
 
 def table(evaluations: Mapping[str, Sequence[Metric]]) -> str:
@@ -48,8 +50,8 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 def cells(evaluations: Mapping[str, Sequence[Metric]]) -> list[list[str]]:
     """The cells of the table: a line with the models' names, then a line for each metric, with its label first."""
-    nonzero = {m.name for metrics in evaluations.values() for m in metrics if m.value}
-    lines = metric_lines(evaluations, [row for row in ROWS if row[0] not in _SHOWN_IF_ANY or row[0] in nonzero])
+    measured = {m.name for metrics in evaluations.values() for m in metrics}
+    lines = metric_lines(evaluations, [*ROWS, *(row for row in UNANSWERED_ROWS if row[0] in measured)])
     shares = (" ".join(f"{100 * x:.0f}" for x in score_shares(metrics)) for metrics in evaluations.values())
     return [*lines, ["share of scores 0 to 5, %", *(x or "-" for x in shares)]]
 

@@ -8,7 +8,7 @@ even if the iterations compare candidates in pairs.
 The answers and all judgements are published beside the metrics, as parts.
 
 A question without an answer, and an answer without a verdict, are missing and no zeros. `unanswered_rate` and
-`unanswered_verdict_rate` count them. The other metrics are over the rest, as their `n` shows.
+`unanswered_verdict_rate` count them, if there are any. The other metrics are over the rest, as their `n` shows.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from nemo_srl.records import Candidate, EFTExample, Judgement, Metric, Prompt
 from nemo_srl.stages.base import MODEL, Context, Made, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
 from nemo_srl.stages.candidates import answered, answers_to, length_figures
+from nemo_srl.stages.unanswered import missing_rate
 from nemo_srl.workload import Assumptions, Generated
 
 
@@ -48,7 +49,7 @@ def answering_metrics(candidates: list[Candidate], judgements: list[Judgement], 
         Metric(name="truncated_rate", value=lengths["truncated_rate"], n=n),
         _share("tied_prompt_rate", dropped["tied"], num_prompts),
         _share("pairs_per_100_prompts", 100 * len(pairs), num_prompts),
-        _share("unanswered_rate", len(candidates) - n, len(candidates)),
+        *missing_rate("unanswered_rate", len(candidates) - n, len(candidates)),
     ]
 
 
@@ -79,7 +80,7 @@ def verdict_metrics(judgements: list[Judgement], *, max_score: int) -> list[Metr
     num_missing = sum(bool(j.reason) for j in judgements)
     return [
         _share("valid_verdict_rate", n, len(judgements) - num_missing),
-        _share("unanswered_verdict_rate", num_missing, len(judgements)),
+        *missing_rate("unanswered_verdict_rate", num_missing, len(judgements)),
         Metric(name="score_entropy", value=agreement.score_entropy(scores, max_score=max_score), n=n),
         *(Metric(name=f"score_share_{k}", value=count / n, n=n) for k, count in enumerate(counts) if n),
     ]

@@ -9,7 +9,7 @@ with readable verdicts are ties, as in the paper. The settings of `judge` say ho
     first_position_rate             share of verdicts for the answer that stood first; far from 0.5: position bias
     length_controlled_win_rate      win rate if both models' answers were equally long; ties count half
     unjudged_rate                   share of questions without a readable verdict in one of the orders
-    unanswered_rate                 share of questions that one of the models did not answer
+    unanswered_rate                 share of questions that one of the models did not answer, if any
 
 Such a question is not judged. All other metrics are over the questions that both models answered.
 """
@@ -29,6 +29,7 @@ from nemo_srl.judging.pairwise import check_rubric
 from nemo_srl.records import Candidate, Comparison, Metric
 from nemo_srl.stages.base import Context, Made, Need, figures, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
+from nemo_srl.stages.unanswered import missing_rate
 
 _MIN_FOR_LENGTH_CONTROL = 10
 
@@ -69,7 +70,7 @@ def metrics_of(matches: Sequence[Match]) -> list[Metric]:
         Metric(name="first_position_rate", value=float(np.mean(firsts)) if firsts else None, n=len(firsts)),
         Metric(name="length_controlled_win_rate", value=adjusted, n=len(outcomes)),
         proportion(len(matches) - len(outcomes), len(matches)).named("unjudged_rate"),
-        proportion(num_questions - len(matches), num_questions).named("unanswered_rate"),
+        *missing_rate("unanswered_rate", num_questions - len(matches), num_questions),
     ]
 
 

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nemo_srl.errors import EngineError
-from nemo_srl.records import Completion
+from nemo_srl.judging.agreement import proportion
+from nemo_srl.records import Completion, Metric
 
 PREFIX = "calls_"
 """The figures of a manifest that count calls without an answer are `calls_<finish reason>`."""
@@ -72,6 +73,12 @@ class UnansweredCalls:
             f"server is at fault ({self._engine}), correct it there. Then delete the lines of these calls, so that the "
             f'next start makes them again: sed -i \'/, "reason": "/d\' {shlex.quote(str(self._journal))}'
         )
+
+
+def missing_rate(name: str, num_missing: int, n: int) -> list[Metric]:
+    """The share of missing cases as a metric. Empty if none is missing, so that such tables have the same bytes as before
+    there was this metric."""
+    return [proportion(num_missing, n).named(name)] if num_missing else []
 
 
 def reasons_in(metrics: Mapping[str, float]) -> dict[str, int]:

@@ -224,7 +224,7 @@ def _with_extra(body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any
 def _finish_reason(choice: Mapping[str, Any]) -> FinishReason:
     reason = choice.get("finish_reason")
     if not isinstance(reason, str) or reason.lower() not in FINISH_REASONS:
-        raise BadChoiceError(f"finish_reason={reason!r} (expected one of {sorted(FINISH_REASONS)})")
+        raise BadChoiceError(f"finish_reason={reason!r}: it does not say whether the text is whole or was cut off")
     return FINISH_REASONS[reason.lower()]
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_srl.engines.checks import plan_samples
-from nemo_srl.engines.openai.dialects import CompletionsDialect, decode, load_tokenizer
+from nemo_srl.engines.openai.dialects import BadChoiceError, CompletionsDialect, decode, load_tokenizer
 from nemo_srl.engines.openai.engine import seed_of
 from nemo_srl.engines.openai.refusals import concerns_request
 from nemo_srl.engines.trtllm.options import llm_options, llm_sizes
@@ -82,7 +82,7 @@ class InProcessEngine:
                 output = future.result(timeout=self._timeout)
                 completions = self._completions(request, output.outputs, params)
             except Exception as e:
-                concerns = concerns_request(400, str(e))
+                concerns = None if isinstance(e, BadChoiceError) else concerns_request(400, str(e))
                 # RequestError is TensorRT-LLM's name for a failure of one request. It checks requests by ValueErrors.
                 if concerns is None and type(e).__name__ != "RequestError" and not isinstance(e, ValueError):
                     raise EngineError(f"request {request.key!r}: TensorRT-LLM failed: {type(e).__name__}: {e}") from e
