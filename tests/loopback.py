@@ -130,7 +130,10 @@ class Loopback:
             def log_message(self, *args: object) -> None:
                 pass
 
-        return ThreadingHTTPServer((host, port), Handler)
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 128  # connections that wait; with the default of 5, clients try again after a second
+
+        return Server((host, port), Handler)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[str]:

@@ -189,7 +189,7 @@ def test_nonsense_without_end_is_an_error_that_quotes_it() -> None:
 
 def test_a_request_that_only_one_cannot_have_is_that_ones_failure() -> None:
     bad = GenerationRequest(key="bad", prompt_token_ids=(), n=2, seed=7)
-    with engine(Faults(slow_seconds=0.02), max_concurrency=4) as (found, loopback):
+    with engine(Faults(slow_seconds=0.02), max_concurrency=4) as (found, _):
         got = ask(found, [bad, *requests(5)])  # its refusal comes before any answer
         assert got.keys() == keys([bad, *requests(5)])
         assert {c.finish_reason for c in got.values() if c.request_key == "bad"} == {"refused"}

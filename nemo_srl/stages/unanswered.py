@@ -69,15 +69,14 @@ class UnansweredCalls:
         shown = "".join(f"\n  {c.key}: {c.finish_reason}: {c.reason}" for c in list(self._found.values())[:_NUM_SHOWN])
         raise EngineError(
             f"{problem} The first reasons:{shown}\n"
-            "All calls are kept. To go on without these answers, raise max_unanswered_share (1: any share). If the "
-            f"server is at fault ({self._engine}), correct it there. Then delete the lines of these calls, so that the "
-            f'next start makes them again: sed -i \'/, "reason": "/d\' {shlex.quote(str(self._journal))}'
+            "Answers are kept. To go on without those that are missing, raise max_unanswered_share (1: any share). If "
+            f"the server is at fault ({self._engine}), correct it there. Then delete the lines of these calls, so that "
+            f'the next start makes them again: sed -i \'/, "reason": "/d\' {shlex.quote(str(self._journal))}'
         )
 
 
 def missing_rate(name: str, num_missing: int, n: int) -> list[Metric]:
-    """The share of missing cases as a metric. Empty if none is missing, so that such tables have the same bytes as before
-    there was this metric."""
+    """The share of missing cases as a metric. Empty if none is missing, as nearly always."""
     return [proportion(num_missing, n).named(name)] if num_missing else []
 
 
