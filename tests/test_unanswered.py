@@ -48,6 +48,7 @@ from nemo_srl.runs import open_run
 from nemo_srl.stages import (
     anchor,
     answers,
+    calls,
     candidates,
     eft,
     evaluation,
@@ -199,7 +200,9 @@ def test_only_the_sample_that_is_bad_is_missing(tmp_path: Path, model: BaseModel
 
 
 @pytest.mark.parametrize("way", ["filter", "vllm", "unknown", "null"])
-def test_too_many_stop_the_stage_and_both_remedies_work(tmp_path: Path, model: BaseModel, way: str) -> None:
+def test_too_many_stop_the_stage_and_both_remedies_work(
+    tmp_path: Path, model: BaseModel, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answer, finish = {**CERTAIN, **DOUBTFUL}[way]
     loopback = Loopback(good, bad=shows_bad(answer))
     given = {"judge": model, "candidates": forty(tmp_path, bad=12)}
@@ -208,10 +211,9 @@ def test_too_many_stop_the_stage_and_both_remedies_work(tmp_path: Path, model: B
         with pytest.raises(EngineError, match=r"18 of 80 calls got no answer.*0\.2 allows 16") as stop:
             made(judgements.STAGE, cfg, tmp_path / "out", **given)
         assert str(stop.value).count(f"{finish}: ") == 5, "the first reasons are shown"
-        asked = loopback.num_calls
-        with pytest.raises(EngineError, match="18 of 80 calls"):
+        with monkeypatch.context() as patched, pytest.raises(EngineError, match="18 of 80 calls"):
+            patched.setattr(calls, "open_engine", lambda *given: pytest.fail("the same stop needs no call"))
             made(judgements.STAGE, cfg, tmp_path / "out", **given)
-        assert loopback.num_calls == asked, "the same stop costs no call"
         _, metrics = made(judgements.STAGE, replace(cfg, max_unanswered_share=0.3), tmp_path / "out", **given)
         assert metrics[f"calls_{finish}"] == 24
         loopback.bad = lambda body: None
@@ -254,6 +256,24 @@ def test_a_server_that_answers_nothing_ends_the_stage_with_its_words(
     if way != "filter":
         kept = (tmp_path / "out" / JOURNAL).read_text()
         assert kept == "", "these may be the server's fault, and are asked again"
+
+
+def test_a_request_at_which_the_server_always_fails_is_left_out(tmp_path: Path, model: BaseModel) -> None:
+    """The server answers others meanwhile. Another status, or a server that fails at all, ends the stage."""
+    loopback = Loopback(good, bad=shows_bad(refused("", "out of memory", status=500)))
+    given = {"judge": model, "candidates": forty(tmp_path)}
+    with loopback.running() as url:
+        cfg = hosted_judge(url)
+        cfg.judge.engine = server(url, max_concurrency=4, max_retries=8)
+        output, metrics = made(judgements.STAGE, cfg, tmp_path / "out", **given)
+        assert metrics["calls_refused"] == 2
+        assert {j.reason for j in output.read()} == {"", "500 Internal Server Error: out of memory"}
+        loopback.bad = shows_bad(refused("", "busy", status=503))
+        with pytest.raises(EngineError, match=r"given up after 9 attempts.*busy"):
+            made(judgements.STAGE, cfg, tmp_path / "busy", **given)
+        loopback.bad = lambda body: refused("", "out of memory", status=500)
+        with pytest.raises(EngineError, match=r"given up after 9 attempts.*out of memory"):
+            made(judgements.STAGE, cfg, tmp_path / "all", **given)
 
 
 @pytest.mark.parametrize(("status", "words"), [(401, "bad key"), (403, "bad key"), (404, "no such model")])

@@ -55,7 +55,8 @@ class Caller:
         done = wanted & self._journal.completions.keys()
         unanswered = self._unanswered_of(role)
         unanswered.expect(len(wanted), num_per_request=max((r.n for r in requests), default=0))
-        unanswered.count((self._journal.completions[key] for key in sorted(done)), title=title)
+        unanswered.count(self._journal.completions[key] for key in sorted(done))
+        unanswered.check(title=title, at_end=False)
         with tqdm(total=len(wanted), initial=len(done), desc=title, unit="call", file=sys.stderr) as bar:
             if wanted - done:
                 sampling = getattr(self._ctx.cfg, role)
@@ -66,13 +67,16 @@ class Caller:
                 for completions in self._engine(role).generate(requests, params, completed=done):
                     self._journal.append(completions)
                     bar.update(len(completions))
-                    unanswered.count(completions, title=title)
+                    unanswered.count(completions)
+                    if unanswered.are_too_many:
+                        break  # this also ends the requests under way
+        unanswered.check(title=title, at_end=False)
         if missing := sorted(wanted - self._journal.completions.keys()):
             raise EngineError(
                 f"{title}: the engine ended without answering {len(missing)} of {len(wanted)} calls. The first of them "
                 f"is {missing[0]!r}. The other answers are kept. Run again to continue."
             )
-        unanswered.check_any(title=title)
+        unanswered.check(title=title, at_end=True)
         found = self._journal.completions
         return {r.key: [found[f"{r.key}/{i:02d}"] for i in range(r.n)] for r in requests}
 

@@ -43,22 +43,29 @@ class UnansweredCalls:
         self._num_calls += num_calls
         self._num_per_request = max(self._num_per_request, num_per_request)
 
-    def count(self, completions: Iterable[Completion], *, title: str) -> None:
-        """Raises `EngineError` when there are too many without an answer."""
+    def count(self, completions: Iterable[Completion]) -> None:
+        """These calls are complete."""
         for c in completions:
             if c.is_answered:
                 self._num_answered += 1
             else:
                 self._found[c.key] = c
-        # One bad item must not end a small stage, whatever its share is.
-        most = max(self._max_share * self._num_calls, self._num_per_request) if self._max_share else 0
-        if len(self._found) > most:
-            limit = f"max_unanswered_share={self._max_share:g} allows {int(most)}"
-            self._stop(f"{title}: {len(self._found)} of {self._num_calls} calls got no answer, and {limit}.")
 
-    def check_any(self, *, title: str) -> None:
-        """Raises `EngineError` when no call got an answer."""
-        if self._found and not self._num_answered:
+    @property
+    def are_too_many(self) -> bool:
+        return len(self._found) > self._most
+
+    @property
+    def _most(self) -> float:
+        # One bad item must not end a small stage, whatever its share is.
+        return max(self._max_share * self._num_calls, self._num_per_request) if self._max_share else 0
+
+    def check(self, *, title: str, at_end: bool) -> None:
+        """Raises `EngineError` when they are too many, or when at the end no call got an answer."""
+        if self.are_too_many:
+            limit = f"max_unanswered_share={self._max_share:g} allows {int(self._most)}"
+            self._stop(f"{title}: {len(self._found)} of {self._num_calls} calls got no answer, and {limit}.")
+        if at_end and self._found and not self._num_answered:
             self._stop(f"{title}: none of the {self._num_calls} calls got an answer.")
 
     def figures(self) -> Counter[str]:

@@ -30,7 +30,7 @@ from nemo_srl.engines.checks import RequestCheck, plan_samples
 from nemo_srl.engines.openai.dialects import BadChoiceError, Dialect, Sample
 from nemo_srl.engines.openai.refusals import concerns_request
 from nemo_srl.engines.openai.settings import ClientSettings
-from nemo_srl.engines.openai.transport import RefusedError, Transport, error_body
+from nemo_srl.engines.openai.transport import GivenUpError, RefusedError, Transport, error_body, server_message
 from nemo_srl.engines.unanswered import Doubts, unanswered
 from nemo_srl.errors import EngineError
 from nemo_srl.protocols import GenerationRequest, SamplingParams
@@ -56,12 +56,14 @@ class ServerSettings:
     """Wait before the second attempt. Each further wait is twice as long."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Todo:
-    """A request, and the indices of its samples that are missing."""
+    """A request, and the indices of its samples that are still missing."""
 
     request: GenerationRequest
     missing: list[int]
+    is_last_try: bool = False
+    """Whether all attempts failed before, so that it comes after all other requests."""
 
 
 @dataclass(frozen=True)
@@ -159,14 +161,24 @@ class OpenAIEngine:
         async with transport:
             self._model = self._model or await only_model(transport, s.base_urls[0])
             if self._probe:
-                await self._find_out(transport, todo[0].request, params)
+                shortest = min((one.request for one in todo), key=lambda r: len(r.prompt_token_ids))
+                await self._find_out(transport, shortest, params)
             errors: list[EngineError] = []
             queued = deque(todo)
 
             async def work() -> None:
                 while queued and not errors and not out.doubts.are_many:  # all workers take from this one queue
+                    one = queued.popleft()
                     try:
-                        await self._ask(transport, queued.popleft(), params, out)
+                        await self._ask(transport, one, params, out)
+                    except GivenUpError as e:
+                        if e.may_be_its_own and one.is_last_try:
+                            out.give(unanswered(one.request.key, one.missing, "refused", e.reason))
+                        elif e.may_be_its_own and e.others_were_answered:
+                            one.is_last_try = True
+                            queued.append(one)
+                        else:
+                            errors.append(e)
                     except EngineError as e:
                         errors.append(e)
 
@@ -180,19 +192,19 @@ class OpenAIEngine:
 
     async def _ask(self, transport: Transport, todo: _Todo, params: SamplingParams, out: _Out) -> None:
         """Ask for one request until none of its samples is missing."""
-        request, missing = todo.request, todo.missing
+        request, key = todo.request, todo.request.key
         one_at_a_time, refusal = self._one_at_a_time, ""
         num_answers = num_fruitless = 0
-        while missing:
+        while todo.missing:
             # The first call asks for all n samples, even if only some are missing. Its choice i is sample i, so that a
             # run that goes on asks the same question as before. Later calls ask for the missing samples alone.
             whole = num_answers == 0 and not one_at_a_time
-            n = request.n if whole else 1 if one_at_a_time else len(missing)
+            n = request.n if whole else 1 if one_at_a_time else len(todo.missing)
             if params.temperature == 0:
                 n = 1  # all samples are the same, and TensorRT-LLM refuses to give more than one
             # Calls have different seeds, because with the same one a server could repeat itself. One at a time, the
             # index of the sample makes the seed.
-            seed = seed_of(request, missing[0] if one_at_a_time else num_answers)
+            seed = seed_of(request, todo.missing[0] if one_at_a_time else num_answers)
             body = self._dialect.body(request, params, model=self._model, n=n, seed=seed)
             try:
                 answer = await transport.post(self._url(request) + self._dialect.path, body)
@@ -200,30 +212,32 @@ class OpenAIEngine:
                 if e.concerns is None and e.status not in (400, 422):
                     raise
                 if e.concerns or n == 1:
-                    failed = unanswered(request.key, missing, e.concerns or "refused", e.reason)
+                    failed = unanswered(key, todo.missing, e.concerns or "refused", e.reason)
                     return out.give(failed, doubtful=e.concerns is None)
                 # Some servers take no n but 1, and llama.cpp's has a limit for n. So the next call asks for one sample.
                 one_at_a_time, refusal = True, str(e)
                 continue
-            if refusal and not self._one_at_a_time:
-                # The server took n=1, so n was the reason for its refusal. Now all requests ask for one sample at a
-                # time.
-                self._warn(f"{refusal}. It takes n=1: samples are asked for one at a time, which is slower")
-                self._one_at_a_time = True
+            if refusal:
+                self._takes_one_at_a_time(refusal)
             if concerns := concerns_error(answer):
-                return out.give(unanswered(request.key, missing, concerns, str(error_body(answer))))
+                return out.give(unanswered(key, todo.missing, concerns, server_message(answer)))
             samples, problems = self._samples(answer, params, n)
-            taken = _assigned(samples, missing, greedy=params.temperature == 0, by_index=whole)
+            taken = _assigned(samples, todo.missing, greedy=params.temperature == 0, by_index=whole)
             if taken:
-                out.give(tuple(Completion(request_key=request.key, index=i, **vars(s)) for i, s in taken.items()))
-                missing = [i for i in missing if i not in taken]
-            num_answers += 1
-            if not taken and num_fruitless < NUM_FRUITLESS - 1:
-                await transport.wait(num_fruitless)  # an answer of 200 can be an error, too, and may pass
-            num_fruitless = 0 if taken else num_fruitless + 1
+                out.give(tuple(Completion(request_key=key, index=i, **vars(s)) for i, s in taken.items()))
+                todo.missing = [i for i in todo.missing if i not in taken]
+            num_answers, num_fruitless = num_answers + 1, 0 if taken else num_fruitless + 1
             if num_fruitless == NUM_FRUITLESS:
                 reason = f"{NUM_FRUITLESS} answers had nothing usable. The last one: {'; '.join(problems)}"
-                return out.give(unanswered(request.key, missing, "malformed", reason), doubtful=True)
+                return out.give(unanswered(key, todo.missing, "malformed", reason), doubtful=True)
+            if num_fruitless:
+                await transport.wait(num_fruitless - 1)  # an answer of 200 can be an error, too, and may pass
+
+    def _takes_one_at_a_time(self, refusal: str) -> None:
+        """The server took n=1, so n was the reason for its refusal. Now all requests ask for one sample at a time."""
+        if not self._one_at_a_time:
+            self._warn(f"{refusal}. It takes n=1: samples are asked for one at a time, which is slower")
+            self._one_at_a_time = True
 
     def _url(self, request: GenerationRequest) -> str:
         """The replica of a request. It is always the same one, because that one may still have the prompt."""
@@ -263,6 +277,8 @@ class OpenAIEngine:
             try:
                 samples, problems = self._samples(await transport.post(url, body), probing, 2)
             except EngineError as e:
+                if isinstance(e, RefusedError) and e.concerns:
+                    return  # it is about this request alone
                 if not params.num_logprobs or "logprobs" not in str(e):
                     raise
                 raise EngineError(f"{_NO_LOGPROBS} It said: {e}") from e

@@ -42,6 +42,20 @@ class RefusedError(EngineError):
         self.concerns = concerns
 
 
+class GivenUpError(EngineError):
+    """A request failed at every attempt. `reason` is the last failure.
+
+    `may_be_its_own` is true for failures that a single request can cause: the status 500, and a time-out.
+    `others_were_answered` says whether the server answered other requests after this one had failed for the first time.
+    """
+
+    def __init__(self, message: str, *, reason: str, may_be_its_own: bool, others_were_answered: bool) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.may_be_its_own = may_be_its_own
+        self.others_were_answered = others_were_answered
+
+
 class Transport:
     """One HTTP client. Use it as an asynchronous context manager within one event loop."""
 
@@ -50,6 +64,7 @@ class Transport:
         self._timeout = cfg.timeout_seconds
         self._max_retries = cfg.max_retries
         self._backoff = backoff_seconds
+        self._num_answered = 0
         most = cfg.max_concurrency
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
@@ -74,28 +89,37 @@ class Transport:
         return await self._request("POST", url, body)
 
     async def _request(self, method: str, url: str, body: Mapping[str, Any] | None) -> httpx.Response:
+        num_answered = self._num_answered
         for attempt in range(self._max_retries + 1):
-            retry_after: float | None = None
+            retry_after, may_be_its_own = None, False
             try:
                 call = self._client.request(method, url, json=body)
                 response = await asyncio.wait_for(call, self._timeout)
             except (asyncio.TimeoutError, httpx.TimeoutException):
-                failure = f"no answer within engine.timeout_seconds={self._timeout:g}"
+                failure, may_be_its_own = f"no answer within engine.timeout_seconds={self._timeout:g}", True
             except httpx.TransportError as e:
                 failure = f"{type(e).__name__}: {e}"
             else:
-                if response.status_code == 200:
-                    return response
                 status = response.status_code
+                if status == 200:
+                    self._num_answered += 1
+                    return response
+                may_be_its_own = status == 500
                 failure = f"{status} {response.reason_phrase}: {server_message(response)}"
                 concerns = concerns_request(status, error_body(response))
                 if concerns or (status not in _MAY_PASS and status < 500):
                     raise RefusedError(url, self._without_key(failure), status=status, concerns=concerns)
                 retry_after = _retry_after(response)
+            if attempt == 0:
+                num_answered = self._num_answered
             if attempt < self._max_retries:
                 await self.wait(attempt, retry_after)
-        raise EngineError(
-            self._without_key(f"{url}: given up after {self._max_retries + 1} attempts. The last one: {failure}")
+        failure = self._without_key(failure)
+        raise GivenUpError(
+            f"{url}: given up after {self._max_retries + 1} attempts. The last one: {failure}",
+            reason=failure,
+            may_be_its_own=may_be_its_own,
+            others_were_answered=self._num_answered > num_answered,
         )
 
     async def wait(self, attempt: int, retry_after: float | None = None) -> None:
