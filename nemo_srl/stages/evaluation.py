@@ -37,11 +37,8 @@ def answering_metrics(candidates: list[Candidate], judgements: list[Judgement], 
     """Self-score, lengths, ties and pairs per 100 prompts. A prompt with fewer than two answers counts in neither."""
     scores, answers = mean_scores(judgements), answered(candidates)
     pairs, dropped = build_pairs(candidates, scores, cfg)
-    num_prompts, n, lengths = (
-        len(pairs) + dropped.total() - dropped["unanswered"],
-        len(answers),
-        length_figures(answers),
-    )
+    num_prompts = len(pairs) + dropped.total() - dropped["unanswered"]
+    n, lengths = len(answers), length_figures(answers)
     return [
         Metric(name="self_score", value=fmean(scores.values()) if scores else None, n=len(scores)),
         Metric(name="response_tokens", value=lengths["mean_tokens"], n=n),
@@ -95,9 +92,8 @@ def run(ctx: Context) -> Made[Metric]:
     with open_caller(ctx) as caller:
         answers = answers_to(prompts, ctx, caller, title="held-out answers")
         judge = caller.judge.absolute
-        own = judge.ask(
-            {c.key: (c.prompt, c.response) for c in answered(answers)}, title="self-judgements", prefix="self/"
-        )
+        mine = {c.key: (c.prompt, c.response) for c in answered(answers)}
+        own = judge.ask(mine, title="self-judgements", prefix="self/")
         given = {x.key: (x.instruction, x.response) for x in examples}
         judgements = judge.ask(given, title="held-out judgements", prefix="eft/")
     num_bootstrap = cfg.evaluation.num_bootstrap
