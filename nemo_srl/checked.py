@@ -26,6 +26,7 @@ from nemo_srl.judging.agreement import ScoreGroup, mean_estimate, reward_model_m
 from nemo_srl.judging.surface import surface_accuracy
 from nemo_srl.records import Candidate, EFTExample, Judgement, Metric
 from nemo_srl.stages.base import Context, Made, Need, figures, table_stage
+from nemo_srl.stages.candidates import answered
 
 BY_MODELS = "model"
 """The category of held-out answers that models wrote, and that nobody damaged."""
@@ -34,10 +35,13 @@ BY_MODELS = "model"
 def true_scores(
     answers: Sequence[Candidate], instructions: Sequence[CheckedInstruction]
 ) -> dict[str, list[TrueScore]]:  # fmt: skip
-    """The points of all answers, by the text of the instruction. Raises `DataError` for an unknown instruction."""
+    """The points of all answers, by the text of the instruction. Questions without an answer are left out.
+
+    Raises `DataError` for an unknown instruction.
+    """
     known = {x.instruction: x for x in instructions}
     found: dict[str, list[TrueScore]] = defaultdict(list)
-    for a in answers:
+    for a in answered(answers):
         if a.prompt not in known:
             raise DataError(
                 f"data.checked_path: it has no instruction {a.prompt!r}, which is in data.eft_eval_path. Code can "

@@ -64,7 +64,10 @@ class GenerationEngine(Protocol):
 
         `completed` holds the keys (`Completion.key`) that an earlier, interrupted call with the same requests has
         yielded. They are not yielded again. `requests` is still the whole list, so that an engine can form the same
-        batches. Raises `EngineError`, or `DataError` for a prompt that leaves no room in the context.
+        batches.
+
+        A request that cannot be answered, such as one whose prompt leaves no room in the context, gives completions
+        without an answer (`FinishReason`), each with its reason. Raises `EngineError` if the engine cannot go on.
         """
 
     def close(self) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError, create_model
@@ -18,7 +19,11 @@ from nemo_srl.errors import DataError
 Text = Annotated[str, StringConstraints(pattern=r"\S")]
 """A text that is not blank."""
 Points = Annotated[int, Field(ge=0)]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "refused", "too_long", "malformed"]
+"""How a model call ended. After `stop` and `length` there is a text. The others are calls without an answer: the server
+refused or filtered it, its prompt is too long for the context, or the server gave nothing that can be used."""
+LEFT_OUT_IF_EMPTY: Mapping[str, Any] = {"left_out_if_empty": True}
+"""Metadata of a field that a row has only if it is not the default, because nearly all rows would have the default."""
 Order = Literal["ab", "ba"]
 """Which of two models' answers stands first."""
 # The tuple is not strict, because JSON has no tuples and writes a list of two instead.
@@ -85,7 +90,8 @@ class Completion:
     """What a model generated in one call: sample `index` of the request `request_key`.
 
     `num_tokens` counts generated tokens, with the end-of-sequence token. `number_logprobs` is None unless the request
-    asked for it; `[[7, {"4": -0.2, "3": -1.8}]]` describes the number at `text[7]`.
+    asked for it; `[[7, {"4": -0.2, "3": -1.8}]]` describes the number at `text[7]`. A call without an answer has an
+    empty text, no tokens, and says in `reason` why.
     """
 
     request_key: str
@@ -94,10 +100,15 @@ class Completion:
     num_tokens: int
     finish_reason: FinishReason
     number_logprobs: NumberLogprobs | None = None
+    reason: str = field(default="", metadata=LEFT_OUT_IF_EMPTY)
 
     @property
     def key(self) -> str:
         return f"{self.request_key}/{self.index:02d}"
+
+    @property
+    def is_answered(self) -> bool:
+        return self.finish_reason in ("stop", "length")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +153,7 @@ class VerifiablePrompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One sampled response to one prompt."""
+    """One sampled response to one prompt. Without an answer, `response` is empty and `reason` says why."""
 
     prompt_id: str
     sample_index: int
@@ -150,10 +161,15 @@ class Candidate:
     response: str
     num_tokens: int
     finish_reason: FinishReason
+    reason: str = field(default="", metadata=LEFT_OUT_IF_EMPTY)
 
     @property
     def key(self) -> str:
         return f"{self.prompt_id}/{self.sample_index:02d}"
+
+    @property
+    def is_answered(self) -> bool:
+        return self.finish_reason in ("stop", "length")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +177,8 @@ class Judgement:
     """One verdict of the judge on one candidate; `score` is None when no score can be read in the verdict.
 
     `coverage` is None unless `score` is an expectation (`judge.mode=expected`). Then it is the total probability that
-    the judge gave to the points 0 to max, over which the expectation is taken.
+    the judge gave to the points 0 to max, over which the expectation is taken. `reason` says why the judge gave no
+    verdict at all; then `verdict` is empty.
     """
 
     candidate_key: str
@@ -169,6 +186,7 @@ class Judgement:
     verdict: str
     score: float | None
     coverage: float | None = None
+    reason: str = field(default="", metadata=LEFT_OUT_IF_EMPTY)
 
     @property
     def key(self) -> str:
@@ -180,7 +198,7 @@ class Comparison:
     """One verdict of the judge on two models' answers to one question.
 
     `first_share` is the result of the answer that stood first (model a's in order `ab`): 1 won, 0 lost, 0.5 tied. It is
-    None when the verdict could not be read.
+    None when the verdict could not be read. `reason` says why there is no verdict at all.
     """
 
     question_id: str
@@ -188,6 +206,7 @@ class Comparison:
     verdict_index: int
     verdict: str
     first_share: float | None
+    reason: str = field(default="", metadata=LEFT_OUT_IF_EMPTY)
 
     @property
     def key(self) -> str:
@@ -238,7 +257,11 @@ R = TypeVar("R", bound=Record)
 
 def to_row(record: Record) -> dict[str, Any]:
     """The record as a JSON object."""
-    return dataclasses.asdict(record)
+    row = dataclasses.asdict(record)
+    for f in dataclasses.fields(record):
+        if f.metadata == LEFT_OUT_IF_EMPTY and row[f.name] == f.default:
+            del row[f.name]
+    return row
 
 
 def from_row(cls: type[R], row: Any, *, where: str) -> R:

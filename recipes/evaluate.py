@@ -148,8 +148,11 @@ def given(exp: Experiment, name: str, records: Sequence[Any], record: type) -> S
 def write_exports(directory: Path, asked: Sequence[Question], found: Sequence[Candidate], model: str) -> None:
     """Write AlpacaEval's file, and MT-Bench's if all turns of every question are answered."""
     rows = formats.alpaca_eval_rows(asked, found, model)
+    if len(rows) < len(asked):
+        missing = len(asked) - len(rows)
+        log.warning("%s: %d of %d questions have no answer and are left out of its exports", model, missing, len(asked))
     write_atomic(directory / "alpaca_eval.json", json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
-    if len(found) == sum(len(q.turns) for q in asked):
+    if sum(a.is_answered for a in found) == sum(len(q.turns) for q in asked):
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in formats.mt_bench_rows(asked, found, model)]
         write_atomic(directory / "mt_bench.jsonl", "".join(lines))
 

@@ -81,6 +81,8 @@ class Loopback:
     reply: Reply
     decode: Callable[[list[int]], str] = lambda ids: "".join(map(chr, ids))
     faults: Faults = field(default_factory=Faults)
+    bad: Callable[[dict[str, Any]], tuple[int, object] | None] = lambda body: None
+    """(request body) -> status and body of the answer to a request that does not get a good one."""
     api_key: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     num_calls: int = 0
@@ -128,7 +130,10 @@ class Loopback:
             def log_message(self, *args: object) -> None:
                 pass
 
-        return ThreadingHTTPServer((host, port), Handler)
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 128  # connections that wait; with the default of 5, clients try again after a second
+
+        return Server((host, port), Handler)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[str]:
@@ -156,6 +161,8 @@ class Loopback:
                 return 200, {"error": {"message": "overloaded"}}
             hang = f.take("hang")
             malformed, dropped, nameless = f.take("malformed"), f.take("drop_choice"), f.take("no_finish_reason")
+        if (bad := self.bad(body)) is not None:
+            return bad
         if hang:
             time.sleep(3)
         time.sleep(f.slow_seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -199,20 +200,24 @@ def test_another_seed_gives_other_samples(engine: EmbeddedEngine) -> None:
     assert collect(engine.generate([request], SAMPLED)) != collect(engine.generate([other], SAMPLED))
 
 
-def test_a_prompt_that_leaves_no_room_is_refused_before_any_work(engine: EmbeddedEngine) -> None:
+def test_a_prompt_that_leaves_no_room_gets_no_answer_and_changes_no_other(engine: EmbeddedEngine) -> None:
     fits = GenerationRequest(key="fits", prompt_token_ids=(5,) * 1000, n=1, seed=0)
     long = GenerationRequest(key="long", prompt_token_ids=(5,) * 1001, n=1, seed=0)
-    with pytest.raises(DataError, match=r"'long'.* 1001 tokens .*max_tokens=24 .* 1024 tokens"):
-        engine.generate([fits, long], SAMPLED)
-    assert len(collect(engine.generate([fits], SAMPLED))) == 1
+    empty = GenerationRequest(key="empty", prompt_token_ids=(), n=2, seed=0)
+    found = collect(engine.generate([long, fits, empty], SAMPLED))
+    assert found["fits/00"] == collect(engine.generate([fits], SAMPLED))["fits/00"]
+    assert (found["long/00"].finish_reason, found["long/00"].text, found["long/00"].num_tokens) == ("too_long", "", 0)
+    assert re.search("1001 tokens .*max_tokens=24 .* 1024 tokens", found["long/00"].reason)
+    assert [found[f"empty/{i:02d}"].reason for i in range(2)] == ["its prompt has no tokens"] * 2
+    assert not list(engine.generate([long, fits, empty], SAMPLED, completed=found)), "none is asked again"
 
 
 def test_requests_that_make_no_sense_are_refused(engine: EmbeddedEngine) -> None:
     request = make_requests()[0]
     with pytest.raises(DataError, match=r"'r0' occurs more than once"):
         engine.generate([request, request], SAMPLED)
-    with pytest.raises(DataError, match=r"'empty'.*no tokens"):
-        engine.generate([GenerationRequest(key="empty", prompt_token_ids=(), n=1, seed=0)], SAMPLED)
+    with pytest.raises(DataError, match=r"max_tokens=1024: no prompt has room .* 1024 tokens \(the model's context\)"):
+        engine.generate([request], replace(SAMPLED, max_tokens=1024))
     assert list(engine.generate([], SAMPLED)) == []
 
 

@@ -19,6 +19,7 @@ from nemo_srl.engines.openai.dialects import ChatDialect, CompletionsDialect, To
 from nemo_srl.engines.openai.engine import OpenAIEngine, ServerSettings
 from nemo_srl.engines.openai.settings import ClientSettings
 from nemo_srl.engines.trtllm.requests import TrtllmDialect
+from nemo_srl.engines.unanswered import MAX_DOUBTS
 from nemo_srl.errors import ConfigError, DataError, EngineError
 from nemo_srl.experiment import Experiment
 from nemo_srl.protocols import GenerationRequest, SamplingParams
@@ -59,6 +60,10 @@ def engine(
 
 def ask(found: OpenAIEngine, asked: list[GenerationRequest], params: SamplingParams = PARAMS) -> dict[str, Completion]:
     return collect(found.generate(asked, params))
+
+
+def ask_again(found: OpenAIEngine, asked: list[GenerationRequest], *, completed: set[str]) -> dict[str, Completion]:
+    return collect(found.generate(asked, PARAMS, completed=completed))
 
 
 def test_all_samples_of_a_prompt_are_one_request() -> None:
@@ -137,12 +142,13 @@ def test_a_resume_asks_in_full_and_yields_what_was_missing() -> None:
         assert list(found.generate(requests(1), PARAMS, completed=keys(requests(1)))) == []
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 422])
-def test_refusals_are_not_repeated(status: int) -> None:
+@pytest.mark.parametrize(("status", "num_calls"), [(401, 1), (403, 1), (404, 1), (400, MAX_DOUBTS), (422, MAX_DOUBTS)])
+def test_a_server_that_refuses_all_is_an_error_at_once(status: int, num_calls: int) -> None:
+    """400 and 422 may be about the one request, so a few others are tried."""
     with engine(Faults(status=status), max_concurrency=1) as (found, loopback):
         with pytest.raises(EngineError, match=f"{status}.*no such thing here"):
-            ask(found, requests(9, n=1))
-        assert loopback.num_calls == 1
+            ask(found, requests(30, n=1))
+        assert loopback.num_calls == num_calls
 
 
 @pytest.mark.parametrize("dialect", ["trtllm", "chat"])
@@ -181,12 +187,27 @@ def test_nonsense_without_end_is_an_error_that_quotes_it() -> None:
         ask(found, requests(1))
 
 
+def test_a_request_that_only_one_cannot_have_is_that_ones_failure() -> None:
+    bad = GenerationRequest(key="bad", prompt_token_ids=(), n=2, seed=7)
+    with engine(Faults(slow_seconds=0.02), max_concurrency=4) as (found, _):
+        got = ask(found, [bad, *requests(5)])  # its refusal comes before any answer
+        assert got.keys() == keys([bad, *requests(5)])
+        assert {c.finish_reason for c in got.values() if c.request_key == "bad"} == {"refused"}
+        assert got["bad/01"].reason == "400 Bad Request: prompt: expected token ids"
+        resumed = ask_again(found, [bad, *requests(5)], completed=keys(requests(5)))
+        assert resumed.keys() == keys([bad]), "an earlier start's answers show that the server works"
+
+
 def test_an_error_loses_nothing_that_was_completed() -> None:
+    def wrong_key(body: dict[str, Any]) -> tuple[int, object] | None:
+        return (401, {"error": {"message": "the key has expired"}}) if body["prompt"] == [] else None
+
     bad = GenerationRequest(key="bad", prompt_token_ids=(), n=1, seed=7)
     with engine(Faults(slow_seconds=0.1), max_concurrency=4) as (found, loopback):
+        loopback.bad = wrong_key
         got: list[str] = []
         stream = found.generate([*requests(3), bad, *requests(60)[3:]], PARAMS)
-        with pytest.raises(EngineError, match="expected token ids"):
+        with pytest.raises(EngineError, match="the key has expired"):
             got.extend(c.key for completions in stream for c in completions)
         assert len(got) == 3 * len(loopback.requests)
         assert {"k0/00", "k1/00", "k2/00"} <= set(got)
@@ -310,8 +331,9 @@ def test_requests_that_cannot_work_are_refused_before_any_is_sent() -> None:
         with pytest.raises(DataError, match="more than once"):
             found.generate(requests(1) * 2, PARAMS)
         checked = OpenAIEngine(found._settings, found._dialect, check=length_check(21))
-        with pytest.raises(DataError, match=r"'k0'.*2 tokens.*21"):
-            checked.generate(requests(1), PARAMS)
+        assert {c.finish_reason for c in ask(checked, requests(1)).values()} == {"too_long"}
+        with pytest.raises(DataError, match="max_tokens=20"):
+            OpenAIEngine(found._settings, found._dialect, check=length_check(20)).generate(requests(1), PARAMS)
         assert loopback.num_calls == 0
 
 

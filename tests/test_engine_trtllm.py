@@ -23,7 +23,7 @@ from nemo_srl.engines.openai.dialects import CompletionsDialect
 from nemo_srl.engines.trtllm.options import llm_options, llm_sizes, serve_command
 from nemo_srl.engines.trtllm.requests import TrtllmDialect
 from nemo_srl.engines.trtllm.settings import TrtllmSettings
-from nemo_srl.errors import ConfigError, DataError, EngineError, JobFailedError
+from nemo_srl.errors import ConfigError, EngineError, JobFailedError
 from nemo_srl.experiment import Experiment
 from nemo_srl.launchers import services as launcher_services
 from nemo_srl.launchers.slurm.settings import SlurmSettings
@@ -31,6 +31,7 @@ from nemo_srl.protocols import GenerationRequest, Job, SamplingParams
 from nemo_srl.records import Candidate, Judgement, Prompt
 from nemo_srl.stages import candidates, judgements
 from tests import tensorrt_llm_stub, tiny
+from tests.completions import collect
 from tests.loopback import CharTokenizer
 from tests.tables import answers_to, published
 from tests.trtllm_contract import contract, problem_with_options, unknown_names
@@ -167,8 +168,9 @@ def test_in_process_asks_as_the_contract_wants(model_dir: Path, monkeypatch: pyt
     assert llm.options["kv_cache_config"]["enable_block_reuse"] is True
     greedy = replace(PARAMS, temperature=0.0)
     assert len({c.text for cs in engine.generate(asked[:1], greedy) for c in cs}) == 1
-    with pytest.raises(DataError, match="limit of 1024"):
-        engine.generate([request("x" * 1020)], PARAMS)
+    ((long, _),) = engine.generate([request("x" * 1020)], PARAMS)
+    assert long.finish_reason == "too_long"
+    assert "limit of 1024" in long.reason
     engine.close()
     assert llm.is_shut_down
 
@@ -185,6 +187,27 @@ def test_in_process_refusals_are_in_words(model_dir: Path, monkeypatch: pytest.M
         config(in_process=True, num_replicas=2)
     with pytest.raises(EngineError, match="'cancelled'"):
         list(engines.open_engine(config(in_process=True), model_dir).generate([request()], PARAMS))
+
+
+def test_in_process_one_request_that_fails_is_left_out(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class RequestError(RuntimeError):
+        pass
+
+    def reply(ids: list[int], sampling: Any, index: int) -> dict[str, Any]:
+        if ids == [ord("b")]:
+            raise RequestError("The sum of prompt length (9), query length (0) should not exceed max_num_tokens (8)")
+        if ids == [ord("c")]:
+            raise RequestError("no such adapter")
+        return in_process_reply(ids, sampling, index)
+
+    tensorrt_llm_stub.install(monkeypatch, reply)
+    engine = engines.open_engine(config(in_process=True, max_concurrency=2), model_dir)
+    found = collect(engine.generate([request(c, n=1) for c in "cbade"], PARAMS))
+    ends = {key: c.finish_reason for key, c in found.items()}
+    assert ends == {"k-a/00": "stop", "k-b/00": "too_long", "k-c/00": "malformed", "k-d/00": "stop", "k-e/00": "stop"}
+    assert found["k-c/00"].reason == "TensorRT-LLM: no such adapter"
+    with pytest.raises(EngineError, match="no such adapter"):
+        list(engine.generate([request("c")], PARAMS))
 
 
 def test_in_process_probabilities_are_those_at_numbers(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

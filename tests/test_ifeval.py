@@ -168,6 +168,14 @@ def test_the_stage_gives_the_four_figures_over_prompts_and_over_instructions(
         "ifeval_instruction_loose": (1.0, 3),
     }
     assert metrics["num_check_errors"] == 0
+    lost = Candidate(
+        prompt_id="a", sample_index=0, prompt="?", response="", num_tokens=0, finish_reason="refused", reason="filtered"
+    )
+    answers.write([lost, *(c for c in answers.read() if c.prompt_id == "b")])
+    output, _ = made(stage.STAGE, cfg, tmp_path / "b", prompts=prompts, answers=answers)
+    found = {m.name: (m.value, m.n) for m in output.read()}
+    assert found["ifeval_prompt_strict"] == (1.0, 1), "a prompt without an answer is missing, and no failure"
+    assert found["ifeval_unanswered_rate"] == (0.5, 2)
     prompts.write([*asked, prompt(QUOTED)])
     with pytest.raises(DataError, match="1 of 3 prompts have no answer, the first is 'p'"):
         made(stage.STAGE, cfg, tmp_path / "out", prompts=prompts, answers=answers)

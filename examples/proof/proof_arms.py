@@ -109,7 +109,7 @@ def scores(
 ) -> Table[Judgement] | SourceFile[Judgement]:
     """The judgements from which the arm makes pairs."""
     if arm.judge == "oracle":
-        return exp.given(f"oracle_{t}", [oracle_judgement(c) for c in candidates.read()], Judgement)
+        return exp.given(f"oracle_{t}", [oracle_judgement(c) for c in candidates.read() if c.is_answered], Judgement)
     r = exp.run(judgements.STAGE, t, judge=m1 if arm.judge == "m1" else policy, candidates=candidates)
     if arm.judge == "shuffled":
         return exp.given(f"shuffled_{t}", shuffled(r.read(), random.Random(f"{exp.cfg.seed}/{t}")), Judgement)

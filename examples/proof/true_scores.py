@@ -30,13 +30,17 @@ def measure(run: Run, m1_run: Run) -> Iterator[dict[str, Any]]:
 
 
 def measure_model(run: Run, iteration: int) -> dict[str, float | None]:
-    """The true scores of a model's answers to the held-out instructions, and the metrics of its evaluation."""
+    """The true scores of a model's answers to the held-out instructions, and the metrics of its evaluation.
+
+    An instruction without an answer has no true score. The metric `unanswered_rate` counts it.
+    """
     answers = run.table(iteration, "evaluation", Candidate, part="answers")
     if not answers:
         raise DataError(
             f"{run.run_dir}/iter_{iteration:02d}/evaluation: it has no table of answers, because an older version "
             "of nemo_srl made it. Delete this directory and start again."
         )
+    answers = [c for c in answers if c.is_answered]
     true = [toy_language.oracle_score(c.prompt, c.response) for c in answers]
     metrics = {m.name: m.value for m in run.table(iteration, "evaluation", Metric)}
     row: dict[str, float | None] = {

@@ -49,6 +49,11 @@ class Config:
     seed: int = 1234
     num_iterations: int = 2
     """Self-rewarding iterations T; the models are M1 .. M_{T+1}."""
+    max_unanswered_share: float = 0.2
+    """The share of a stage's model calls that may get no answer: refused or filtered by the server, too long for the
+    context, or malformed. Such calls are left out and counted. Above it the stage stops and shows the first reasons. A
+    single request without an answer stops no stage, unless this is 0. It decides no result and may be changed at any
+    start."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
@@ -75,6 +80,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self.seed >= 1, "seed", self.seed, "must be 1 or above (NeMo needs it)")
+        share = self.max_unanswered_share
+        check(0 <= share <= 1, "max_unanswered_share", share, "must be a share, from 0 to 1")
         check(self.num_iterations >= 0, "num_iterations", self.num_iterations, "must be 0 (SFT only) or above")
 
     def engine_for(self, role: Role) -> Any:

@@ -72,10 +72,15 @@ def _instruction(row: dict[str, Any]) -> Any:
 
 
 def alpaca_eval_rows(questions: Sequence[Question], answers: Sequence[Candidate], model: str) -> list[dict[str, Any]]:
-    """The rows that `alpaca_eval --model_outputs` reads. First turns only, because AlpacaEval has no others."""
-    texts = {a.prompt_id: a.response for a in answers if a.sample_index == 0}
+    """The rows that `alpaca_eval --model_outputs` reads. First turns only, because AlpacaEval has no others.
+
+    A question without an answer has no row, because an empty output would be judged.
+    """
+    texts = {a.prompt_id: a.response for a in answers if a.sample_index == 0 and a.is_answered}
     return [
-        {"dataset": q.dataset, "instruction": q.turns[0], "output": texts[q.key], "generator": model} for q in questions
+        {"dataset": q.dataset, "instruction": q.turns[0], "output": texts[q.key], "generator": model}
+        for q in questions
+        if q.key in texts
     ]
 
 

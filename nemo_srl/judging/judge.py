@@ -79,7 +79,12 @@ class Judge:
         found = self._complete(requests, num_logprobs=0, title=title)
         return [
             Comparison(
-                question_id=key, order=order, verdict_index=c.index, verdict=c.text.strip(), first_share=first_share(c)
+                question_id=key,
+                order=order,
+                verdict_index=c.index,
+                verdict=c.text.strip(),
+                first_share=first_share(c),
+                reason=c.reason,
             )
             for key, order in prompts
             for c in found[f"{key}/{order}"]

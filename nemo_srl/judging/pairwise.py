@@ -56,10 +56,15 @@ class PairwiseReader:
         count: dict[str, int] = defaultdict(int)
         for a, b in pairings(material):
             for completion in completions[_request_key(a, b)]:
-                share, verdict = first_share(completion), f"[A is {a}, B is {b}] {completion.text.strip()}"
+                share, reason = first_share(completion), completion.reason
+                verdict = "" if reason else f"[A is {a}, B is {b}] {completion.text.strip()}"
                 for key, mine in ((a, share), (b, None if share is None else 1 - share)):
-                    score = None if mine is None else mine * cfg.max_score
-                    found.append(Judgement(candidate_key=key, judgement_index=count[key], verdict=verdict, score=score))
+                    found.append(
+                        Judgement(
+                            candidate_key=key, judgement_index=count[key], verdict=verdict,
+                            score=None if mine is None else mine * cfg.max_score, reason=reason,
+                        )
+                    )  # fmt: skip
                     count[key] += 1
         return found
 
@@ -96,7 +101,7 @@ def first_share(verdict: Completion) -> float | None:
     None when the verdict names no winner in the asked format, or was cut off.
     """
     winner, _ = _FORM.find(verdict.text)
-    if winner is None or verdict.finish_reason == "length":
+    if winner is None or verdict.finish_reason != "stop":
         return None
     return _FIRST_SHARE[winner["value"].lower()]
 

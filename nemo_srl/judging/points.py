@@ -89,7 +89,12 @@ class PointsReader:
     ) -> list[Judgement]:
         return [
             Judgement(
-                candidate_key=key, judgement_index=c.index, verdict=c.text.strip(), score=s.value, coverage=s.coverage
+                candidate_key=key,
+                judgement_index=c.index,
+                verdict=c.text.strip(),
+                score=s.value,
+                coverage=s.coverage,
+                reason=c.reason,
             )
             for key in material
             for c, s in ((c, self.score(c, cfg.max_score)) for c in completions[key])

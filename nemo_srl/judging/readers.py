@@ -48,7 +48,8 @@ class VerdictReader(Protocol):
     ) -> list[Judgement]:
         """What the verdicts say of each answer. `completions` are by the keys of `questions`.
 
-        A `Judgement.candidate_key` is a key of `material`. A verdict that cannot be read is `score=None`.
+        A `Judgement.candidate_key` is a key of `material`. A verdict that cannot be read is `score=None`. So is a
+        completion without an answer (`Completion.is_answered`), whose `reason` the judgement takes over.
         """
 
     def lesson(self, example: EFTExample, cfg: JudgeConfig) -> tuple[str, str]:

@@ -19,6 +19,7 @@ LABELS: Mapping[str, str] = {
     "identical": "equal texts",
     "unscored": "no scores",
     "truncated": "all cut off",
+    "unanswered": "no answers",
 }
 """The reasons why a prompt gives no pair, and their names in a report. A rule may return further reasons."""
 
@@ -79,7 +80,10 @@ def rule(cfg: PairsConfig) -> PairRule:
 def build_pairs(
     candidates: Iterable[Candidate], scores: Mapping[str, float], cfg: PairsConfig
 ) -> tuple[list[PreferencePair], Counter[str]]:
-    """All pairs, and the number of prompts without a pair by reason. `scores` are mean scores by candidate key."""
+    """All pairs, and the number of prompts without a pair by reason. `scores` are mean scores by candidate key.
+
+    A prompt with fewer than two answers gives no pair, whatever the rule: the reason is `unanswered`.
+    """
     make_pair = rule(cfg)
     by_prompt: dict[str, list[Candidate]] = defaultdict(list)
     for c in candidates:
@@ -87,7 +91,10 @@ def build_pairs(
     pairs: list[PreferencePair] = []
     dropped: Counter[str] = Counter()
     for group in by_prompt.values():
-        pair = make_pair([Scored(c, scores[c.key]) for c in group if c.key in scores], cfg)
+        if len(answers := [c for c in group if c.is_answered]) < min(2, len(group)):
+            dropped["unanswered"] += 1
+            continue
+        pair = make_pair([Scored(c, scores[c.key]) for c in answers if c.key in scores], cfg)
         if isinstance(pair, PreferencePair):
             pairs.append(pair)
         else:

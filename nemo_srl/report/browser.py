@@ -15,7 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from nemo_srl.judging import mean_scores
-from nemo_srl.records import Candidate, Judgement, PreferencePair
+from nemo_srl.records import Candidate, Comparison, Judgement, PreferencePair
 from nemo_srl.runs import Run
 
 MAX_CANDIDATES = 20_000
@@ -61,8 +61,14 @@ def packed(parts: Sequence[Collection[Group]], max_candidates: int) -> dict[str,
 
 
 def candidate_row(c: Candidate, sample: int, score: float | None, role: int, verdicts: Sequence[Verdict]) -> list[Any]:
-    """A row of `candidates` without its first field."""
-    return [sample, c.response, c.num_tokens, int(c.finish_reason == "length"), score, role, verdicts]
+    """A row of `candidates` without its first field. Without an answer, the reason stands in its place."""
+    text = c.response if c.is_answered else f"(no answer: {c.reason})"
+    return [sample, text, c.num_tokens, int(c.finish_reason == "length"), score, role, verdicts]
+
+
+def verdict_text(verdict: Judgement | Comparison) -> str:
+    """The verdict, or the reason why there is none."""
+    return f"(no verdict: {verdict.reason})" if verdict.reason else verdict.verdict
 
 
 def _groups(run: Run, t: int) -> Collection[Group]:
@@ -70,7 +76,7 @@ def _groups(run: Run, t: int) -> Collection[Group]:
     scores = mean_scores(judgements)
     verdicts: dict[str, list[Verdict]] = defaultdict(list)
     for j in judgements:
-        verdicts[j.candidate_key].append([j.score, j.verdict])
+        verdicts[j.candidate_key].append([j.score, verdict_text(j)])
     roles: dict[tuple[str, str, float | None], int] = {}
     for p in run.table(t, "pairs", PreferencePair):
         roles[p.prompt_id, p.chosen, p.chosen_score] = CHOSEN

@@ -15,7 +15,7 @@ from nemo_srl.artifacts import read_jsonl
 from nemo_srl.judging import mean_score
 from nemo_srl.records import Candidate, Comparison, Metric
 from nemo_srl.report import paper
-from nemo_srl.report.browser import CHOSEN, NEITHER, REJECTED, Group, Verdict, candidate_row, packed
+from nemo_srl.report.browser import CHOSEN, NEITHER, REJECTED, Group, Verdict, candidate_row, packed, verdict_text
 from nemo_srl.report.charts import Chart, stacked_bar
 from nemo_srl.report.text import with_interval
 from nemo_srl.runs import Run, StageRun, read_spec
@@ -92,12 +92,26 @@ def matches(run: Run) -> dict[tuple[str, str], list[Metric]]:
 
 def match_cells(found: Matches) -> list[list[str]]:
     """The cells of a table with a line for each match."""
-    lines = [["a v b", "a wins", "tied", "b wins", "a wins at equal length", "p", "first preferred", "no verdict", "n"]]
+    lines = [
+        [
+            "a v b",
+            "a wins",
+            "tied",
+            "b wins",
+            "a wins at equal length",
+            "p",
+            "first preferred",
+            "no verdict",
+            "no answer",
+            "n",
+        ]
+    ]
     for (a, b), metrics in found.items():
         m = {x.name: x for x in metrics}
         p = with_interval(m["sign_test_p"], "{:.3g}", "")
         outcomes = [_share(m[name]) for name in (*OUTCOMES, "length_controlled_win_rate")]
         rates = [_share(m[name]) for name in ("first_position_rate", "unjudged_rate")]
+        rates.append(_share(m["unanswered_rate"]) if "unanswered_rate" in m else "0.0%")
         lines.append([f"{a} v {b}", *outcomes, p, *rates, str(m["win_rate"].n)])
     return lines
 
@@ -115,11 +129,12 @@ def unreadable(found: Matches) -> list[str]:
 
 def ifeval_cells(found: Mapping[str, Sequence[Metric]]) -> list[list[str]]:
     """The cells of a table with a line for each model."""
-    lines = [["", *IFEVAL.values(), "prompts", "instructions"]]
+    lines = [["", *IFEVAL.values(), "no answer", "prompts", "instructions"]]
     for model, metrics in found.items():
         m = {x.name: x for x in metrics}
         counts = [str(m[name].n) for name in ("ifeval_prompt_strict", "ifeval_instruction_strict")]
-        lines.append([model, *(_share(m[name]) for name in IFEVAL), *counts])
+        missing = m.get("ifeval_unanswered_rate")
+        lines.append([model, *(_share(m[name]) for name in IFEVAL), _share(missing) if missing else "0.0%", *counts])
     return lines
 
 
@@ -164,7 +179,7 @@ def browser_data(run: Run, *, max_candidates: int) -> dict[str, Any]:
                 outcomes[b, key].append(1 - match.outcome)
         for c in comparisons:
             first, second = (a, b) if c.order == "ab" else (b, a)
-            text = f"A is {first}, B is {second}\n{c.verdict}"
+            text = f"A is {first}, B is {second}\n{verdict_text(c)}"
             verdicts[first, c.question_id].append([c.first_share, text])
             verdicts[second, c.question_id].append([None if c.first_share is None else 1 - c.first_share, text])
     groups: dict[str, Group] = {}

@@ -79,6 +79,7 @@ def _of_run(run: Run) -> dict[str, Any]:
         "training": sections.training_charts(run),
         "funnels": sections.funnels(run),
         "costs": sections.costs(run),
+        "unanswered": sections.unanswered(run),
     }
 
 
@@ -96,6 +97,7 @@ def _of_comparison(run: Run) -> dict[str, Any]:
         "ifeval": comparison.ifeval_cells(following) if following else [],
         "judging": sections.metric_charts(evaluations, sections.JUDGING),
         "table": cells(evaluations),
+        "unanswered": sections.unanswered(run),
     }
 
 

@@ -21,6 +21,7 @@ from nemo_srl.report.charts import Chart, Format, Limits, Point, Series, bar_cha
 from nemo_srl.report.text import score_shares
 from nemo_srl.runs import Run, training_metrics
 from nemo_srl.stages import LOOP, stage_named
+from nemo_srl.stages.unanswered import CALL_LABELS, reasons_in
 
 Evaluations = Mapping[str, Sequence[Metric]]
 _NUM_BINS = 12
@@ -121,7 +122,7 @@ def lengths(run: Run) -> tuple[list[list[str]], list[Chart]]:
     cells, tokens = [["iteration", "tokens, mean", *characters, "correlation of score and length"]], {}
     for t in run.iterations:
         if candidates := run.table(t, "candidates", Candidate):
-            tokens[t] = [c.num_tokens for c in candidates]
+            tokens[t] = [c.num_tokens for c in candidates if c.is_answered]
             pairs = run.table(t, "pairs", PreferencePair)
             sides = ([len(p.chosen) for p in pairs], [len(p.rejected) for p in pairs])
             means = [_WHOLE(fmean(x)) if x else "-" for x in (tokens[t], *sides)]
@@ -176,6 +177,16 @@ def funnels(run: Run) -> list[tuple[Chart, list[tuple[str, str]]]]:
         steps = [line for manifest in made for line in stage_named(manifest.stage).summary(manifest.metrics)]
         found.append((stacked_bar(shares, title=f"Prompts of iteration {t}", form=_WHOLE, colors=range(6)), steps))
     return found
+
+
+def unanswered(run: Run) -> list[list[str]]:
+    """The cells of a table with the model calls without an answer, by stage. Empty if every call was answered."""
+    found = [(s, reasons) for s in run.stages if (reasons := reasons_in(s.manifest.metrics))]
+    rows = [
+        [f"{s.name}, iteration {s.iteration}", *(str(reasons.get(name, 0)) for name in CALL_LABELS)]
+        for s, reasons in found
+    ]
+    return [["", *CALL_LABELS.values()], *rows] if rows else []
 
 
 class Cost(NamedTuple):

@@ -33,6 +33,11 @@ ROWS: Sequence[tuple[str, str, str]] = (
 """Metric, label, format. The shares of the scores make one more row."""
 CHECKED = frozenset({"pairwise_accuracy_models", "surface_accuracy", "true_score"})
 """Rows that are left out when no model has them: only runs with `data.checked_path` do."""
+UNANSWERED_ROWS: Sequence[tuple[str, str, str]] = (
+    ("unanswered_rate", "questions without an answer", "{:.1%}"),
+    ("unanswered_verdict_rate", "verdicts that were not given", "{:.1%}"),
+)
+"""Rows that are shown if a model has the metric, which it has if something is missing."""
 
 
 def table(evaluations: Mapping[str, Sequence[Metric]]) -> str:
@@ -50,8 +55,9 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 def cells(evaluations: Mapping[str, Sequence[Metric]]) -> list[list[str]]:
     """The cells of the table: a line with the models' names, then a line for each metric, with its label first."""
-    there = {m.name for metrics in evaluations.values() for m in metrics}
-    lines = metric_lines(evaluations, [row for row in ROWS if row[0] in there or row[0] not in CHECKED])
+    measured = {m.name for metrics in evaluations.values() for m in metrics}
+    rows = [row for row in ROWS if row[0] in measured or row[0] not in CHECKED]
+    lines = metric_lines(evaluations, [*rows, *(row for row in UNANSWERED_ROWS if row[0] in measured)])
     shares = (" ".join(f"{100 * x:.0f}" for x in score_shares(metrics)) for metrics in evaluations.values())
     return [*lines, ["share of scores 0 to 5, %", *(x or "-" for x in shares)]]
 

@@ -1,8 +1,12 @@
-"""The model calls of a stage. A journal keeps every completed call, so that a stage can continue after a stop."""
+"""The model calls of a stage. A journal keeps every completed call, so that a stage can continue after a stop.
+
+A call that gets no answer is a completed call, too. `unanswered.py` counts such calls.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
@@ -17,6 +21,7 @@ from nemo_srl.judging import Judge
 from nemo_srl.protocols import GenerationEngine, GenerationRequest, SamplingParams
 from nemo_srl.records import Completion
 from nemo_srl.stages.base import Context
+from nemo_srl.stages.unanswered import UnansweredCalls
 
 
 class Caller:
@@ -30,6 +35,7 @@ class Caller:
         self._ctx = ctx
         self._journal = journal
         self._engines: list[tuple[object, GenerationEngine]] = []
+        self._unanswered: dict[Role, UnansweredCalls] = {}
 
     @property
     def judge(self) -> Judge:
@@ -42,10 +48,15 @@ class Caller:
     ) -> dict[str, list[Completion]]:
         """All completions of each request, by request key in the order of `requests`. Samples are ordered by index.
 
-        Calls in the journal of an interrupted run are not made again.
+        Calls in the journal of an interrupted run are not made again. Raises `EngineError` if too many calls get no
+        answer. So at least one completion of the role has an answer, if there are requests.
         """
         wanted = {f"{r.key}/{i:02d}" for r in requests for i in range(r.n)}
         done = wanted & self._journal.completions.keys()
+        unanswered = self._unanswered_of(role)
+        unanswered.expect(len(wanted), num_per_request=max((r.n for r in requests), default=0))
+        unanswered.count(self._journal.completions[key] for key in sorted(done))
+        unanswered.check(title=title, at_end=False)
         with tqdm(total=len(wanted), initial=len(done), desc=title, unit="call", file=sys.stderr) as bar:
             if wanted - done:
                 sampling = getattr(self._ctx.cfg, role)
@@ -56,17 +67,34 @@ class Caller:
                 for completions in self._engine(role).generate(requests, params, completed=done):
                     self._journal.append(completions)
                     bar.update(len(completions))
+                    unanswered.count(completions)
+                    if unanswered.are_too_many:
+                        break  # this also ends the requests under way
+        unanswered.check(title=title, at_end=False)
         if missing := sorted(wanted - self._journal.completions.keys()):
             raise EngineError(
                 f"{title}: the engine ended without answering {len(missing)} of {len(wanted)} calls. The first of them "
                 f"is {missing[0]!r}. The other answers are kept. Run again to continue."
             )
+        unanswered.check(title=title, at_end=True)
         found = self._journal.completions
         return {r.key: [found[f"{r.key}/{i:02d}"] for i in range(r.n)] for r in requests}
+
+    def figures(self) -> Counter[str]:
+        """The number of calls without an answer so far, by reason, for a manifest."""
+        return sum((calls.figures() for calls in self._unanswered.values()), Counter())
 
     def close(self) -> None:
         for _, engine in self._engines:
             engine.close()
+
+    def _unanswered_of(self, role: Role) -> UnansweredCalls:
+        cfg = self._ctx.cfg
+        if role not in self._unanswered:
+            engine = "engine" if cfg.engine_for(role) is cfg.engine else f"{role}.engine"
+            calls = UnansweredCalls(max_share=cfg.max_unanswered_share, engine=engine, journal=self._journal.path)
+            self._unanswered[role] = calls
+        return self._unanswered[role]
 
     def _engine(self, role: Role) -> GenerationEngine:
         wanted = self._ctx.cfg.engine_for(role)

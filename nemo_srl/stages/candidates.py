@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from nemo_srl.config import Config
@@ -26,12 +26,18 @@ def candidate(prompt_id: str, sample_index: int, prompt: str, c: Completion) -> 
     """The answer `c` as a record."""
     return Candidate(
         prompt_id=prompt_id, sample_index=sample_index, prompt=prompt, response=c.text.strip(),
-        num_tokens=c.num_tokens, finish_reason=c.finish_reason,
+        num_tokens=c.num_tokens, finish_reason=c.finish_reason, reason=c.reason,
     )  # fmt: skip
 
 
-def length_figures(answers: Sequence[Candidate]) -> dict[str, float]:
-    """The mean length of answers, and the share of them that was cut off."""
+def answered(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Those with an answer. The others are neither measured nor judged."""
+    return [c for c in candidates if c.is_answered]
+
+
+def length_figures(candidates: Sequence[Candidate]) -> dict[str, float]:
+    """The mean length of the answers, and the share of them that was cut off. At least one candidate has an answer."""
+    answers = answered(candidates)
     return {
         "mean_tokens": fmean(a.num_tokens for a in answers),
         "truncated_rate": fmean(a.finish_reason == "length" for a in answers),
@@ -41,7 +47,7 @@ def length_figures(answers: Sequence[Candidate]) -> dict[str, float]:
 def run(ctx: Context) -> Made[Candidate]:
     with open_caller(ctx) as caller:
         candidates = answers_to(ctx.read("prompts", Prompt), ctx, caller, title="candidates")
-    return Made(candidates, {"num_candidates": len(candidates), **length_figures(candidates)})
+    return Made(candidates, {"num_candidates": len(candidates), **length_figures(candidates), **caller.figures()})
 
 
 def work(cfg: Config, a: Assumptions) -> Generated:

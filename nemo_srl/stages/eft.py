@@ -109,7 +109,7 @@ def run(ctx: Context) -> Made[EFTExample]:
             "(judge.engine). Otherwise give more rankings, or raise refresh.num_judgements."
         )
     rates = {"valid_rate": num_valid / len(judgements), "agreement_rate": num_agreeing / len(rankings)}
-    return Made(kept, {"num_rankings": len(rankings), **rates, "num_examples": len(kept)})
+    return Made(kept, {"num_rankings": len(rankings), **rates, "num_examples": len(kept), **caller.figures()})
 
 
 def _key(x: RankedAnswers, i: int) -> str:

@@ -6,6 +6,9 @@ lengths, ties, pairs per 100 prompts). Judging: it judges the held-out EFT answe
 even if the iterations compare candidates in pairs.
 
 The answers and all judgements are published beside the metrics, as parts.
+
+A question without an answer, and an answer without a verdict, are missing and no zeros. `unanswered_rate` and
+`unanswered_verdict_rate` count them, if there are any. The other metrics are over the rest, as their `n` shows.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from nemo_srl.pairing import build_pairs
 from nemo_srl.records import Candidate, EFTExample, Judgement, Metric, Prompt
 from nemo_srl.stages.base import MODEL, Context, Made, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
-from nemo_srl.stages.candidates import answers_to, length_figures
+from nemo_srl.stages.candidates import answered, answers_to, length_figures
+from nemo_srl.stages.unanswered import missing_rate
 from nemo_srl.workload import Assumptions, Generated
 
 _HELD_OUT_ANSWERS = 4  # to an instruction, in the seed data of this package
@@ -32,18 +36,24 @@ def instructions_of(examples: Iterable[EFTExample], limit: int) -> list[Prompt]:
 
 
 def answering_metrics(candidates: list[Candidate], judgements: list[Judgement], cfg: PairsConfig) -> list[Metric]:
-    """Self-score, lengths, ties and pairs per 100 prompts."""
-    scores = mean_scores(judgements)
+    """Self-score, lengths, ties and pairs per 100 prompts. A prompt with fewer than two answers counts in neither."""
+    scores, answers = mean_scores(judgements), answered(candidates)
     pairs, dropped = build_pairs(candidates, scores, cfg)
-    num_prompts, n, lengths = len(pairs) + dropped.total(), len(candidates), length_figures(candidates)
+    num_prompts = len(pairs) + dropped.total() - dropped["unanswered"]
+    n, lengths = len(answers), length_figures(answers)
     return [
         Metric(name="self_score", value=fmean(scores.values()) if scores else None, n=len(scores)),
         Metric(name="response_tokens", value=lengths["mean_tokens"], n=n),
-        Metric(name="response_characters", value=fmean(len(c.response) for c in candidates), n=n),
+        Metric(name="response_characters", value=fmean(len(c.response) for c in answers), n=n),
         Metric(name="truncated_rate", value=lengths["truncated_rate"], n=n),
-        Metric(name="tied_prompt_rate", value=dropped["tied"] / num_prompts, n=num_prompts),
-        Metric(name="pairs_per_100_prompts", value=100 * len(pairs) / num_prompts, n=num_prompts),
+        _share("tied_prompt_rate", dropped["tied"], num_prompts),
+        _share("pairs_per_100_prompts", 100 * len(pairs), num_prompts),
+        *missing_rate("unanswered_rate", len(candidates) - n, len(candidates)),
     ]
+
+
+def _share(name: str, number: float, n: int) -> Metric:
+    return Metric(name=name, value=number / n if n else None, n=n)
 
 
 def judging_metrics(
@@ -66,8 +76,10 @@ def verdict_metrics(judgements: list[Judgement], *, max_score: int) -> list[Metr
     """The share of valid verdicts, and the spread of scores (entropy 0: always the same score)."""
     scores = [j.score for j in judgements if j.score is not None]
     n, counts = len(scores), agreement.histogram(scores, max_score=max_score)
+    num_missing = sum(bool(j.reason) for j in judgements)
     return [
-        Metric(name="valid_verdict_rate", value=n / len(judgements), n=len(judgements)),
+        _share("valid_verdict_rate", n, len(judgements) - num_missing),
+        *missing_rate("unanswered_verdict_rate", num_missing, len(judgements)),
         Metric(name="score_entropy", value=agreement.score_entropy(scores, max_score=max_score), n=n),
         *(Metric(name=f"score_share_{k}", value=count / n, n=n) for k, count in enumerate(counts) if n),
     ]
@@ -82,7 +94,8 @@ def run(ctx: Context) -> Made[Metric]:
     with open_caller(ctx) as caller:
         answers = answers_to(prompts, ctx, caller, title="held-out answers")
         judge = caller.judge.absolute
-        own = judge.ask({c.key: (c.prompt, c.response) for c in answers}, title="self-judgements", prefix="self/")
+        mine = {c.key: (c.prompt, c.response) for c in answered(answers)}
+        own = judge.ask(mine, title="self-judgements", prefix="self/")
         given = {x.key: (x.instruction, x.response) for x in examples}
         judgements = judge.ask(given, title="held-out judgements", prefix="eft/")
     num_bootstrap = cfg.evaluation.num_bootstrap
@@ -91,7 +104,7 @@ def run(ctx: Context) -> Made[Metric]:
         *judging_metrics(examples, judgements, max_score=max_score, num_bootstrap=num_bootstrap, seed=cfg.seed),
         *verdict_metrics(own + judgements, max_score=max_score),
     ]
-    return Made(metrics, {}, {"answers": answers, "self_judgements": own, "judgements": judgements})
+    return Made(metrics, caller.figures(), {"answers": answers, "self_judgements": own, "judgements": judgements})
 
 
 def work(cfg: Config, a: Assumptions) -> Generated:

@@ -9,6 +9,9 @@ with readable verdicts are ties, as in the paper. The settings of `judge` say ho
     first_position_rate             share of verdicts for the answer that stood first; far from 0.5: position bias
     length_controlled_win_rate      win rate if both models' answers were equally long; ties count half
     unjudged_rate                   share of questions without a readable verdict in one of the orders
+    unanswered_rate                 share of questions that one of the models did not answer, if any
+
+Such a question is not judged. All other metrics are over the questions that both models answered.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from nemo_srl.judging.pairwise import check_rubric
 from nemo_srl.records import Candidate, Comparison, Metric
 from nemo_srl.stages.base import Context, Made, Need, figures, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
+from nemo_srl.stages.unanswered import missing_rate
 
 _MIN_FOR_LENGTH_CONTROL = 10
 
@@ -38,6 +42,8 @@ class Match:
     second: float | None
     length_difference: int
     """Characters of a's answer minus those of b's."""
+    is_answered: bool = True
+    """Whether both models answered it."""
 
     @property
     def outcome(self) -> float | None:
@@ -50,6 +56,7 @@ class Match:
 
 def metrics_of(matches: Sequence[Match]) -> list[Metric]:
     """The metrics that the module's docstring lists."""
+    num_questions, matches = len(matches), [m for m in matches if m.is_answered]
     found = [(m.outcome, m.length_difference) for m in matches]
     outcomes = [x for x, _ in found if x is not None]
     named = {"win_rate": 1.0, "tie_rate": 0.5, "loss_rate": 0.0}
@@ -63,6 +70,7 @@ def metrics_of(matches: Sequence[Match]) -> list[Metric]:
         Metric(name="first_position_rate", value=float(np.mean(firsts)) if firsts else None, n=len(firsts)),
         Metric(name="length_controlled_win_rate", value=adjusted, n=len(outcomes)),
         proportion(len(matches) - len(outcomes), len(matches)).named("unjudged_rate"),
+        *missing_rate("unanswered_rate", num_questions - len(matches), num_questions),
     ]
 
 
@@ -105,8 +113,15 @@ def matches_of(
             shares[c.question_id, c.order].append(c.first_share)
     first = {key: fmean(found) for (key, order), found in shares.items() if order == "ab"}
     second = {key: 1 - fmean(found) for (key, order), found in shares.items() if order == "ba"}
-    longer = {key: len(a[key].response) - len(b[key].response) for key in a}
-    return [Match(first=first.get(key), second=second.get(key), length_difference=longer[key]) for key in a]
+    return [
+        Match(
+            first=first.get(key),
+            second=second.get(key),
+            length_difference=len(a[key].response) - len(b[key].response),
+            is_answered=a[key].is_answered and b[key].is_answered,
+        )
+        for key in a
+    ]
 
 
 def run(ctx: Context) -> Made[Metric]:
@@ -115,11 +130,12 @@ def run(ctx: Context) -> Made[Metric]:
     a, b = ({c.prompt_id: c for c in ctx.read(name, Candidate) if c.sample_index == 0} for name in ("a", "b"))
     if a.keys() != b.keys():
         raise DataError(f"a and b answer different questions: {len(a.keys() ^ b.keys())} of them are in only one input")
-    material = {key: (answer.prompt, answer.response, b[key].response) for key, answer in a.items()}
+    both = [key for key in a if a[key].is_answered and b[key].is_answered]
+    material = {key: (a[key].prompt, a[key].response, b[key].response) for key in both}
     with open_caller(ctx) as caller:
         comparisons = caller.judge.compare(material, title="head to head")
     metrics = metrics_of(matches_of(a, b, comparisons))
-    return Made(metrics, figures(metrics), {"verdicts": comparisons})
+    return Made(metrics, {**figures(metrics), **caller.figures()}, {"verdicts": comparisons})
 
 
 STAGE = table_stage(

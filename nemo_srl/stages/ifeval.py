@@ -2,9 +2,11 @@
 
     ifeval_prompt_strict, ifeval_prompt_loose             share of prompts with every instruction followed
     ifeval_instruction_strict, ifeval_instruction_loose   share of instructions that are followed
+    ifeval_unanswered_rate                                share of prompts without an answer, if there are any
 
 These are the four figures of the benchmark (`nemo_srl/data/verifiable.py` says what strict and loose are). The 95%
-intervals resample prompts, because one text answers all instructions of a prompt. No model is called.
+intervals resample prompts, because one text answers all instructions of a prompt. A prompt without an answer is
+missing: it counts in the last figure only. No model is called.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from nemo_srl.errors import DataError
 from nemo_srl.judging import agreement
 from nemo_srl.records import Candidate, Metric, VerifiablePrompt
 from nemo_srl.stages.base import Context, Made, figures, table_stage
+from nemo_srl.stages.unanswered import missing_rate
 
 
 def metrics_of(followed: Sequence[Followed], *, num_bootstrap: int, seed: int) -> list[Metric]:
@@ -33,12 +36,14 @@ def metrics_of(followed: Sequence[Followed], *, num_bootstrap: int, seed: int) -
 
 def run(ctx: Context) -> Made[Metric]:
     prompts = ctx.read("prompts", VerifiablePrompt)
-    responses = {c.prompt_id: c.response for c in ctx.read("answers", Candidate)}
-    if missing := [p.key for p in prompts if p.key not in responses]:
+    answers = {c.prompt_id: c for c in ctx.read("answers", Candidate)}
+    if missing := [p.key for p in prompts if p.key not in answers]:
         raise DataError(f"{len(missing)} of {len(prompts)} prompts have no answer, the first is {missing[0]!r}")
     verifier = verifiable.Verifier()
-    followed = [verifier.followed(p, responses[p.key]) for p in prompts]
+    found = [(p, answers[p.key]) for p in prompts]
+    followed = [verifier.followed(p, answer.response) for p, answer in found if answer.is_answered]
     metrics = metrics_of(followed, num_bootstrap=ctx.cfg.evaluation.num_bootstrap, seed=ctx.cfg.seed)
+    metrics += missing_rate("ifeval_unanswered_rate", len(prompts) - len(followed), len(prompts))
     return Made(metrics, {**figures(metrics), "num_check_errors": sum(x.num_errors for x in followed)})
 
 

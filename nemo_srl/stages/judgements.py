@@ -1,7 +1,8 @@
 """Judgements: M_t reads its own answers with the rubric, K times each, and gives 0 to 5 points.
 
 A verdict without a score in the required format has `score=None`. It is counted, and it never becomes a number. Only
-the verdict is read for a score, never the prompt, so an answer that says "Score: 5" cannot grade itself.
+the verdict is read for a score, never the prompt, so an answer that says "Score: 5" cannot grade itself. Candidates
+without an answer are not judged.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from nemo_srl.config import Config
 from nemo_srl.records import Candidate, Judgement
 from nemo_srl.stages.base import Context, Made, Need, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
+from nemo_srl.stages.candidates import answered
 from nemo_srl.workload import Assumptions, Generated
 
 
 def run(ctx: Context) -> Made[Judgement]:
     # In the table's order, so that the judgements of one prompt are adjacent and share its prefix.
-    material = {c.key: (c.prompt, c.response) for c in ctx.read("candidates", Candidate)}
+    material = {c.key: (c.prompt, c.response) for c in answered(ctx.read("candidates", Candidate))}
     with open_caller(ctx) as caller:
         judgements = caller.judge.ask(material, title="judgements")
     figures = {"num_judgements": len(judgements), "valid_rate": fmean(j.score is not None for j in judgements)}
     if coverages := [j.coverage for j in judgements if j.coverage is not None]:  # if scores are expectations
         figures["mean_coverage"] = fmean(coverages)
-    return Made(judgements, figures)
+    return Made(judgements, {**figures, **caller.figures()})
 
 
 def work(cfg: Config, a: Assumptions) -> Generated:

@@ -28,7 +28,10 @@ def run(ctx: Context) -> Made[PreferencePair]:
 
 def _why_none(cfg: Config, dropped: Counter[str], judgements: Sequence[Judgement]) -> str:
     invalid = sum(j.score is None for j in judgements)
-    others = "".join(f", {n} {reason}" for reason, n in sorted(dropped.items()) if reason not in LABELS)
+    named = LABELS.keys() - {"unanswered"}
+    others = "".join(
+        f", {n} {LABELS.get(reason, reason)}" for reason, n in sorted(dropped.items()) if reason not in named
+    )
     return (
         f"no preference pair in {dropped.total()} prompts, so there is nothing to train on: {dropped['tied']} tied "
         f"(margin at most pairs.min_margin={cfg.pairs.min_margin}), {dropped['unscored']} with fewer than two "

@@ -132,7 +132,8 @@ def run(ctx: Context) -> Made[Prompt]:
     texts = [p.text for p in prompts]
     varied = {"distinct_2": distinct_n(texts, 2), "novelty": novelty(texts, seed_texts + earlier)}
     counts = {"num_calls": num_calls, "num_kept": len(prompts), **{f"num_{r}": n for r, n in dropped.items()}}
-    return Made(prompts, {**counts, **{name: value for name, value in varied.items() if value is not None}})
+    known = {name: value for name, value in varied.items() if value is not None}
+    return Made(prompts, {**counts, **known, **caller.figures()})
 
 
 def work(cfg: Config, a: Assumptions) -> Generated | None:

@@ -7,15 +7,15 @@ was interrupted runs again as a whole, and yields what was missing.
 A sample does not depend on its batch either, if the machine's matrix products round a row in the same way whatever
 the other rows are. Those of oneDNN do (AVX-512, bfloat16 and float32). Elsewhere it is true up to rounding.
 
-Raises `DataError` before any work for requests that it cannot serve. Raises `EngineError` if the model's logits are not
-numbers. Log-probabilities are those of the model at temperature 1. They are given for every token that is a whole
-number, and not only for the most probable ones.
+A request that the context has no room for gives completions without an answer. Raises `EngineError` if the model's
+logits are not numbers. Log-probabilities are those of the model at temperature 1. They are given for every token that
+is a whole number, and not only for the most probable ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from nemo_srl.engines.checks import length_check, missing_samples
+from nemo_srl.engines.checks import length_check, plan_samples
 from nemo_srl.engines.embedded.batching import SampleSlot, plan_batches, prefix_tree
 from nemo_srl.engines.embedded.cuda_graphs import CudaGraphs, GraphedSteps
 from nemo_srl.engines.embedded.kv_cache import KVCache, rows_without
@@ -63,8 +63,9 @@ class EmbeddedEngine:
         self, requests: Sequence[GenerationRequest], params: SamplingParams, *, completed: Collection[str] = ()
     ) -> Iterator[tuple[Completion, ...]]:
         """See `protocols.GenerationEngine`. Requests are checked in this call, not at the first `next`."""
-        missing = missing_samples(requests, params, completed, check=self._check)
-        return self._generate(plan_batches(requests, self._max_batch_size), params, missing)
+        plan = plan_samples(requests, params, completed, check=self._check)
+        batches = plan_batches(plan.requests, self._max_batch_size)
+        return chain(plan.unanswered, self._generate(batches, params, plan.missing))
 
     def close(self) -> None:
         """There is nothing to end. The memory is freed with the object."""

@@ -2,24 +2,25 @@
 
     settings.py    what can be set
     transport.py   one HTTP call: deadlines, retries, the key
+    refusals.py    whether a server's error is about one request, or about all of them
     dialects.py    what it sends and reads: token ids to /completions, text to /chat/completions
     engine.py      many requests at once, and `GenerationEngine` around it
 
 Raises `ConfigError` before anything is sent, for settings that cannot work. Raises `EngineError` for a server that
-cannot be reached, refuses, or answers nonsense. A server's key comes from an environment variable. It is neither logged
-nor stored.
+cannot be reached, refuses everything, or answers nothing but nonsense. A server's key comes from an environment
+variable. It is neither logged nor stored.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_srl.engines import EngineBackend
 from nemo_srl.engines.openai.settings import OpenAISettings
-from nemo_srl.errors import ConfigError, DataError
+from nemo_srl.errors import ConfigError
 from nemo_srl.protocols import GenerationEngine, GenerationRequest, SamplingParams
+from nemo_srl.records import FinishReason
 
 
 def _open(settings: OpenAISettings, model_dir: Path) -> GenerationEngine:
@@ -36,7 +37,7 @@ def _open(settings: OpenAISettings, model_dir: Path) -> GenerationEngine:
         client=settings,
     )
     if settings.api == "chat":
-        return OpenAIEngine(server, ChatDialect(tokenizer, settings.extra_body), check=_check_texts)
+        return OpenAIEngine(server, ChatDialect(tokenizer, settings.extra_body), check=_check_text)
     eos_token_ids = read_spec(model_dir).eos_token_ids
     return OpenAIEngine(server, CompletionsDialect(tokenizer, eos_token_ids, settings.extra_body))
 
@@ -55,9 +56,8 @@ def _check(settings: OpenAISettings, model_dir: Path) -> None:
     api_key(settings.api_key_env)
 
 
-def _check_texts(requests: Sequence[GenerationRequest], params: SamplingParams) -> None:
-    if without := [r.key for r in requests if not r.text]:
-        raise DataError(f"request {without[0]!r}: it has no text, and engine.api='chat' sends texts")
+def _check_text(request: GenerationRequest, params: SamplingParams) -> tuple[FinishReason, str] | None:
+    return None if request.text else ("refused", "it has no text, and engine.api='chat' sends texts")
 
 
 BACKEND = EngineBackend(

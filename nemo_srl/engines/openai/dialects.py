@@ -1,7 +1,7 @@
 """What is sent to a server, and what is read from its answer: token ids to /completions, or text to a chat.
 
 An answer is untrusted. A choice that lacks something raises `BadChoiceError`, and the engine asks again for that
-sample.
+sample. A choice that the model or the server's filter refused is a sample without an answer.
 """
 
 from __future__ import annotations
@@ -23,8 +23,13 @@ FINISH_REASONS: Mapping[str, FinishReason] = {
     "stop_sequence": "stop",
     "length": "length",
     "max_tokens": "length",
-    # The server's own filter ended the sample. The text up to there is used.
-    "content_filter": "stop",
+    # The server's filter, or the model itself, ended the sample. A text up to there is no whole answer.
+    "content_filter": "refused",
+    "refusal": "refused",
+    "safety": "refused",
+    "recitation": "refused",
+    "prohibited_content": "refused",
+    "blocklist": "refused",
 }
 
 _NUMBER = re.compile(r"[0-9]+")
@@ -57,12 +62,16 @@ def decode(tokenizer: Tokenizer, ids: list[int]) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """One usable choice. `num_tokens` counts the end-of-sequence token as well, which is not part of `text`."""
+    """One usable choice, or a refused one with its `reason`.
+
+    `num_tokens` counts the end-of-sequence token as well, which is not part of `text`.
+    """
 
     text: str
     num_tokens: int
     finish_reason: FinishReason
     number_logprobs: NumberLogprobs | None
+    reason: str = ""
 
 
 class Dialect(Protocol):
@@ -103,6 +112,8 @@ class CompletionsDialect:
 
     def sample(self, choice: Mapping[str, Any], params: SamplingParams) -> Sample:
         reason = _finish_reason(choice)
+        if reason == "refused":
+            return _refused(choice, "")
         ids = choice.get("token_ids")
         if isinstance(ids, list) and all(isinstance(i, int) for i in ids):
             # Servers differ in whether the token that ended a sample is among its ids.
@@ -135,9 +146,15 @@ class ChatDialect:
         return _with_extra(body, self.extra_body)
 
     def sample(self, choice: Mapping[str, Any], params: SamplingParams) -> Sample:
-        reason = _finish_reason(choice)
         message = choice.get("message")
-        text = _text(message.get("content") if isinstance(message, dict) else None)
+        content = message.get("content") if isinstance(message, dict) else None
+        refusal = _refusal(message, content)
+        if refusal:
+            return _refused(choice, refusal)
+        reason = _finish_reason(choice)
+        if reason == "refused":
+            return _refused(choice, "")
+        text = _text(content)
         logprobs = _of_chat(choice.get("logprobs")) if params.num_logprobs else None
         numbers = None if logprobs is None else number_logprobs(text, logprobs)
         # The server has a tokenizer of its own. The policy's gives a count that can be compared between servers.
@@ -206,18 +223,42 @@ def _with_extra(body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any
 
 def _finish_reason(choice: Mapping[str, Any]) -> FinishReason:
     reason = choice.get("finish_reason")
-    if not isinstance(reason, str) or reason not in FINISH_REASONS:
-        raise BadChoiceError(f"finish_reason={reason!r} (expected one of {sorted(FINISH_REASONS)})")
-    return FINISH_REASONS[reason]
+    if not isinstance(reason, str) or reason.lower() not in FINISH_REASONS:
+        raise BadChoiceError(f"finish_reason={reason!r}: it does not say whether the text is whole or was cut off")
+    return FINISH_REASONS[reason.lower()]
+
+
+def _refused(choice: Mapping[str, Any], refusal: str) -> Sample:
+    """A sample without an answer. `refusal` is what the model said instead."""
+    reason = f"refused: {refusal}" if refusal else f"finish_reason={choice.get('finish_reason')!r}"
+    return Sample("", 0, "refused", None, _whole_characters(reason)[:500])
+
+
+def _refusal(message: object, content: object) -> str:
+    """What the model says instead of an answer, where the server tells it apart. Empty if it does not."""
+    if not isinstance(message, dict):
+        return ""
+    parts = [part.get("refusal") for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    refusals = [text for text in (message.get("refusal"), *parts) if isinstance(text, str) and text]
+    return "" if isinstance(content, str) and content else " ".join(refusals)
 
 
 def _text(value: object) -> str:
-    """A text, or a list of text parts, as some servers give it."""
-    if isinstance(value, list) and value and all(isinstance(x, dict) and x.get("type") == "text" for x in value):
-        value = "".join(str(part.get("text", "")) for part in value)
+    """A text, or a list of parts, as some servers give it. Parts of text count, and what the model thought does not."""
+    if isinstance(value, list) and all(isinstance(part, dict) for part in value):
+        parts = [part for part in value if part.get("type") not in ("thinking", "reasoning")]
+        if parts and all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts):
+            value = "".join(part["text"] for part in parts)
     if not isinstance(value, str):
-        raise BadChoiceError(f"its text is {value!r}")
+        raise BadChoiceError(f"its text is {str(value)[:100]!r}")
+    if value != _whole_characters(value):
+        raise BadChoiceError("its text has half of a character, such as half an emoji")
     return value
+
+
+def _whole_characters(text: str) -> str:
+    """`text` with a question mark for each half of a character, which no file and no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _count(tokenizer: Tokenizer, text: str, reason: FinishReason) -> int:

@@ -4,8 +4,9 @@ One HTTP call asks for all n samples of a prompt. So the server computes the pro
 TensorRT-LLM's sampler ignores seeds, and two replicas could give the same text for the same prompt.
 
 The usable choices of an answer are yielded. The engine asks again for samples that are missing or malformed, until
-`NUM_FRUITLESS` answers in turn had nothing usable. If an error would come again, the engine sends no new requests,
-waits for those under way, and then raises `EngineError`. So nothing that a server completed is lost.
+`NUM_FRUITLESS` answers in turn had nothing usable. A sample that never comes, or that the server refuses, is yielded as
+a completion without an answer. If all requests would fail, the engine sends no new ones, waits for those under way, and
+then raises `EngineError`. So nothing that a server completed is lost.
 
 Not covered: two runs with the same bytes. What a server samples depends on what else it serves.
 """
@@ -15,24 +16,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import queue
 import threading
 import zlib
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import httpx
 
-from nemo_srl.engines.checks import RequestCheck, missing_samples
+from nemo_srl.engines.checks import RequestCheck, plan_samples
 from nemo_srl.engines.openai.dialects import BadChoiceError, Dialect, Sample
+from nemo_srl.engines.openai.refusals import concerns_request
 from nemo_srl.engines.openai.settings import ClientSettings
-from nemo_srl.engines.openai.transport import RefusedError, Transport
+from nemo_srl.engines.openai.transport import GivenUpError, RefusedError, Transport, error_body, server_message
+from nemo_srl.engines.unanswered import Doubts, unanswered
 from nemo_srl.errors import EngineError
 from nemo_srl.protocols import GenerationRequest, SamplingParams
-from nemo_srl.records import Completion
+from nemo_srl.records import Completion, FinishReason
 
 NUM_FRUITLESS = 3
-"""So many answers to one request, one after the other, without anything usable are an error."""
+"""After so many answers to one request, one after the other, without anything usable, it is not asked again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +56,36 @@ class ServerSettings:
     """Wait before the second attempt. Each further wait is twice as long."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Todo:
-    """A request, and the indices of its samples that are missing."""
+    """A request, and the indices of its samples that are still missing."""
 
     request: GenerationRequest
     missing: list[int]
+    is_last_try: bool = False
+    """Whether all attempts failed before, so that it comes after all other requests."""
 
 
-Emit = Callable[[tuple[Completion, ...]], None]
+@dataclass(frozen=True)
+class _Out:
+    """Where completions go. Doubtful failures wait there until the servers have answered something."""
+
+    emit: Callable[[tuple[Completion, ...]], None]
+    doubts: Doubts
+
+    def give(self, completions: tuple[Completion, ...], *, doubtful: bool = False) -> None:
+        for found in self.doubts.passed(completions, doubtful=doubtful):
+            self.emit(found)
+
+    def settle(self, *, at_end: bool) -> None:
+        for found in self.doubts.settled(at_end=at_end):
+            self.emit(found)
 
 
 class OpenAIEngine:
     """Serves the model that the servers have.
 
-    `check` refuses requests that the servers could not take, before anything is sent. With `probe`, the first
+    `check` finds requests that the servers could not take, and they are not sent. With `probe`, the first
     `generate` finds out whether one call gives n samples, and whether they differ. If not, the engine asks for one
     sample at a time, and says so through `warn`.
     """
@@ -75,7 +95,7 @@ class OpenAIEngine:
         settings: ServerSettings,
         dialect: Dialect,
         *,
-        check: RequestCheck = lambda requests, params: None,
+        check: RequestCheck = lambda request, params: None,
         probe: bool = False,
         warn: Callable[[str], None] = print,
     ) -> None:
@@ -91,13 +111,14 @@ class OpenAIEngine:
         self, requests: Sequence[GenerationRequest], params: SamplingParams, *, completed: Collection[str] = ()
     ) -> Iterator[tuple[Completion, ...]]:
         """See `protocols.GenerationEngine`. Requests are checked in this call, not at the first `next`."""
-        missing = missing_samples(requests, params, completed, check=self._check)
-        return self._stream([_Todo(r, missing[r.key]) for r in requests if r.key in missing], params)
+        plan = plan_samples(requests, params, completed, check=self._check)
+        todo = [_Todo(r, plan.missing[r.key]) for r in plan.requests if r.key in plan.missing]
+        return itertools.chain(plan.unanswered, self._stream(todo, params, Doubts(completed)))
 
     def close(self) -> None:
         """There is nothing to end. Connections belong to each `generate`, and servers to the job."""
 
-    def _stream(self, todo: list[_Todo], params: SamplingParams) -> Iterator[tuple[Completion, ...]]:
+    def _stream(self, todo: list[_Todo], params: SamplingParams, doubts: Doubts) -> Iterator[tuple[Completion, ...]]:
         """Run the event loop in a thread of its own, so that callers need no `async`."""
         if not todo:
             return
@@ -108,7 +129,7 @@ class OpenAIEngine:
             loop, task = asyncio.get_running_loop(), asyncio.current_task()
             assert task is not None
             started.put(lambda: loop.call_soon_threadsafe(task.cancel))
-            await self._ask_all(todo, params, results.put)
+            await self._ask_all(todo, params, _Out(results.put, doubts))
 
         def run() -> None:
             try:
@@ -131,7 +152,7 @@ class OpenAIEngine:
                 cancel()
             thread.join()
 
-    async def _ask_all(self, todo: list[_Todo], params: SamplingParams, emit: Emit) -> None:
+    async def _ask_all(self, todo: list[_Todo], params: SamplingParams, out: _Out) -> None:
         s = self._settings
         are_here = all(httpx.URL(url).host in ("127.0.0.1", "localhost", "::1") for url in s.base_urls)
         transport = Transport(
@@ -140,67 +161,83 @@ class OpenAIEngine:
         async with transport:
             self._model = self._model or await only_model(transport, s.base_urls[0])
             if self._probe:
-                await self._find_out(transport, todo[0].request, params)
+                shortest = min((one.request for one in todo), key=lambda r: len(r.prompt_token_ids))
+                await self._find_out(transport, shortest, params)
             errors: list[EngineError] = []
-            queued = iter(todo)
+            queued = deque(todo)
 
             async def work() -> None:
-                for one in queued:  # all workers take from this one iterator
-                    if errors:
-                        return
+                while queued and not errors and not out.doubts.are_many:  # all workers take from this one queue
+                    one = queued.popleft()
                     try:
-                        await self._ask(transport, one, params, emit)
+                        await self._ask(transport, one, params, out)
+                    except GivenUpError as e:
+                        if e.may_be_its_own and one.is_last_try:
+                            out.give(unanswered(one.request.key, one.missing, "refused", e.reason))
+                        elif e.may_be_its_own and e.others_were_answered:
+                            one.is_last_try = True
+                            queued.append(one)
+                        else:
+                            errors.append(e)
                     except EngineError as e:
                         errors.append(e)
 
-            await asyncio.gather(*(work() for _ in range(min(s.client.max_concurrency, len(todo)))))
+            while queued and not errors:
+                await asyncio.gather(*(work() for _ in range(min(s.client.max_concurrency, len(queued)))))
+                if not errors:
+                    out.settle(at_end=not queued)
             if errors:
                 more = f" ({len(errors) - 1} more requests failed)" if len(errors) > 1 else ""
                 raise EngineError(f"{errors[0]}{more}. What was completed is kept; run again to go on.")
 
-    async def _ask(self, transport: Transport, todo: _Todo, params: SamplingParams, emit: Emit) -> None:
+    async def _ask(self, transport: Transport, todo: _Todo, params: SamplingParams, out: _Out) -> None:
         """Ask for one request until none of its samples is missing."""
-        request, missing = todo.request, todo.missing
+        request, key = todo.request, todo.request.key
         one_at_a_time, refusal = self._one_at_a_time, ""
         num_answers = num_fruitless = 0
-        while missing:
+        while todo.missing:
             # The first call asks for all n samples, even if only some are missing. Its choice i is sample i, so that a
             # run that goes on asks the same question as before. Later calls ask for the missing samples alone.
             whole = num_answers == 0 and not one_at_a_time
-            n = request.n if whole else 1 if one_at_a_time else len(missing)
+            n = request.n if whole else 1 if one_at_a_time else len(todo.missing)
             if params.temperature == 0:
                 n = 1  # all samples are the same, and TensorRT-LLM refuses to give more than one
             # Calls have different seeds, because with the same one a server could repeat itself. One at a time, the
             # index of the sample makes the seed.
-            seed = seed_of(request, missing[0] if one_at_a_time else num_answers)
+            seed = seed_of(request, todo.missing[0] if one_at_a_time else num_answers)
             body = self._dialect.body(request, params, model=self._model, n=n, seed=seed)
             try:
                 answer = await transport.post(self._url(request) + self._dialect.path, body)
             except RefusedError as e:
-                # Some servers take no n but 1, and llama.cpp's has a limit for n. So the next call asks for one sample.
-                if n == 1 or e.status not in (400, 422):
+                if e.concerns is None and e.status not in (400, 422):
                     raise
+                if e.concerns or n == 1:
+                    failed = unanswered(key, todo.missing, e.concerns or "refused", e.reason)
+                    return out.give(failed, doubtful=e.concerns is None)
+                # Some servers take no n but 1, and llama.cpp's has a limit for n. So the next call asks for one sample.
                 one_at_a_time, refusal = True, str(e)
                 continue
-            if refusal and not self._one_at_a_time:
-                # The server took n=1, so n was the reason for its refusal. Now all requests ask for one sample at a
-                # time.
-                self._warn(f"{refusal}. It takes n=1: samples are asked for one at a time, which is slower")
-                self._one_at_a_time = True
+            if refusal:
+                self._takes_one_at_a_time(refusal)
+            if concerns := concerns_error(answer):
+                return out.give(unanswered(key, todo.missing, concerns, server_message(answer)))
             samples, problems = self._samples(answer, params, n)
-            taken = _assigned(samples, missing, greedy=params.temperature == 0, by_index=whole)
+            taken = _assigned(samples, todo.missing, greedy=params.temperature == 0, by_index=whole)
             if taken:
-                emit(tuple(Completion(request_key=request.key, index=i, **vars(s)) for i, s in taken.items()))
-                missing = [i for i in missing if i not in taken]
-            num_answers += 1
-            if not taken and num_fruitless < NUM_FRUITLESS - 1:
-                await transport.wait(num_fruitless)  # an answer of 200 can be an error, too, and may pass
-            num_fruitless = 0 if taken else num_fruitless + 1
+                out.give(tuple(Completion(request_key=key, index=i, **vars(s)) for i, s in taken.items()))
+                todo.missing = [i for i in todo.missing if i not in taken]
+            num_answers, num_fruitless = num_answers + 1, 0 if taken else num_fruitless + 1
             if num_fruitless == NUM_FRUITLESS:
-                raise EngineError(
-                    f"request {request.key!r}: {NUM_FRUITLESS} answers of {self._url(request)} had nothing usable for "
-                    f"{len(missing)} of its {request.n} samples. The last one: {'; '.join(problems) or 'no choices'}"
-                )
+                reason = f"{NUM_FRUITLESS} answers had nothing usable. The last one: {'; '.join(problems)}"
+                return out.give(unanswered(key, todo.missing, "malformed", reason), doubtful=True)
+            if num_fruitless:
+                await transport.wait(num_fruitless - 1)  # an answer of 200 can be an error, too, and may pass
+
+    def _takes_one_at_a_time(self, refusal: str) -> None:
+        """The server took n=1, so n was the reason for its refusal. Now all requests ask for one sample at a time."""
+        if not self._one_at_a_time:
+            self._warn(f"{refusal}. It takes n=1: samples are asked for one at a time, which is slower")
+            self._one_at_a_time = True
 
     def _url(self, request: GenerationRequest) -> str:
         """The replica of a request. It is always the same one, because that one may still have the prompt."""
@@ -209,17 +246,15 @@ class OpenAIEngine:
 
     def _samples(self, answer: httpx.Response, params: SamplingParams, n: int) -> tuple[dict[int, Sample], list[str]]:
         """The usable choices by index, and what is wrong with the others."""
-        try:
-            found = answer.json()
-        except ValueError:
-            found = None
+        found = error_body(answer)
         choices = found.get("choices") if isinstance(found, dict) else None
         if not isinstance(choices, list):
             return {}, [f"no JSON with `choices`: {answer.text[:200]!r}"]
         samples: dict[int, Sample] = {}
         problems: list[str] = []
         for place, choice in enumerate(choices):
-            index = choice.get("index", place) if isinstance(choice, dict) else None
+            index = choice.get("index") if isinstance(choice, dict) else -1
+            index = place if index is None else index
             if not isinstance(index, int) or not 0 <= index < n or index in samples:
                 problems.append(f"a choice with index={index!r} of n={n}")
                 continue
@@ -242,6 +277,8 @@ class OpenAIEngine:
             try:
                 samples, problems = self._samples(await transport.post(url, body), probing, 2)
             except EngineError as e:
+                if isinstance(e, RefusedError) and e.concerns:
+                    return  # it is about this request alone
                 if not params.num_logprobs or "logprobs" not in str(e):
                     raise
                 raise EngineError(f"{_NO_LOGPROBS} It said: {e}") from e
@@ -270,6 +307,13 @@ def _assigned(samples: dict[int, Sample], missing: Sequence[int], *, greedy: boo
     if by_index:
         return {i: samples[i] for i in missing if i in samples}
     return dict(zip(missing, samples.values(), strict=False))
+
+
+def concerns_error(answer: httpx.Response) -> FinishReason | None:
+    """Whether an answer of 200 is an error about the one request, as some servers send it."""
+    found = error_body(answer)
+    is_error = isinstance(found, dict) and found.get("error") and not found.get("choices")
+    return concerns_request(200, found) if is_error else None
 
 
 def seed_of(request: GenerationRequest, salt: int) -> int:

@@ -2,7 +2,8 @@
 
 Connection errors, attempts past their deadline, 408, 409, 425, 429 and 5xx are tried again, with exponential back-off
 and jitter. The next attempt waits as long as `Retry-After` says. Any other status but 200 raises `RefusedError` at
-once, with the server's own message. The key is in the headers only. It is cut out of every message.
+once, with the server's own message. So does an error that is about this one request, whatever its status. The key is in
+the headers only. It is cut out of every message.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import Any
 
 import httpx
 
+from nemo_srl.engines.openai.refusals import concerns_request
 from nemo_srl.engines.openai.settings import ClientSettings
 from nemo_srl.errors import EngineError
+from nemo_srl.records import FinishReason
 
 MAX_BACKOFF_SECONDS = 30.0
 _MAY_PASS = (408, 409, 425, 429)
@@ -26,11 +29,31 @@ MAX_RETRY_AFTER_SECONDS = 300.0
 
 
 class RefusedError(EngineError):
-    """The server refused a request. It would refuse the same request again."""
+    """The server refused a request. It would refuse the same request again.
 
-    def __init__(self, message: str, *, status: int) -> None:
-        super().__init__(message)
+    `reason` has the status and the server's words. `concerns` is `refused` or `too_long` if the server refused this one
+    request, and None if it may refuse all of them.
+    """
+
+    def __init__(self, url: str, reason: str, *, status: int, concerns: FinishReason | None) -> None:
+        super().__init__(f"{url} refused the request: {reason}")
+        self.reason = reason
         self.status = status
+        self.concerns = concerns
+
+
+class GivenUpError(EngineError):
+    """A request failed at every attempt. `reason` is the last failure.
+
+    `may_be_its_own` is true for failures that a single request can cause: the status 500, and a time-out.
+    `others_were_answered` says whether the server answered other requests after this one had failed for the first time.
+    """
+
+    def __init__(self, message: str, *, reason: str, may_be_its_own: bool, others_were_answered: bool) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.may_be_its_own = may_be_its_own
+        self.others_were_answered = others_were_answered
 
 
 class Transport:
@@ -41,6 +64,7 @@ class Transport:
         self._timeout = cfg.timeout_seconds
         self._max_retries = cfg.max_retries
         self._backoff = backoff_seconds
+        self._num_answered = 0
         most = cfg.max_concurrency
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
@@ -65,27 +89,37 @@ class Transport:
         return await self._request("POST", url, body)
 
     async def _request(self, method: str, url: str, body: Mapping[str, Any] | None) -> httpx.Response:
+        num_answered = self._num_answered
         for attempt in range(self._max_retries + 1):
-            retry_after: float | None = None
+            retry_after, may_be_its_own = None, False
             try:
                 call = self._client.request(method, url, json=body)
                 response = await asyncio.wait_for(call, self._timeout)
             except (asyncio.TimeoutError, httpx.TimeoutException):
-                failure = f"no answer within engine.timeout_seconds={self._timeout:g}"
+                failure, may_be_its_own = f"no answer within engine.timeout_seconds={self._timeout:g}", True
             except httpx.TransportError as e:
                 failure = f"{type(e).__name__}: {e}"
             else:
-                if response.status_code == 200:
+                status = response.status_code
+                if status == 200:
+                    self._num_answered += 1
                     return response
-                failure = f"{response.status_code} {response.reason_phrase}: {server_message(response)}"
-                if response.status_code not in _MAY_PASS and response.status_code < 500:
-                    message = self._without_key(f"{url} refused the request: {failure}")
-                    raise RefusedError(message, status=response.status_code)
+                may_be_its_own = status == 500
+                failure = f"{status} {response.reason_phrase}: {server_message(response)}"
+                concerns = concerns_request(status, error_body(response))
+                if concerns or (status not in _MAY_PASS and status < 500):
+                    raise RefusedError(url, self._without_key(failure), status=status, concerns=concerns)
                 retry_after = _retry_after(response)
+            if attempt == 0:
+                num_answered = self._num_answered
             if attempt < self._max_retries:
                 await self.wait(attempt, retry_after)
-        raise EngineError(
-            self._without_key(f"{url}: given up after {self._max_retries + 1} attempts. The last one: {failure}")
+        failure = self._without_key(failure)
+        raise GivenUpError(
+            f"{url}: given up after {self._max_retries + 1} attempts. The last one: {failure}",
+            reason=failure,
+            may_be_its_own=may_be_its_own,
+            others_were_answered=self._num_answered > num_answered,
         )
 
     async def wait(self, attempt: int, retry_after: float | None = None) -> None:
@@ -102,12 +136,17 @@ class Transport:
         return message.replace(self._key, "***") if self._key else message
 
 
+def error_body(response: httpx.Response) -> Any:
+    """What the server sent: JSON, or else text."""
+    try:
+        return response.json()
+    except (ValueError, RecursionError):
+        return response.text
+
+
 def server_message(response: httpx.Response) -> str:
     """The server's message about an error, in one of the usual shapes. Otherwise the start of its text."""
-    try:
-        found = response.json()
-    except ValueError:
-        found = None
+    found = error_body(response)
     while isinstance(found, dict):
         found = found.get("error") or found.get("message") or found.get("detail")
     return str(found or response.text)[:500]

@@ -9,8 +9,9 @@ The servers are services of the stage's job (`services`). The launcher starts th
 them. The engine only talks to them, through the OpenAI-style client. No TensorRT engine is built or refitted: a server
 loads the directory, and the next iteration starts another server.
 
-Raises `ConfigError` for bad settings and for a job without servers. Raises `DataError` for prompts over the context,
-before anything is sent, since one such prompt can end the whole list. Raises `EngineError` for errors of the servers.
+Raises `ConfigError` for bad settings and for a job without servers, and `EngineError` for errors of the servers.
+Prompts over the context are not sent, since one such prompt can end the whole list. They give completions without an
+answer.
 
 Contract tests and a stand-in server check this against TensorRT-LLM's sources (1.2). `tests/contracts/` says what was
 read. `containers/record_trtllm_contract.py` records it anew inside the container.

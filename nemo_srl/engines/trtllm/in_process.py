@@ -4,7 +4,8 @@ Use it on one node, or to look at a failure without HTTP. `tensorrt_llm` is impo
 be installed, as it is in its own container. `max_concurrency` requests are under way at once. They are yielded in the
 order of the requests, each with all its samples. A kill loses those under way and no others.
 
-Raises `ConfigError` where `tensorrt_llm` is missing or refuses an option, and `EngineError` for a request that fails.
+Raises `ConfigError` where `tensorrt_llm` is missing or refuses an option, and `EngineError` if it fails. A request that
+it refuses is not answered, unless it refuses everything.
 Not covered: several nodes, and the memory of a closed engine. TensorRT-LLM gives it back at the end of the process
 only, which is here the end of the stage.
 """
@@ -14,16 +15,19 @@ from __future__ import annotations
 import importlib
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from itertools import islice
+from concurrent.futures import Future
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from nemo_srl.engines.checks import missing_samples
+from nemo_srl.engines.checks import plan_samples
 from nemo_srl.engines.openai.dialects import BadChoiceError, CompletionsDialect, decode, load_tokenizer
 from nemo_srl.engines.openai.engine import seed_of
+from nemo_srl.engines.openai.refusals import concerns_request
 from nemo_srl.engines.trtllm.options import llm_options, llm_sizes
 from nemo_srl.engines.trtllm.requests import max_seq_len, prompt_check
 from nemo_srl.engines.trtllm.settings import TrtllmSettings
+from nemo_srl.engines.unanswered import Doubts, unanswered
 from nemo_srl.errors import ConfigError, EngineError
 from nemo_srl.models.hf import read_spec
 from nemo_srl.protocols import GenerationRequest, SamplingParams
@@ -53,27 +57,40 @@ class InProcessEngine:
         self, requests: Sequence[GenerationRequest], params: SamplingParams, *, completed: Collection[str] = ()
     ) -> Iterator[tuple[Completion, ...]]:
         """See `protocols.GenerationEngine`. Requests are checked in this call, not at the first `next`."""
-        missing = missing_samples(requests, params, completed, check=self._check)
-        return self._generate([r for r in requests if r.key in missing], params, missing)
+        plan = plan_samples(requests, params, completed, check=self._check)
+        asked = [r for r in plan.requests if r.key in plan.missing]
+        return chain(plan.unanswered, self._generate(asked, params, plan.missing, Doubts(completed)))
 
     def close(self) -> None:
         """Ends TensorRT-LLM's worker processes."""
         self._llm.shutdown()
 
     def _generate(
-        self, requests: list[GenerationRequest], params: SamplingParams, missing: dict[str, list[int]]
+        self, requests: list[GenerationRequest], params: SamplingParams, missing: dict[str, list[int]], doubts: Doubts
     ) -> Iterator[tuple[Completion, ...]]:
         todo = iter(requests)
-        under_way = deque((r, self._submit(r, params)) for r in islice(todo, self._window))
-        while under_way:
+        under_way: deque[tuple[GenerationRequest, Any]] = deque()
+        while True:
+            if not doubts.are_many:
+                room = self._window - len(under_way)
+                under_way.extend((r, self._submit(r, params)) for r in islice(todo, room))
+            if not under_way:
+                yield from doubts.settled(at_end=not doubts.are_many)
+                return
             request, future = under_way.popleft()
             try:
                 output = future.result(timeout=self._timeout)
+                completions = self._completions(request, output.outputs, params)
             except Exception as e:
-                raise EngineError(f"request {request.key!r}: TensorRT-LLM failed: {type(e).__name__}: {e}") from e
-            under_way.extend((r, self._submit(r, params)) for r in islice(todo, 1))
-            completions = self._completions(request, output.outputs, params)
-            yield tuple(c for c in completions if c.index in missing[request.key])
+                concerns = None if isinstance(e, BadChoiceError) else concerns_request(400, str(e))
+                # RequestError is TensorRT-LLM's name for a failure of one request. It checks requests by ValueErrors.
+                if concerns is None and type(e).__name__ != "RequestError" and not isinstance(e, ValueError):
+                    raise EngineError(f"request {request.key!r}: TensorRT-LLM failed: {type(e).__name__}: {e}") from e
+                reason = f"TensorRT-LLM: {e}"
+                failed = unanswered(request.key, missing[request.key], concerns or "malformed", reason)
+                yield from doubts.passed(failed, doubtful=concerns is None)
+            else:
+                yield from doubts.passed(tuple(c for c in completions if c.index in missing[request.key]))
 
     def _submit(self, request: GenerationRequest, params: SamplingParams) -> Any:
         greedy = params.temperature == 0
@@ -91,11 +108,13 @@ class InProcessEngine:
             detokenize=False,
             add_special_tokens=False,
         )
+        prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
         try:
-            prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
             return self._llm.generate_async(prompt, sampling_params=sampling)
-        except (ValueError, RuntimeError) as e:
-            raise EngineError(f"request {request.key!r}: TensorRT-LLM refuses it: {e}") from e
+        except (ValueError, RuntimeError) as e:  # raised again by whoever takes the result
+            refused: Future[Any] = Future()
+            refused.set_exception(e)
+            return refused
 
     def _completions(
         self, request: GenerationRequest, outputs: Sequence[Any], params: SamplingParams
@@ -104,10 +123,7 @@ class InProcessEngine:
             outputs = [outputs[0]] * request.n
         if len(outputs) != request.n:
             raise EngineError(f"request {request.key!r}: TensorRT-LLM gave {len(outputs)} samples for n={request.n}")
-        try:
-            samples = [self._dialect.sample(self._choice(output, params), params) for output in outputs]
-        except BadChoiceError as e:
-            raise EngineError(f"request {request.key!r}: an output of TensorRT-LLM cannot be used: {e}") from e
+        samples = [self._dialect.sample(self._choice(output, params), params) for output in outputs]
         return [Completion(request_key=request.key, index=i, **vars(sample)) for i, sample in enumerate(samples)]
 
     def _choice(self, output: Any, params: SamplingParams) -> dict[str, Any]:

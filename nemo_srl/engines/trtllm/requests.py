@@ -54,5 +54,5 @@ def max_seq_len(cfg: TrtllmSettings, spec: ModelSpec) -> int:
 
 
 def prompt_check(limit: int) -> RequestCheck:
-    """Refuses prompts that leave no room for `max_tokens` more."""
+    """Finds prompts that leave no room for `max_tokens` more."""
     return length_check(limit, "the model's context, or engine.max_seq_len")

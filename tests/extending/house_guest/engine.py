@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nemo_srl.config.check import check
 from nemo_srl.engines import EngineBackend
-from nemo_srl.engines.checks import length_check, missing_samples
+from nemo_srl.engines.checks import length_check, plan_samples
 from nemo_srl.models import hf
 from nemo_srl.protocols import GenerationEngine, GenerationRequest, SamplingParams
 from nemo_srl.records import Completion
@@ -38,11 +38,12 @@ class PhrasebookEngine:
     def generate(
         self, requests: Sequence[GenerationRequest], params: SamplingParams, *, completed: Collection[str] = ()
     ) -> Iterator[tuple[Completion, ...]]:
-        missing = missing_samples(requests, params, completed, check=self._check)
-        asked = [r for r in requests if r.key in missing]
+        plan = plan_samples(requests, params, completed, check=self._check)
+        yield from plan.unanswered
+        asked = [r for r in plan.requests if r.key in plan.missing]
         for i in range(0, len(asked), self._batch_size):
             batch = asked[i : i + self._batch_size]
-            yield tuple(self._answer(r, index) for r in batch for index in missing[r.key])
+            yield tuple(self._answer(r, index) for r in batch for index in plan.missing[r.key])
 
     def close(self) -> None:
         pass  # it holds nothing

@@ -33,7 +33,9 @@ class LetterReader:
         self, material: Material, completions: Mapping[str, Sequence[Completion]], cfg: JudgeConfig
     ) -> list[Judgement]:
         return [
-            Judgement(candidate_key=key, judgement_index=c.index, verdict=c.text.strip(), score=points(c))
+            Judgement(
+                candidate_key=key, judgement_index=c.index, verdict=c.text.strip(), score=points(c), reason=c.reason
+            )
             for key in material
             for c in completions[key]
         ]
