@@ -7,17 +7,19 @@ configuration through Hydra. In both cases a `NemoSrlError` ends the program wit
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_srl import registry
 from nemo_srl.config import BACKENDS, Config, load
-from nemo_srl.errors import ConfigError, NemoSrlError
+from nemo_srl.errors import ConfigError, NemoSrlError, explained
 
 T = TypeVar("T")
 
@@ -80,13 +82,28 @@ def _chosen_paths(arguments: Sequence[str], group: str) -> Iterator[str]:
             yield value
 
 
+def fail(message: str) -> NoReturn:
+    """End the program with a message for the user, and exit status 2. A traceback ends it with 1."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the program with the message of a `NemoSrlError`, and exit status 1."""
+    """End the program with a message for what the user can correct: a `NemoSrlError`, a file that cannot be used, and
+    Hydra's complaint about a setting."""
     try:
         yield
+        return
     except NemoSrlError as e:
-        sys.exit(f"error: {e}")
+        message = str(e)
+    except (HydraException, OmegaConfBaseException) as e:
+        message = " ".join(str(e).split())
+    except OSError as e:
+        if (explanation := explained(e)) is None:
+            raise
+        message = explanation
+    fail(message)
 
 
 def log_to_stderr(form: str = "%(message)s") -> None:
@@ -106,3 +123,11 @@ def run_composed(cfg: DictConfig, schema: type[T], main: Callable[[T], Any], *, 
     log_to_stderr(form)
     with one_line_errors():
         main(load(cfg, schema))
+
+
+def start(main: Callable[[], Any]) -> None:
+    """Run a program that `hydra.main` made."""
+    # Hydra then raises its errors. Otherwise it prints them, with a traceback or without, and ends the program itself.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    with one_line_errors():
+        main()

@@ -9,7 +9,6 @@ it ends, so that no worker of a killed orchestrator writes to the run directory.
 from __future__ import annotations
 
 import ctypes
-import errno
 import json
 import os
 import resource
@@ -26,7 +25,7 @@ from filelock import FileLock, Timeout
 from nemo_srl import registry
 from nemo_srl.artifacts import SPEC, STEPS, Artifact, BaseModel, Model, SourceFile, Table, write_atomic
 from nemo_srl.config import Config, load
-from nemo_srl.errors import NemoSrlError, RunDirBusyError, StoppedError
+from nemo_srl.errors import NemoSrlError, RunDirBusyError, StoppedError, explained
 from nemo_srl.models import families
 from nemo_srl.protocols import EXIT_STOPPED
 from nemo_srl.stages import Context, Input, Stage, stage_at
@@ -151,10 +150,9 @@ def main(stage_dir: Path, step_names: Sequence[str]) -> int:
     except NemoSrlError as e:
         message = str(e)
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if (explanation := explained(e)) is None:
             raise
-        place = f"{e.filename or stage_dir}: {os.strerror(e.errno)}"
-        message = f"{place}. All completed work is kept. Free some disk space, and run again to continue."
+        message = f"{stage_dir}: {explanation}"
     print(f"error: {message}", file=sys.stderr)
     return 2
 

@@ -6,87 +6,21 @@ wherever it happens to be, and started again until it ends: both must have publi
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
-from nemo_srl.artifacts import JOURNAL, MANIFEST
-from tests.tiny import make_model, texts_of, write_seed
-
-ROOT = Path(__file__).resolve().parent.parent
-RUBRIC = "Grade: {instruction} / {response} Score:"
-
-
-def tiny_settings(base: Path) -> dict[str, Any]:
-    """Settings of a run that takes a minute. Writes its seed and its model to `base`."""
-    data = write_seed(base / "seed")
-    model = make_model(base / "model", texts_of(base / "seed"))
-    return {
-        **data,
-        "model.path": str(model),
-        "judge.rubric": f"'{RUBRIC}'",
-        "judge.max_tokens": 12,
-        "judge.temperature": 1.0,
-        "num_iterations": 1,
-        "engine.dtype": "float32",
-        "trainer.precision": "32",
-        "sft.learning_rate": 3e-3,
-        "sft.min_learning_rate": 1e-3,
-        "sft.max_epochs": 20,
-        "sft.global_batch_size": 8,
-        "sft.max_seq_length": 128,
-        "sft.save_interval": 20,
-        "prompts.num_prompts": 6,
-        "prompts.min_words": 1,
-        "prompts.max_rouge_l": 1.0,
-        "prompts.temperature": 1.0,
-        "prompts.top_p": 1.0,
-        "prompts.max_tokens": 24,
-        "prompts.max_rounds": 50,
-        "candidates.temperature": 1.0,
-        "candidates.max_tokens": 24,
-        "trainer.micro_batch_size": 1,
-        "prompts.language": "any",
-        "dpo.global_batch_size": 2,
-        "dpo.max_epochs": 1,
-        "dpo.max_seq_length": 128,
-        "dpo.save_interval": 1,
-        "evaluation.num_bootstrap": 50,
-    }
+from nemo_srl.artifacts import JOURNAL
+from tests.tiny_loop import kill_everything, published, start, tiny_settings
 
 
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [f"{key}={value}" for key, value in tiny_settings(tmp_path_factory.mktemp("tiny")).items()]
-
-
-def start(run_dir: Path, overrides: list[str], log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(ROOT / "recipes" / "iterate.py"), f"run_dir={run_dir}", *overrides]
-    with log.open("ab") as f:
-        return subprocess.Popen(command, stdout=f, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True)
-
-
-def kill_everything(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to the orchestrator and whatever it has started, all at once."""
-    try:
-        orchestrator = psutil.Process(process.pid)
-        family = [orchestrator, *orchestrator.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        family = []
-    for member in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
-    process.wait()
-    psutil.wait_procs(family, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +29,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, overrides: list[str]) 
     process = start(base / "run", overrides, base / "log")
     assert process.wait(600) == 0, (base / "log").read_text()[-4000:]
     return base
-
-
-def published(run_dir: Path) -> dict[str, tuple[str, str]]:
-    """Digest of content and identity of every artifact."""
-    found = {}
-    for path in sorted(run_dir.glob(f"iter_*/*/{MANIFEST}")):
-        manifest = json.loads(path.read_text())
-        found[str(path.parent.relative_to(run_dir))] = (manifest["digest"], json.dumps(manifest["identity"]))
-    return found
 
 
 def test_the_loop_ends_with_a_table_and_everything_it_made(undisturbed: Path) -> None:
@@ -183,6 +108,6 @@ def test_a_finished_run_says_so_at_once_and_refuses_changed_settings(overrides: 
     assert start(run_dir, overrides, log).wait(60) == 0
     assert log.read_text().count("kept") == len(before)
     changed = start(run_dir, [*overrides, "dpo.beta=0.3"], undisturbed / "changed")
-    assert changed.wait(60) == 1
+    assert changed.wait(60) == 2
     assert "dpo.beta: 0.1 -> 0.3" in (undisturbed / "changed").read_text()
     assert published(run_dir) == before

@@ -24,9 +24,10 @@ from nemo_srl.stages.calls import open_caller
 from nemo_srl.workload import Assumptions, Generated
 
 HEADER = "A numbered list of varied tasks that users give to an AI assistant, each on one line:"
-# `9. Write`, `9) Write`, `**9.** Write`, `- 9. Write`, `**Task 9: Write**`, `### 9. Write`
+# `9. Write`, `9) Write`, `**9.** Write`, `- 9. Write`, `**Task 9: Write**`, `### 9. Write`, and with full-width marks
 _NUMBERED = re.compile(
-    r"\s{0,9}[*#>_-]{0,4}\s?(?:(?ai:task)\s)?(?P<number>\d{1,4})[*_]{0,2}[.):][*_]{0,2}\s*(?P<text>.*)"
+    r"\s{0,9}[*#>_-]{0,4}\s?(?:(?ai:task)\s)?\uff08?(?P<number>\d{1,4})[*_]{0,2}"
+    r"[.):\u3001\uff0e\uff1a\uff09\u06d4][*_]{0,2}\s*(?P<text>.*)"
 )
 _MIN_FIRST_ROUND = 8
 
@@ -156,7 +157,7 @@ STAGE = table_stage(
     "prompts",
     Prompt,
     run,
-    version=2,  # which lines are tasks, and the size of rounds
+    version=3,  # which lines are tasks, the size of rounds, and what is a word in other scripts
     needs={"policy": MODEL, "ift": IFTExample, "eft_eval": EFTExample, "earlier": Need(Prompt, many="earlier")},
     settings=(*settings_of("prompts"), "seed"),
     engines=("prompts",),
