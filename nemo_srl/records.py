@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError, create_model
@@ -19,6 +20,8 @@ Text = Annotated[str, StringConstraints(pattern=r"\S")]
 """A text that is not blank."""
 Points = Annotated[int, Field(ge=0)]
 FinishReason = Literal["stop", "length"]
+LEFT_OUT_IF_EMPTY: Mapping[str, Any] = {"left_out_if_empty": True}
+"""Metadata of a field that a row has only if it is not the default, because nearly all rows would have the default."""
 Order = Literal["ab", "ba"]
 """Which of two models' answers stands first."""
 # The tuple is not strict, because JSON has no tuples and writes a list of two instead.
@@ -94,6 +97,8 @@ class Completion:
     num_tokens: int
     finish_reason: FinishReason
     number_logprobs: NumberLogprobs | None = None
+    thinking: str = field(default="", metadata=LEFT_OUT_IF_EMPTY)
+    """What the model thought before `text`. In a journal it is still a part of the text."""
 
     @property
     def key(self) -> str:
@@ -142,7 +147,8 @@ class VerifiablePrompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One sampled response to one prompt."""
+    """One sampled response to one prompt, without the thoughts before it. If the model was still thinking at
+    `max_tokens`, the response is empty."""
 
     prompt_id: str
     sample_index: int
@@ -150,10 +156,15 @@ class Candidate:
     response: str
     num_tokens: int
     finish_reason: FinishReason
+    thinking: str = field(default="", metadata=LEFT_OUT_IF_EMPTY)
 
     @property
     def key(self) -> str:
         return f"{self.prompt_id}/{self.sample_index:02d}"
+
+    @property
+    def is_answered(self) -> bool:
+        return bool(self.response) or not self.thinking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +249,11 @@ R = TypeVar("R", bound=Record)
 
 def to_row(record: Record) -> dict[str, Any]:
     """The record as a JSON object."""
-    return dataclasses.asdict(record)
+    row = dataclasses.asdict(record)
+    for f in dataclasses.fields(record):
+        if f.metadata == LEFT_OUT_IF_EMPTY and row[f.name] == f.default:
+            del row[f.name]
+    return row
 
 
 def from_row(cls: type[R], row: Any, *, where: str) -> R:

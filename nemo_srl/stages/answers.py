@@ -9,7 +9,7 @@ from statistics import fmean
 
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Question
-from nemo_srl.stages.base import MODEL, Context, Made, table_stage
+from nemo_srl.stages.base import CHAT, MODEL, Context, Made, table_stage
 from nemo_srl.stages.calls import open_caller
 from nemo_srl.stages.candidates import candidate, length_figures
 
@@ -33,7 +33,7 @@ def run(ctx: Context) -> Made[Candidate]:
             for key, r in requests.items():
                 answers.append(candidate(key, turn, r.text, found[r.key][0]))
                 given[key].append((r.text, answers[-1].response))
-    characters = fmean(len(a.response) for a in answers)
+    characters = fmean(len(a.response) for a in answers)  # 0 where the model was still thinking at the end
     return Made(answers, {"num_answers": len(answers), "mean_characters": characters, **length_figures(answers)})
 
 
@@ -41,7 +41,14 @@ STAGE = table_stage(
     "answers",
     Candidate,
     run,
+    version=2,  # thoughts are no part of a response
     needs={"policy": MODEL, "questions": Question},
-    settings=("candidates.temperature", "candidates.top_p", "candidates.max_tokens", "model.chat_template", "seed"),
+    settings=(
+        "candidates.temperature",
+        "candidates.top_p",
+        "candidates.max_tokens",
+        *CHAT,
+        "seed",
+    ),
     engines=("candidates",),
 )

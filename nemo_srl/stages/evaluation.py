@@ -17,9 +17,9 @@ from nemo_srl.config import Config, PairsConfig
 from nemo_srl.judging import agreement, mean_scores
 from nemo_srl.pairing import build_pairs
 from nemo_srl.records import Candidate, EFTExample, Judgement, Metric, Prompt
-from nemo_srl.stages.base import MODEL, Context, Made, settings_of, table_stage
+from nemo_srl.stages.base import CHAT, MODEL, Context, Made, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
-from nemo_srl.stages.candidates import answers_to, length_figures
+from nemo_srl.stages.candidates import answered, answers_to, length_figures
 from nemo_srl.workload import Assumptions, Generated
 
 
@@ -34,10 +34,11 @@ def answering_metrics(candidates: list[Candidate], judgements: list[Judgement], 
     scores = mean_scores(judgements)
     pairs, dropped = build_pairs(candidates, scores, cfg)
     num_prompts, n, lengths = len(pairs) + dropped.total(), len(candidates), length_figures(candidates)
+    characters = [len(c.response) for c in answered(candidates)]
     return [
         Metric(name="self_score", value=fmean(scores.values()) if scores else None, n=len(scores)),
         Metric(name="response_tokens", value=lengths["mean_tokens"], n=n),
-        Metric(name="response_characters", value=fmean(len(c.response) for c in candidates), n=n),
+        Metric(name="response_characters", value=fmean(characters) if characters else None, n=len(characters)),
         Metric(name="truncated_rate", value=lengths["truncated_rate"], n=n),
         Metric(name="tied_prompt_rate", value=dropped["tied"] / num_prompts, n=num_prompts),
         Metric(name="pairs_per_100_prompts", value=100 * len(pairs) / num_prompts, n=num_prompts),
@@ -80,7 +81,8 @@ def run(ctx: Context) -> Made[Metric]:
     with open_caller(ctx) as caller:
         answers = answers_to(prompts, ctx, caller, title="held-out answers")
         judge = caller.judge.absolute
-        own = judge.ask({c.key: (c.prompt, c.response) for c in answers}, title="self-judgements", prefix="self/")
+        own_answers = {c.key: (c.prompt, c.response) for c in answered(answers)}
+        own = judge.ask(own_answers, title="self-judgements", prefix="self/")
         given = {x.key: (x.instruction, x.response) for x in examples}
         judgements = judge.ask(given, title="held-out judgements", prefix="eft/")
     num_bootstrap = cfg.evaluation.num_bootstrap
@@ -102,9 +104,16 @@ STAGE = table_stage(
     "evaluation",
     Metric,
     run,
-    version=2,  # what counts as the score of a verdict (nemo_srl/judging/form.py)
+    version=3,  # what counts as the score of a verdict (nemo_srl/judging/form.py); thoughts are no part of a response
     needs={"policy": MODEL, "eft_eval": EFTExample},
-    settings=("evaluation", "candidates", *settings_of("judge"), "pairs", "model.chat_template", "seed"),
+    settings=(
+        "evaluation",
+        "candidates",
+        *settings_of("judge"),
+        "pairs",
+        *CHAT,
+        "seed",
+    ),
     engines=("candidates", "judge"),
     per="model",
     work=work,

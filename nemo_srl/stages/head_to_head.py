@@ -24,7 +24,7 @@ from nemo_srl.errors import DataError
 from nemo_srl.judging.agreement import proportion, sign_test
 from nemo_srl.judging.pairwise import check_rubric
 from nemo_srl.records import Candidate, Comparison, Metric
-from nemo_srl.stages.base import Context, Made, Need, figures, settings_of, table_stage
+from nemo_srl.stages.base import CHAT, Context, Made, Need, figures, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
 
 _MIN_FOR_LENGTH_CONTROL = 10
@@ -115,7 +115,8 @@ def run(ctx: Context) -> Made[Metric]:
     a, b = ({c.prompt_id: c for c in ctx.read(name, Candidate) if c.sample_index == 0} for name in ("a", "b"))
     if a.keys() != b.keys():
         raise DataError(f"a and b answer different questions: {len(a.keys() ^ b.keys())} of them are in only one input")
-    material = {key: (answer.prompt, answer.response, b[key].response) for key, answer in a.items()}
+    asked = [key for key in a if a[key].is_answered and b[key].is_answered]
+    material = {key: (a[key].prompt, a[key].response, b[key].response) for key in asked}
     with open_caller(ctx) as caller:
         comparisons = caller.judge.compare(material, title="head to head")
     metrics = metrics_of(matches_of(a, b, comparisons))
@@ -128,7 +129,7 @@ STAGE = table_stage(
     run,
     version=2,  # what counts as the score of a verdict (nemo_srl/judging/form.py)
     needs={"judge": Need(None, formerly="policy"), "a": Candidate, "b": Candidate},
-    settings=(*settings_of("judge"), "model.chat_template", "seed"),
+    settings=(*settings_of("judge"), *CHAT, "seed"),
     engines=("judge",),
     model="judge",
 )

@@ -11,14 +11,15 @@ from statistics import fmean
 
 from nemo_srl.config import Config
 from nemo_srl.records import Candidate, Judgement
-from nemo_srl.stages.base import Context, Made, Need, settings_of, table_stage
+from nemo_srl.stages.base import CHAT, Context, Made, Need, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
+from nemo_srl.stages.candidates import answered
 from nemo_srl.workload import Assumptions, Generated
 
 
 def run(ctx: Context) -> Made[Judgement]:
     # In the table's order, so that the judgements of one prompt are adjacent and share its prefix.
-    material = {c.key: (c.prompt, c.response) for c in ctx.read("candidates", Candidate)}
+    material = {c.key: (c.prompt, c.response) for c in answered(ctx.read("candidates", Candidate))}
     with open_caller(ctx) as caller:
         judgements = caller.judge.ask(material, title="judgements")
     figures = {"num_judgements": len(judgements), "valid_rate": fmean(j.score is not None for j in judgements)}
@@ -47,7 +48,7 @@ STAGE = table_stage(
     run,
     version=2,  # what counts as the score of a verdict (nemo_srl/judging/form.py)
     needs={"judge": Need(None, formerly="policy"), "candidates": Candidate},
-    settings=(*settings_of("judge"), "model.chat_template", "seed"),
+    settings=(*settings_of("judge"), *CHAT, "seed"),
     engines=("judge",),
     model="judge",
     work=work,

@@ -159,7 +159,7 @@ STAGE = table_stage(
     run,
     version=3,  # which lines are tasks, the size of rounds, and what is a word in other scripts
     needs={"policy": MODEL, "ift": IFTExample, "eft_eval": EFTExample, "earlier": Need(Prompt, many="earlier")},
-    settings=(*settings_of("prompts"), "seed"),
+    settings=(*settings_of("prompts"), "model.thinking_tags", "seed"),
     engines=("prompts",),
     work=work,
     summary=summary,

@@ -9,7 +9,7 @@ from nemo_srl.config import Config, OptimConfig
 from nemo_srl.judging import reader
 from nemo_srl.protocols import SFTRow, TrainingTask
 from nemo_srl.records import EFTExample, IFTExample
-from nemo_srl.stages.base import MODEL, Context, Need
+from nemo_srl.stages.base import CHAT, MODEL, Context, Need
 from nemo_srl.stages.training import training_stage
 from nemo_srl.workload import Assumptions, Trained
 
@@ -20,7 +20,8 @@ def sft_task(
     """SFT on (instruction, answer) pairs, and on judge prompts with the verdicts on them in the judge's format."""
     cfg, chat = ctx.cfg, ctx.chat
     lessons = (reader(cfg.judge).lesson(x, cfg.judge) for x in verdicts)
-    rows = [SFTRow(prompt=chat.render(x), response=chat.response_text(y)) for x, y in itertools.chain(answers, lessons)]
+    pairs = itertools.chain(answers, lessons)
+    rows = [SFTRow(prompt=chat.render_for_training(x), response=chat.response_text(y)) for x, y in pairs]
     return TrainingTask(algorithm="sft", model_dir=ctx.model_dir, rows=rows, optim=optim, seed=cfg.seed)
 
 
@@ -44,7 +45,7 @@ STAGE = training_stage(
     task,
     needs={"policy": MODEL, "ift": IFTExample, "eft": Need(EFTExample, optional=True)},
     # The reader that `judge.mode` names decides what EFT teaches.
-    settings=("sft", "judge.rubric", "judge.mode", "model.chat_template", "seed"),
+    settings=("sft", "judge.rubric", "judge.mode", *CHAT, "seed"),
     added=("judge.mode",),
     per="run",
     work=work,
