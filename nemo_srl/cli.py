@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
-from hydra.errors import HydraException
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -36,8 +36,9 @@ def read_options(schema: type[T], arguments: Sequence[str]) -> T:
             raise ConfigError(f"{argument!r}: write each option as key=value; the keys are {names}")
     try:
         merged = OmegaConf.merge(structure, OmegaConf.from_dotlist(list(arguments)))
-    except OmegaConfBaseException as e:
-        raise ConfigError(f"{' '.join(arguments)}: {e.msg or e}; the keys are {names}") from e
+    except (OmegaConfBaseException, yaml.YAMLError) as e:
+        reason = " ".join(str(getattr(e, "msg", None) or getattr(e, "problem", None) or e).split())
+        raise ConfigError(f"{' '.join(arguments)}: {reason}; the keys are {names}") from e
     if missing := sorted(OmegaConf.missing_keys(merged)):
         raise ConfigError(f"{missing[0]}=???: must be given, as {missing[0]}=...; the keys are {names}")
     options = OmegaConf.to_object(merged)
@@ -97,13 +98,24 @@ def one_line_errors() -> Iterator[None]:
         return
     except NemoSrlError as e:
         message = str(e)
-    except (HydraException, OmegaConfBaseException) as e:
-        message = " ".join(str(e).split())
     except OSError as e:
         if (explanation := explained(e)) is None:
             raise
         message = explanation
+    except Exception as e:
+        if not _is_of_hydra(e):
+            raise
+        message = " ".join(str(e).split())
     fail(message)
+
+
+def _is_of_hydra(error: Exception) -> bool:
+    """Whether Hydra or what it uses raised the error. These programs give it nothing but the user's arguments."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    module = "" if place is None else str(place.tb_frame.f_globals.get("__name__"))
+    return module.partition(".")[0] in ("hydra", "omegaconf", "antlr4", "yaml")
 
 
 def log_to_stderr(form: str = "%(message)s") -> None:

@@ -1,7 +1,7 @@
 """The whole loop as a user runs it, with the real NeMo-Aligner, on a model that trains in seconds.
 
-One run is left alone. Another is killed (SIGKILL to the orchestrator and all it started) again and again,
-wherever it happens to be, and started again until it ends: both must have published the same bytes.
+One run is left alone. Another is killed again and again, wherever it happens to be, and started again until it ends
+(`tools/kill_campaign.py`): both must have published the same bytes.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from nemo_srl.artifacts import JOURNAL
-from tests.tiny_loop import kill_everything, published, start, tiny_settings
+from tests.tiny_loop import published, start, tiny_settings
+from tools.kill_campaign import Counts, Disturbed, set_protected
 
 
 @pytest.fixture(scope="module")
@@ -56,32 +56,18 @@ def test_the_trained_models_load_as_hugging_face_models_and_differ(undisturbed: 
     assert AutoTokenizer.from_pretrained(m2).chat_template
 
 
-def test_a_run_killed_again_and_again_ends_with_the_same_bytes(
+def test_a_run_disturbed_again_and_again_ends_with_the_same_bytes(
     tmp_path: Path, overrides: list[str], undisturbed: Path
 ) -> None:
-    rng = random.Random(7)
-    run_dir, log = tmp_path / "run", tmp_path / "log"
-    journalled: dict[str, int] = {}
-    num_kills = 0
-    for patience in (2.0, 4.0, 8.0, 11.0, 6.0, 9.0, 7.0):
-        process = start(run_dir, overrides, log)
-        deadline = time.monotonic() + patience * rng.uniform(0.8, 1.2)
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        num_kills += process.poll() is None
-        kill_everything(process)
-        for journal in run_dir.glob(f"iter_*/*/{JOURNAL}"):
-            calls = journal.read_bytes().count(b"\n")
-            key = str(journal.relative_to(run_dir))
-            assert calls >= journalled.get(key, 0), "a completed model call was lost"
-            journalled[key] = calls
-    assert num_kills >= 3
-    assert start(run_dir, overrides, log).wait(600) == 0, log.read_text()[-4000:]
-    assert published(run_dir) == published(undisturbed / "run")
-    for journal in run_dir.glob(f"iter_*/*/{JOURNAL}"):
-        calls_made = [json.loads(line) for line in journal.read_text().split("\n")[:-1]]
-        keys = [(call["request_key"], call["index"]) for call in calls_made]
-        assert len(keys) == len(set(keys)), "a completed model call was repeated"
+    counts = Counts()
+    run = Disturbed(tmp_path, overrides, random.Random(7), counts)
+    for _ in range(6):
+        run.kill()
+    run.fault("read-only", partial(set_protected, run.run_dir))
+    run.finish(published(undisturbed / "run"))
+    assert counts.failures == []
+    assert counts.kills.total() >= 3
+    assert counts.num_calls > 100
 
 
 def test_the_policy_is_the_same_under_pipeline_parallelism_and_the_run_goes_on_with_it(
