@@ -158,3 +158,16 @@ def test_tasks_of_a_list_in_chinese_are_found() -> None:
     text = "1、写一首诗。\n（2）讲一个故事。\n３．介绍北京。\n**4：** 解释重力。"
     completion = Completion(request_key="r", index=0, text=text, num_tokens=9, finish_reason="stop")
     assert tasks_in(completion, first_number=1) == ["写一首诗。", "讲一个故事。", "介绍北京。", "解释重力。"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sure, here are more:\n- Write a poem.\n- Explain gravity.",
+        "9 - Write a poem.\n10 \u2013 Explain gravity.\nI hope this helps!",
+        "Here you are!\n[9] Write a poem.\n(10) Explain gravity.",
+    ],
+)
+def test_tasks_of_other_lists_are_found(text: str) -> None:
+    completion = Completion(request_key="r", index=0, text=text, num_tokens=9, finish_reason="stop")
+    assert tasks_in(completion, first_number=9) == ["Write a poem.", "Explain gravity."]

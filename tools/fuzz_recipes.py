@@ -198,6 +198,8 @@ class Case:
         named = " ".join([*RECIPES[self.recipe], *MORE.get(self.recipe, [])])
         used = [self.directory / name for name in re.findall(r"\{d\}/([\w.]+)", named)] + [self.directory / "eft.jsonl"]
         files = [p for top in used for p in (sorted(top.rglob("*")) if top.is_dir() else [top]) if p.is_file()]
+        if len(files) < 2:
+            return "nothing"
         path = rng.choice(files)
         kind = rng.choice(("json", "json", "json", "bytes", "cut", "empty", "gone", "directory", "other", "protected"))
         data = path.read_bytes()
