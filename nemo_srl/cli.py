@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from nemo_srl import registry
 from nemo_srl.config import BACKENDS, Config, load
@@ -36,7 +34,9 @@ def read_options(schema: type[T], arguments: Sequence[str]) -> T:
             raise ConfigError(f"{argument!r}: write each option as key=value; the keys are {names}")
     try:
         merged = OmegaConf.merge(structure, OmegaConf.from_dotlist(list(arguments)))
-    except (OmegaConfBaseException, yaml.YAMLError) as e:
+    except Exception as e:
+        if not _is_of_hydra(e):
+            raise
         reason = " ".join(str(getattr(e, "msg", None) or getattr(e, "problem", None) or e).split())
         raise ConfigError(f"{' '.join(arguments)}: {reason}; the keys are {names}") from e
     if missing := sorted(OmegaConf.missing_keys(merged)):
@@ -95,18 +95,19 @@ def one_line_errors() -> Iterator[None]:
     Hydra's complaint about a setting."""
     try:
         yield
-        return
-    except NemoSrlError as e:
-        message = str(e)
-    except OSError as e:
-        if (explanation := explained(e)) is None:
-            raise
-        message = explanation
     except Exception as e:
-        if not _is_of_hydra(e):
+        if (message := _for_the_user(e)) is None:
             raise
-        message = " ".join(str(e).split())
-    fail(message)
+        fail(message)
+
+
+def _for_the_user(error: Exception) -> str | None:
+    """The message of an error that the user can correct. None for others."""
+    if isinstance(error, NemoSrlError):
+        return str(error)
+    if _is_of_hydra(error):
+        return " ".join(str(error).split())
+    return explained(error) if isinstance(error, OSError) else None
 
 
 def _is_of_hydra(error: Exception) -> bool:

@@ -39,6 +39,8 @@ from nemo_srl import cli
 from nemo_srl.artifacts import DATA, JOURNAL, write_atomic
 from tests.tiny_loop import kill_everything, published, start, tiny_settings
 
+Published = dict[str, tuple[str, str]]
+"""The digest and the identity of each artifact of a run."""
 Victim = Literal["orchestrator", "worker", "both"]
 VICTIMS: tuple[Victim, ...] = ("orchestrator", "worker", "both")
 MOMENTS = {
@@ -51,7 +53,7 @@ MOMENTS = {
 CLEAR = re.compile(r"No space left|Permission denied|Read-only file system|disk space")
 AS_ORDINARY_USER = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
 """root may write where nobody may. This takes the right away."""
-WAIT_SECONDS = 300
+WAIT_SECONDS = 3600
 
 
 @dataclass
@@ -60,7 +62,7 @@ class Options:
     num_faults: int = 12
     seed: int = 1
     output: str = ""
-    """The file of results. Empty: they are only printed."""
+    """The file of results, written after each run. Empty: they are printed."""
     settings: list[str] = field(default_factory=list)
     """Further settings of recipes/iterate.py, such as num_iterations=2."""
 
@@ -142,7 +144,7 @@ class Disturbed:
         self._check_journals()
         return True
 
-    def finish(self, wanted: dict[str, tuple[str, str]]) -> None:
+    def finish(self, wanted: Published) -> None:
         """Let the run end, and compare it with the undisturbed one."""
         size = self._log_size()
         code = self.start().wait(WAIT_SECONDS)
@@ -161,9 +163,9 @@ class Disturbed:
     def _wait(self, process: subprocess.Popen[bytes], moment: str) -> list[psutil.Process]:
         """Wait for the moment, or for the end of the run. Returns the processes that the orchestrator started."""
         pattern, before = MOMENTS[moment], set(_paths(self.run_dir))
-        longest = self._rng.uniform(1, 20) if pattern is None else 25
-        deadline = time.monotonic() + longest
-        while process.poll() is None and time.monotonic() < deadline:
+        # Seconds of the processors, so that a busy machine does not move all kills to the imports.
+        longest = self._rng.uniform(1, 25) if pattern is None else 30
+        while process.poll() is None and _cpu_seconds(process.pid) < longest:
             if pattern and any(pattern.search(path) for path in _paths(self.run_dir) if path not in before):
                 time.sleep(self._rng.choice((0, 0, 0.01, 0.1, 0.5)))
                 break
@@ -191,6 +193,15 @@ class Disturbed:
         for fault in ([] if ok else [what]) + (["a traceback"] if "Traceback" in text else []):
             self._counts.failures.append(f"{self.run_dir}: {fault}\n{text[-3000:]}")
             print(f"FAILURE {self._counts.failures[-1]}", flush=True)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """What a process and all below it have used so far. A child that has ended counts for its parent."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        times = [member.cpu_times() for member in (process, *process.children(recursive=True))]
+        return sum(t.user + t.system + t.children_user + t.children_system for t in times)
+    return float("inf")
 
 
 def _paths(directory: Path) -> Iterator[str]:
@@ -226,30 +237,35 @@ def set_protected(directory: Path, protected: bool) -> None:
         os.chmod(folder, 0o555 if protected else 0o755)
 
 
-def kill_until(num_kills: int, base: Path, overrides: list[str], counts: Counts, rng: random.Random) -> None:
-    wanted = published(base / "undisturbed" / "run")
-    while counts.kills.total() < num_kills:
-        run = Disturbed(base / f"kills-{counts.num_runs}", overrides, rng, counts)
-        while counts.kills.total() < num_kills and run.kill():
-            print(f"{counts.kills.total()} kills, {counts.num_runs} runs ended", flush=True)
+def kill_one_run(most: int, run: Disturbed, counts: Counts, wanted: Published) -> None:
+    while counts.kills.total() < most and run.kill():
+        print(f"{counts.kills.total()} kills, {counts.num_runs} runs ended", flush=True)
+    run.finish(wanted)
+
+
+def disturb_one_run(most: int, run: Disturbed, counts: Counts, wanted: Published) -> None:
+    with small_disk(run.run_dir) if os.geteuid() == 0 else contextlib.nullcontext() as fill:
+        protect = partial(set_protected, run.run_dir)
+        going = True
+        while going and counts.faults.total() < most:
+            full = fill is not None and counts.faults.total() % 2 == 0
+            going = run.fault("full disk", fill) if fill and full else run.fault("read-only", protect)
+            print(f"{counts.faults.total()} faults", flush=True)
         run.finish(wanted)
 
 
-def faults_until(num_faults: int, base: Path, overrides: list[str], counts: Counts, rng: random.Random) -> None:
-    wanted = published(base / "undisturbed" / "run")
-    is_root = os.geteuid() == 0
-    while counts.faults.total() < num_faults:
-        directory = base / f"faults-{counts.num_runs}"
-        with small_disk(directory) if is_root else contextlib.nullcontext() as fill:
-            run = Disturbed(directory, overrides, rng, counts)
-            run.log = base / f"{directory.name}.log"
-            protect = partial(set_protected, run.run_dir)
-            going = True
-            while going and counts.faults.total() < num_faults:
-                full = fill is not None and counts.faults.total() % 2 == 0
-                going = run.fault("full disk", fill) if fill and full else run.fault("read-only", protect)
-                print(f"{counts.faults.total()} faults", flush=True)
-            run.finish(wanted)
+def report(options: Options, counts: Counts, **figures: float) -> None:
+    """Write the results so far."""
+    plain = {key: dict(x) if isinstance(x, Counter) else x for key, x in vars(counts).items()}
+    result = {
+        "machine": platform.machine(), "cores": os.cpu_count(), "options": asdict(options), **figures,
+        "num_kills": counts.kills.total(), "num_faults": counts.faults.total(), **plain,
+    }  # fmt: skip
+    text = json.dumps(result, indent=2) + "\n"
+    if options.output:
+        write_atomic(Path(options.output), text)
+    else:
+        print(text, flush=True)
 
 
 def campaign(options: Options) -> None:
@@ -259,22 +275,18 @@ def campaign(options: Options) -> None:
         base = Path(name)
         overrides = [f"{key}={value}" for key, value in tiny_settings(base / "tiny").items()] + options.settings
         undisturbed = Disturbed(base / "undisturbed", overrides, rng, counts)
-        code = undisturbed.start().wait(WAIT_SECONDS)
-        if code:
-            sys.exit(f"error: the undisturbed run failed: {undisturbed.log.read_text()[-2000:]}")
+        if undisturbed.start().wait(WAIT_SECONDS):
+            cli.fail(f"the undisturbed run failed: {undisturbed.log.read_text()[-2000:]}")
+        wanted = published(undisturbed.run_dir)
         seconds = time.monotonic() - began
         print(f"the undisturbed run took {seconds:.0f} s", flush=True)
-        kill_until(options.num_kills, base, overrides, counts, rng)
-        faults_until(options.num_faults, base, overrides, counts, rng)
-    result = {
-        "machine": platform.machine(), "cores": os.cpu_count(), "options": asdict(options),
-        "undisturbed_seconds": seconds, "seconds": time.monotonic() - began, "num_kills": counts.kills.total(),
-        **{key: dict(x) if isinstance(x, Counter) else x for key, x in vars(counts).items()},
-    }  # fmt: skip
-    text = json.dumps(result, indent=2) + "\n"
-    if options.output:
-        write_atomic(Path(options.output), text)
-    print(text)
+        while counts.kills.total() < options.num_kills or counts.faults.total() < options.num_faults:
+            directory = base / f"run-{counts.num_runs}"
+            if counts.kills.total() < options.num_kills:
+                kill_one_run(options.num_kills, Disturbed(directory, overrides, rng, counts), counts, wanted)
+            else:
+                disturb_one_run(options.num_faults, Disturbed(directory, overrides, rng, counts), counts, wanted)
+            report(options, counts, undisturbed_seconds=seconds, seconds=time.monotonic() - began)
     sys.exit(1 if counts.failures else 0)
 
 

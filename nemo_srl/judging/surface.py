@@ -61,8 +61,9 @@ def surface_accuracy(train: Sequence[EFTExample], held_out: Sequence[EFTExample]
 
 def cross_validated_accuracy(examples: Sequence[EFTExample], *, max_score: float, num_folds: int = 9) -> Estimate:
     """The same for examples that are left out in turn, those of an instruction together. So it is the most that their
-    own surface tells."""
+    own surface tells. The examples must be of two instructions or more."""
     instructions = sorted({x.instruction for x in examples})
+    num_folds = min(num_folds, len(instructions))
     fold = {text: i % num_folds for i, text in enumerate(instructions)}
     order: list[EFTExample] = []
     predicted: list[float] = []
