@@ -43,9 +43,10 @@ PIECES = [
     "<reasoning>", "<response>", "</response>", "</answer>", "<answer>", "<|im_end|>", "</s>", "\uff14", "\uff1a",
     "the response says", "it claims", "\u2028", "\x00", "\u2026", "points", "\u0664",
 ]  # fmt: skip
-TEXTS = st.one_of(
-    st.text(max_size=60), st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), max_size=25).map("".join)
-)
+KEYS = st.sampled_from(["Score: ", "**Score:** ", "Total score: ", "Winner: ", "- Score:\n"])
+VALUES = st.sampled_from(["0", "3", "4", "6", "11", "4.5", "4/5", "5/10", "4-5", "[[4]]", "A", "\uff14", "04", "12345"])
+PARTS = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), max_size=25).map("".join)
+TEXTS = st.one_of(st.text(max_size=60), PARTS, st.builds("{}\n{}{}{}".format, PARTS, KEYS, VALUES, PARTS | st.just("")))
 PLAIN = st.lists(st.sampled_from(["The answer is clear.", "It is short.", "Good.", "Much is missing!"]), max_size=3)
 
 
@@ -53,7 +54,7 @@ def completion(text: str, *, index: int = 0, finish_reason: str = "stop") -> Com
     return Completion(request_key="r", index=index, text=text, num_tokens=1, finish_reason=finish_reason)  # type: ignore[arg-type]
 
 
-@given(TEXTS, st.integers(1, 9999), st.sampled_from(["stop", "length"]))
+@given(TEXTS, st.sampled_from([1, 5, 10, 9999]), st.sampled_from(["stop", "length"]))
 @try_all
 def test_any_verdict_gives_no_score_or_one_in_range_that_it_contains(text: str, most: int, reason: str) -> None:
     score = stated_score(completion(text, finish_reason=reason), most).value
