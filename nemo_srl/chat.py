@@ -143,7 +143,7 @@ class ChatTemplate:
             return False, ""
         begin, end = self.thinking_tags
         user = {"role": "user", "content": "instruction"}
-        prompt = self._apply([user], open_turn=True)
+        prompt = self.render("instruction")
         opens = prompt.rfind(begin) > prompt.rfind(end)
         if opens:
             return True, f"\n{end}\n\n"

@@ -11,6 +11,8 @@ import os
 
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 _CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
+OF_THE_DISK = (*_DISK_IS_FULL, *_CANNOT_WRITE)
+"""Numbers of errors that say that nothing can be written in a place."""
 
 
 class NemoSrlError(Exception):
@@ -63,7 +65,7 @@ class EngineError(NemoSrlError):
 
 def explained(error: OSError) -> str | None:
     """What a file's error means for the user. None if the error is not about a file, a directory or a disk."""
-    if error.errno is None or (error.filename is None and error.errno not in (*_DISK_IS_FULL, *_CANNOT_WRITE)):
+    if error.errno is None or (error.filename is None and error.errno not in OF_THE_DISK):
         return None
     place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
     remedy = ""

@@ -9,9 +9,11 @@ it ends, so that no worker of a killed orchestrator writes to the run directory.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -25,7 +27,7 @@ from filelock import FileLock, Timeout
 from nemo_srl import registry
 from nemo_srl.artifacts import SPEC, STEPS, Artifact, BaseModel, Model, SourceFile, Table, write_atomic
 from nemo_srl.config import Config, load
-from nemo_srl.errors import NemoSrlError, RunDirBusyError, StoppedError, explained
+from nemo_srl.errors import OF_THE_DISK, NemoSrlError, RunDirBusyError, StoppedError, explained
 from nemo_srl.models import families
 from nemo_srl.protocols import EXIT_STOPPED
 from nemo_srl.stages import Context, Input, Stage, stage_at
@@ -137,6 +139,16 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _of_the_disk(error: Exception, stage_dir: Path) -> str | None:
+    """What is wrong with the disk, if a step failed for that reason. None for other reasons."""
+    if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+        return explained(error)
+    # The writers of torch and safetensors have errors of their own, which say little.
+    if shutil.disk_usage(stage_dir).free < 1 << 20:
+        return explained(OSError(errno.ENOSPC, "full"))
+    return None
+
+
 def main(stage_dir: Path, step_names: Sequence[str]) -> int:
     die_with_parent()
     # torch reads this at its first large tensor. Without huge pages, page faults take a quarter of a CPU training.
@@ -149,8 +161,8 @@ def main(stage_dir: Path, step_names: Sequence[str]) -> int:
         return EXIT_STOPPED
     except NemoSrlError as e:
         message = str(e)
-    except OSError as e:
-        if (explanation := explained(e)) is None:
+    except Exception as e:
+        if (explanation := _of_the_disk(e, stage_dir)) is None:
             raise
         message = f"{stage_dir}: {explanation}"
     print(f"error: {message}", file=sys.stderr)

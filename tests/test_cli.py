@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_srl import cli
+from nemo_srl import cli, worker
 from nemo_srl.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,6 +54,28 @@ def test_a_bug_keeps_its_traceback(error: Exception) -> None:
 
     with pytest.raises(type(error)):
         cli.run_program(Options, main, [])
+
+
+def test_a_step_that_fails_because_of_the_disk_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_steps(stage_dir: Path, names: list[str]) -> None:
+        raise errors.pop()
+
+    monkeypatch.setattr(worker, "run_steps", run_steps)
+    monkeypatch.setattr(worker, "die_with_parent", lambda: None)
+    errors: list[Exception] = [OSError(28, "x"), PermissionError(13, "x", "/a")]
+    assert (worker.main(tmp_path, []), worker.main(tmp_path, [])) == (2, 2)
+    printed = capsys.readouterr().err
+    assert f"error: {tmp_path}: /a: Permission denied" in printed
+    assert f"error: {tmp_path}: No space left on device. All completed work is kept." in printed
+    errors += [RuntimeError("a writer failed"), FileNotFoundError(2, "a bug", "/a"), RuntimeError("a bug")]
+    for _ in range(2):
+        with pytest.raises((RuntimeError, FileNotFoundError), match="a bug"):
+            worker.main(tmp_path, [])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))  # type: ignore[attr-defined]
+    assert worker.main(tmp_path, []) == 2
+    assert "No space left on device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argument", ["no_such_key=1", "recipe=none", "judge.max_score=[", "--resolve"])
