@@ -24,7 +24,8 @@ from pathlib import Path
 from rapidfuzz.distance import Indel
 from tqdm import tqdm
 
-from nemo_srl.data.dedup import RougeLIndex, tokenize
+from nemo_srl.data.dedup import RougeLIndex
+from nemo_srl.words import tokenize
 
 THRESHOLD = 0.7
 OPENERS = """write a {w} {w} about|explain in simple terms|give me {w} examples of|what is the difference

@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic
 
+from pydantic import TypeAdapter
+
 from nemo_srl.errors import DataError, StaleArtifactError
 from nemo_srl.records import Completion, R, Record, from_row, to_row
 from nemo_srl.rows import read_rows
@@ -100,6 +102,9 @@ class Manifest:
     """The digests of the further tables, by their names."""
 
 
+_MANIFEST = TypeAdapter(Manifest)
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A stage's directory. It is published when it has a `manifest.json`."""
@@ -110,11 +115,12 @@ class Artifact:
     def manifest(self) -> Manifest | None:
         """The manifest that is published here, with any identity. None when the work is not finished."""
         try:
-            return Manifest(**json.loads((self.path / MANIFEST).read_text()))
+            return _MANIFEST.validate_json((self.path / MANIFEST).read_bytes(), strict=True)
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError) as e:
-            raise DataError(f"{self.path / MANIFEST}: not a manifest of this version ({e}). Delete {self.path}.") from e
+        except ValueError as e:
+            reason = "; ".join(str(e).splitlines()[:3])
+            raise DataError(f"{self.path / MANIFEST}: not a manifest ({reason}). Delete {self.path}.") from e
 
     def is_published(self, schema: Schema = Schema()) -> bool:
         """Whether this artifact is published. Raises `StaleArtifactError` when another one is in its place."""

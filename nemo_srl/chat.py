@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_srl.errors import ConfigError, ModelError
+from nemo_srl.thinking import dropped_by_engines, find_tags
 
 # Some templates tell the model the date. With the real date, the same run would give other prompts on the next day.
 # So they get a fixed date: that of the last Llama template of this kind.
@@ -33,7 +34,9 @@ class ChatTemplate:
     directory without a tokenizer, `ConfigError` for a template that is missing or does not work.
     """
 
-    def __init__(self, model_dir: Path, *, chat_template: str | None = None) -> None:
+    def __init__(
+        self, model_dir: Path, *, chat_template: str | None = None, thinking_tags: Sequence[str] | None = None
+    ) -> None:
         self._tokenizer = _load_tokenizer(model_dir)
         if chat_template is not None:
             self._tokenizer.chat_template = chat_template
@@ -44,6 +47,15 @@ class ChatTemplate:
             )
         self._control = _control_strings(self._tokenizer)
         self._response_start = self._find_response_start()
+        self.thinking_tags = find_tags(self._tokenizer, thinking_tags)
+        """The tags between which the model thinks before it answers. Empty if it has none."""
+        if dropped := dropped_by_engines(self._tokenizer, self.thinking_tags):
+            raise ModelError(
+                f"{model_dir}: the tags of the model's thinking, {dropped}, are special tokens, so they are missing in "
+                "generated texts, and thoughts could not be told from answers. Set their `special` to false in "
+                "tokenizer.json and tokenizer_config.json. If the model does not think: model.thinking_tags=[]."
+            )
+        self.opens_thinking, self._empty_thinking = self._find_thinking()
 
     def render(self, instruction: str, *, after: Sequence[tuple[str, str]] = ()) -> str:
         """The text of the user's turn with `instruction`, and of the start of the assistant's turn.
@@ -53,6 +65,11 @@ class ChatTemplate:
         roles = [(role, text) for turn in after for role, text in zip(("user", "assistant"), turn, strict=True)]
         messages = [{"role": role, "content": self._harmless(text)} for role, text in [*roles, ("user", instruction)]]
         return self._apply(messages, open_turn=True)
+
+    def render_for_training(self, instruction: str) -> str:
+        """The same, for a response that is an answer without its thoughts: if the template opens the thinking, or
+        writes an empty one, the prompt ends with it. So no training teaches when to think, and when not."""
+        return self.render(instruction) + self._empty_thinking
 
     def response_text(self, response: str) -> str:
         """The text that follows the rendered prompt when the assistant says `response`. It has the space that some
@@ -119,6 +136,21 @@ class ChatTemplate:
         start, found, _ = chat.removeprefix(prompt).partition(_PROBE)
         # Some templates write a new turn and a past turn differently. Then nothing is added.
         return start if chat.startswith(prompt) and found and not start.strip() else ""
+
+    def _find_thinking(self) -> tuple[bool, str]:
+        """Whether a prompt ends within the thinking, and the text that ends an empty thinking after a prompt."""
+        if not self.thinking_tags:
+            return False, ""
+        begin, end = self.thinking_tags
+        user = {"role": "user", "content": "instruction"}
+        prompt = self.render("instruction")
+        opens = prompt.rfind(begin) > prompt.rfind(end)
+        if opens:
+            return True, f"\n{end}\n\n"
+        chat = self._apply([user, {"role": "assistant", "content": _PROBE}], open_turn=False)
+        start, found, _ = chat.removeprefix(prompt).partition(_PROBE)
+        thoughts = start.replace(begin, "").replace(end, "")
+        return False, start if chat.startswith(prompt) and found and end in start and not thoughts.strip() else ""
 
 
 def _load_tokenizer(model_dir: Path) -> Any:

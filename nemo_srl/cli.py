@@ -7,17 +7,17 @@ configuration through Hydra. In both cases a `NemoSrlError` ends the program wit
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from nemo_srl import registry
 from nemo_srl.config import BACKENDS, Config, load
-from nemo_srl.errors import ConfigError, NemoSrlError
+from nemo_srl.errors import ConfigError, NemoSrlError, explained
 
 T = TypeVar("T")
 
@@ -34,8 +34,11 @@ def read_options(schema: type[T], arguments: Sequence[str]) -> T:
             raise ConfigError(f"{argument!r}: write each option as key=value; the keys are {names}")
     try:
         merged = OmegaConf.merge(structure, OmegaConf.from_dotlist(list(arguments)))
-    except OmegaConfBaseException as e:
-        raise ConfigError(f"{' '.join(arguments)}: {e.msg or e}; the keys are {names}") from e
+    except Exception as e:
+        if not _is_of_hydra(e):
+            raise
+        reason = " ".join(str(getattr(e, "msg", None) or getattr(e, "problem", None) or e).split())
+        raise ConfigError(f"{' '.join(arguments)}: {reason}; the keys are {names}") from e
     if missing := sorted(OmegaConf.missing_keys(merged)):
         raise ConfigError(f"{missing[0]}=???: must be given, as {missing[0]}=...; the keys are {names}")
     options = OmegaConf.to_object(merged)
@@ -80,13 +83,40 @@ def _chosen_paths(arguments: Sequence[str], group: str) -> Iterator[str]:
             yield value
 
 
+def fail(message: str) -> NoReturn:
+    """End the program with a message for the user, and exit status 2. A traceback ends it with 1."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the program with the message of a `NemoSrlError`, and exit status 1."""
+    """End the program with a message for what the user can correct: a `NemoSrlError`, a file that cannot be used, and
+    Hydra's complaint about a setting."""
     try:
         yield
-    except NemoSrlError as e:
-        sys.exit(f"error: {e}")
+    except Exception as e:
+        if (message := _for_the_user(e)) is None:
+            raise
+        fail(message)
+
+
+def _for_the_user(error: Exception) -> str | None:
+    """The message of an error that the user can correct. None for others."""
+    if isinstance(error, NemoSrlError):
+        return str(error)
+    if _is_of_hydra(error):
+        return " ".join(str(error).split())
+    return explained(error) if isinstance(error, OSError) else None
+
+
+def _is_of_hydra(error: Exception) -> bool:
+    """Whether Hydra or what it uses raised the error. These programs give it nothing but the user's arguments."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    module = "" if place is None else str(place.tb_frame.f_globals.get("__name__"))
+    return module.partition(".")[0] in ("hydra", "omegaconf", "antlr4", "yaml")
 
 
 def log_to_stderr(form: str = "%(message)s") -> None:
@@ -106,3 +136,11 @@ def run_composed(cfg: DictConfig, schema: type[T], main: Callable[[T], Any], *, 
     log_to_stderr(form)
     with one_line_errors():
         main(load(cfg, schema))
+
+
+def start(main: Callable[[], Any]) -> None:
+    """Run a program that `hydra.main` made."""
+    # Hydra then raises its errors. Otherwise it prints them, with a traceback or without, and ends the program itself.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    with one_line_errors():
+        main()

@@ -6,6 +6,14 @@ also `ValueError`s, so callers that do not know this package can handle them.
 
 from __future__ import annotations
 
+import errno
+import os
+
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+_CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
+OF_THE_DISK = (*_DISK_IS_FULL, *_CANNOT_WRITE)
+"""Numbers of errors that say that nothing can be written in a place."""
+
 
 class NemoSrlError(Exception):
     """Base class of all errors that a user can correct."""
@@ -53,3 +61,16 @@ class NoPairsError(NemoSrlError):
 
 class EngineError(NemoSrlError):
     """A generation engine could not start, answer or finish."""
+
+
+def explained(error: OSError) -> str | None:
+    """What a file's error means for the user. None if the error is not about a file, a directory or a disk."""
+    if error.errno is None or (error.filename is None and error.errno not in OF_THE_DISK):
+        return None
+    place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    remedy = ""
+    if error.errno in _DISK_IS_FULL:
+        remedy = ". All completed work is kept. Free some disk space, and run again to continue."
+    elif error.errno in _CANNOT_WRITE:
+        remedy = ". Give this user the right to read and write there, or use another directory."
+    return f"{place}{os.strerror(error.errno)}{remedy}"

@@ -34,7 +34,7 @@ def check(
         engine_backend(engine).check(engine, model_dir)
     reader = judging.reader(cfg.judge)
     reader.check(cfg.judge)
-    chat = ChatTemplate(model_dir, chat_template=cfg.model.chat_template)
+    chat = ChatTemplate(model_dir, chat_template=cfg.model.chat_template, thinking_tags=cfg.model.thinking_tags)
     if chat.max_token_id >= spec.vocab_size:
         raise ModelError(
             f"{model_dir}: the tokenizer has ids up to {chat.max_token_id}, and config.json has vocab_size="

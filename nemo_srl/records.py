@@ -101,6 +101,8 @@ class Completion:
     finish_reason: FinishReason
     number_logprobs: NumberLogprobs | None = None
     reason: str = field(default="", metadata=LEFT_OUT_IF_EMPTY)
+    thinking: str = field(default="", metadata=LEFT_OUT_IF_EMPTY)
+    """What the model thought before `text`. In a journal it is still a part of the text."""
 
     @property
     def key(self) -> str:
@@ -153,7 +155,9 @@ class VerifiablePrompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One sampled response to one prompt. Without an answer, `response` is empty and `reason` says why."""
+    """One sampled response to one prompt, without the thoughts before it.
+
+    Without an answer, `response` is empty: `reason` says why, or the model was still thinking at `max_tokens`."""
 
     prompt_id: str
     sample_index: int
@@ -162,6 +166,7 @@ class Candidate:
     num_tokens: int
     finish_reason: FinishReason
     reason: str = field(default="", metadata=LEFT_OUT_IF_EMPTY)
+    thinking: str = field(default="", metadata=LEFT_OUT_IF_EMPTY)
 
     @property
     def key(self) -> str:
@@ -169,7 +174,8 @@ class Candidate:
 
     @property
     def is_answered(self) -> bool:
-        return self.finish_reason in ("stop", "length")
+        is_empty = bool(self.thinking) and not self.response
+        return self.finish_reason in ("stop", "length") and not is_empty
 
 
 @dataclass(frozen=True, kw_only=True)

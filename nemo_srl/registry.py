@@ -52,7 +52,7 @@ def imported(path: str, *, key: str, attribute: str = "") -> Any:
     module_name, _, given = path.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as e:
+    except (ImportError, TypeError, ValueError) as e:  # the last two for names such as "../x" and ":x"
         raise ConfigError(
             f"{key}={path!r}: the module cannot be imported ({e}). Install its package, or correct the path."
         ) from e

@@ -107,8 +107,12 @@ def training_metrics(directory: Path) -> list[dict[str, Any]]:
 
 def read_spec(directory: Path) -> dict[str, Any]:
     """The content of the `stage.json` in a stage's directory: its settings and inputs."""
-    spec: dict[str, Any] = json.loads((directory / SPEC).read_text(encoding="utf-8"))
-    return spec
+    path = directory / SPEC
+    try:
+        spec = json.loads(path.read_text(encoding="utf-8"))
+        return {**spec, "config": {**spec["config"]}, "inputs": {**spec["inputs"]}}
+    except (ValueError, RecursionError, KeyError, TypeError) as e:
+        raise DataError(f"{path}: not the description of a stage of this version ({e!r}). Delete {directory}.") from e
 
 
 def _place(stage: StageRun) -> tuple[int, int, str]:

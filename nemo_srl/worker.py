@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -26,7 +27,7 @@ from filelock import FileLock, Timeout
 from nemo_srl import registry
 from nemo_srl.artifacts import SPEC, STEPS, Artifact, BaseModel, Model, SourceFile, Table, write_atomic
 from nemo_srl.config import Config, load
-from nemo_srl.errors import NemoSrlError, RunDirBusyError, StoppedError
+from nemo_srl.errors import OF_THE_DISK, NemoSrlError, RunDirBusyError, StoppedError, explained
 from nemo_srl.models import families
 from nemo_srl.protocols import EXIT_STOPPED
 from nemo_srl.stages import Context, Input, Stage, stage_at
@@ -138,6 +139,16 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _of_the_disk(error: Exception, stage_dir: Path) -> str | None:
+    """What is wrong with the disk, if a step failed for that reason. None for other reasons."""
+    if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+        return explained(error)
+    # The writers of torch and safetensors have errors of their own, which say little.
+    if shutil.disk_usage(stage_dir).free < 1 << 20:
+        return explained(OSError(errno.ENOSPC, "full"))
+    return None
+
+
 def main(stage_dir: Path, step_names: Sequence[str]) -> int:
     die_with_parent()
     # torch reads this at its first large tensor. Without huge pages, page faults take a quarter of a CPU training.
@@ -150,11 +161,10 @@ def main(stage_dir: Path, step_names: Sequence[str]) -> int:
         return EXIT_STOPPED
     except NemoSrlError as e:
         message = str(e)
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as e:
+        if (explanation := _of_the_disk(e, stage_dir)) is None:
             raise
-        place = f"{e.filename or stage_dir}: {os.strerror(e.errno)}"
-        message = f"{place}. All completed work is kept. Free some disk space, and run again to continue."
+        message = f"{stage_dir}: {explanation}"
     print(f"error: {message}", file=sys.stderr)
     return 2
 

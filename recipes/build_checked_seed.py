@@ -20,6 +20,7 @@ from nemo_srl.artifacts import read_jsonl, to_line, write_atomic
 from nemo_srl.data.checked import build as checked
 from nemo_srl.data.checked.instructions import Task
 from nemo_srl.data.checked.truth import MAX_SCORE
+from nemo_srl.errors import DataError
 from nemo_srl.judging.surface import cross_validated_accuracy, surface_accuracy
 from nemo_srl.records import Candidate, EFTExample, IFTExample
 
@@ -38,12 +39,20 @@ class Options:
 
 
 def build(options: Options) -> checked.CheckedSeed:
-    """Read the input, and make all tables."""
+    """Read the input, and make all tables. Raises `DataError` if it is too little for them."""
     source, seed = Path(options.input_dir), Path(options.seed_dir)
     tasks = read_jsonl(source / "tasks.jsonl", Task)
     tasks += checked.seed_tasks(read_jsonl(seed / "ift.jsonl", IFTExample), read_jsonl(seed / "eft.jsonl", EFTExample))
     answers = [a for path in sorted(source.glob("answers*.jsonl")) for a in read_jsonl(path, Candidate)]
-    return checked.build(tasks, answers, seed=options.seed, num_ift=options.num_ift, num_eft=options.num_eft)
+    made = checked.build(tasks, answers, seed=options.seed, num_ift=options.num_ift, num_eft=options.num_eft)
+    for name, table in (("eft", made.eft), ("eft_eval", made.eft_eval)):
+        if len(found := {x.instruction for x in table}) < 2:
+            raise DataError(
+                f"input_dir={source}: {len(tasks)} tasks and {len(answers)} answers gave judging examples for "
+                f"{len(found)} instruction(s) in {name}, and it needs two or more. Give more answers to instructions "
+                "that this program wrote, or set num_eft to 6 or more."
+            )
+    return made
 
 
 def main(options: Options) -> None:

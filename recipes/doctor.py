@@ -3,14 +3,13 @@
     python recipes/doctor.py platform=cuda work_dir=/scratch/doctor
 
 It shows the versions, the platform of the trainer, GPUs, memory and disk. Then it trains a tiny model with SFT and DPO,
-generates with it, and compares the losses and the text with stored ones. Exit status 1 means that something is wrong.
+generates with it, and compares the losses and the text with stored ones. Exit status 2 means that something is wrong.
 """
 
 from __future__ import annotations
 
 import platform
 import shutil
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +44,7 @@ def main(options: Options) -> None:
         shutil.rmtree(directory)
     wrong = [x.name for x in findings if not x.ok]
     if wrong:
-        sys.exit(f"error: {', '.join(wrong)}: see above for what is wrong and what helps.")
+        cli.fail(f"{', '.join(wrong)}: see above for what is wrong and what helps.")
     print("This machine trains correctly.")
 
 

@@ -77,11 +77,12 @@ def base_license(run: Run) -> str | None:
 def export(options: Options) -> None:
     run = open_run(Path(options.run_dir))
     output = Path(options.output_dir) if options.output_dir else run.run_dir / "export"
-    template = run.config()["model"]["chat_template"]
+    model = run.config()["model"]
+    template, tags = model["chat_template"], model.get("thinking_tags")
     name, stage = chosen_model(run, "last" if options.model == "none" else options.model)
     if run.iterations and options.formats:
         pairs = chosen_pairs(run, options.iterations)
-        chat = ChatTemplate(stage.path / "hf", chat_template=template)
+        chat = ChatTemplate(stage.path / "hf", chat_template=template, thinking_tags=tags)
         for path in write_pairs(pairs, output / "pairs", formats=options.formats, chat=chat):
             log.info("%6d pairs  %s", len(pairs), path)
     if options.model != "none":

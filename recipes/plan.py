@@ -4,7 +4,7 @@
     python recipes/plan.py recipe=srl-llama3.1-8b-1n8g-tp8 prompts.num_prompts=20000 ++assume.training_mfu=0.3
 
 Every setting in conf/ can be given, and with `++assume.` every assumption that it prints. The model's weights are not
-needed: recipes/shapes/ has the config.json of some models. Exit status 1 means that a setting cannot work or that the
+needed: recipes/shapes/ has the config.json of some models. Exit status 2 means that a setting cannot work or that the
 memory is too small. docs/plan.md has the formulas and their sources.
 """
 
@@ -15,11 +15,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 
 from nemo_srl import cli, estimates, models, worker
 from nemo_srl.config import Config, OptimConfig, load
-from nemo_srl.errors import ConfigError, ModelError, NemoSrlError
+from nemo_srl.errors import ConfigError, ModelError
 from nemo_srl.models.arithmetic import num_parameters
 from nemo_srl.models.hf import read_shape
 from nemo_srl.models.spec import ModelSpec
@@ -116,13 +115,11 @@ def counted(number: int, noun: str) -> str:
 
 
 def main(overrides: list[str]) -> None:
-    try:
+    with cli.one_line_errors():
         cfg, a = compose_config(overrides)
         worker.set_up(cfg)
         spec = shape_of(cfg.model.path, cfg.model.cache_dir)
         check_shape(cfg, spec)
-    except (NemoSrlError, HydraException) as e:
-        sys.exit(f"error: {e}")
     t = cfg.trainer
     sizes = "".join(
         f"{getattr(t, f.name)} ({f.name.removesuffix('_parallel_size')}) x "
@@ -141,8 +138,8 @@ def main(overrides: list[str]) -> None:
     )
     print("\n".join(f"  {key} = {value:g}" for key, value in asdict(a).items()))
     if not fits:
-        sys.exit(
-            "error: the memory is too small. For a training, raise the parallel sizes, lower max_seq_length or "
+        cli.fail(
+            "the memory is too small. For a training, raise the parallel sizes, lower max_seq_length or "
             "trainer.micro_batch_size, or set trainer.optimizer_cpu_offload=true. For the embedded engine, lower "
             "engine.max_batch_size."
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -178,3 +180,32 @@ def test_write_atomic_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypa
     with pytest.raises(OSError, match="No space left"):
         write_atomic(path, "new")
     assert path.read_text() == "old"
+
+
+FILLS_THE_DISK = """
+import resource, sys
+from pathlib import Path
+from nemo_srl.artifacts import Journal
+from tests.test_artifacts import completion
+journal = Journal(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # a write beyond it writes a part, and then fails
+try:
+    for i in range(1000):
+        journal.append((completion("a", i), completion("b", i)))
+except OSError:
+    print(i)
+"""
+
+
+def test_a_disk_that_gets_full_costs_no_completed_call(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FILLS_THE_DISK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    num_written = int(done.stdout)
+    assert (tmp_path / JOURNAL).stat().st_size == 2000
+    journal = Journal(tmp_path)
+    written = [completion(key, i).key for i in range(num_written) for key in "ab"]
+    assert list(journal.completions)[: len(written)] == written
+    assert len(journal.completions) - len(written) in (0, 1)  # one of the two in the last write may be whole
+    journal.append((completion("c", 0),))
+    journal.close()
+    assert [json.loads(line)["request_key"] for line in (tmp_path / JOURNAL).read_text().splitlines()][-1] == "c"

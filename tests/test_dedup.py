@@ -7,7 +7,8 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenize import tokenize as rouge_tokenize
 
-from nemo_srl.data.dedup import RougeLIndex, tokenize
+from nemo_srl.data.dedup import RougeLIndex
+from nemo_srl.words import tokenize
 
 
 def rouge_l(a: str, b: str) -> float:
@@ -74,14 +75,10 @@ def test_numbers_are_those_of_rouge_score() -> None:
         "Hello, World!",
         "don't re-use e.g. this_one",
         "12.5% of 3,000",
-        "naïve café, Straße",
-        "İstanbul Kelvin K ﬁ",
-        "日本語のテキスト",
-        "a\u00a0b\u200bc",
         "UPPER lower MiXeD",
     ],
 )
-def test_tokens_are_those_of_rouge_score(text: str) -> None:
+def test_tokens_of_ascii_are_those_of_rouge_score(text: str) -> None:
     assert tokenize(text) == rouge_tokenize(text, None)
 
 
@@ -110,13 +107,14 @@ def test_repeated_words_count_as_often_as_they_occur() -> None:
     assert index.most_similar("the the the") == (6 / 7, 0)
 
 
-def test_texts_without_tokens_resemble_nothing() -> None:
+def test_a_text_without_tokens_is_a_duplicate_of_itself_only() -> None:
     index = RougeLIndex(0.7)
     assert index.most_similar("anything") is None
     index.add("")
-    index.add("日本語")
+    index.add("?!  ?!")
     assert index.most_similar("") is None
-    assert index.most_similar("日本語") is None
+    assert index.most_similar("?! ?!") == (1.0, 1)
+    assert index.most_similar("?!") is None
     assert index.most_similar("anything") is None
     assert len(index) == 2
 

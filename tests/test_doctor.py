@@ -56,5 +56,5 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     command = [sys.executable, str(ROOT / "recipes/doctor.py"), f"work_dir={tmp_path}/file/below"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith(f"error: work_dir={tmp_path}/file/below: ")

@@ -266,14 +266,14 @@ def test_a_model_of_1b_needs_its_moments_on_the_host_to_fit_24_gb() -> None:
 
 def test_what_does_not_fit_or_divide_is_said_before_anything_runs() -> None:
     small = plan("recipe=srl-llama2-70b-8n8g-tp8pp4", "trainer.num_nodes=1", "trainer.pipeline_model_parallel_size=1")
-    assert small.returncode == 1
+    assert small.returncode == 2
     assert "DOES NOT FIT" in small.stdout
     engine = plan("recipe=srl-llama3.2-1b-1gpu", "engine.max_batch_size=512")
-    assert engine.returncode == 1
+    assert engine.returncode == 2
     assert [line.split()[0] for line in engine.stdout.splitlines() if "DOES NOT FIT" in line] == ["engine"]
     assert "lower engine.max_batch_size" in engine.stderr
     heads = plan("recipe=srl-llama3.1-8b-1n8g-tp8", "trainer.tensor_model_parallel_size=16", "trainer.devices=16")
-    assert heads.returncode == 1
+    assert heads.returncode == 2
     assert "query groups" in heads.stderr
 
 

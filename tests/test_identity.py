@@ -26,7 +26,8 @@ OLD: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "r
 READS_VERDICTS = ("judgements", "evaluation", "anchor", "head_to_head", "eft")
 CHANGED = {
     **dict.fromkeys(("sft", "policy", "refresh"), r" trainer\.version: 1 -> 2"),
-    **dict.fromkeys(("pairs", "prompts", *READS_VERDICTS), r" version: 1 -> 2"),
+    **dict.fromkeys(("pairs", "candidates", *READS_VERDICTS), r" version: 1 -> 2"),
+    **dict.fromkeys(("prompts", "evaluation"), r" version: 1 -> 3"),
 }
 """The stages that make something else now than in e18f2b0, and what is said of them."""
 SETTINGS = {

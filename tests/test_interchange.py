@@ -40,7 +40,7 @@ PAIR = PreferencePair(
 class Chat:
     end_of_turn = "<e>"
 
-    def render(self, instruction: str) -> str:
+    def render_for_training(self, instruction: str) -> str:
         return f"<u>{instruction}<a>"
 
     def response_text(self, response: str) -> str:

@@ -57,3 +57,13 @@ def test_it_does_not_see_the_instruction() -> None:
     a, b = (EFTExample(example_id=q, instruction=q, **row) for q in ("What falls?", "What shines?"))
     first, second = SurfaceBaseline(train).scores([a, b])
     assert first == second
+
+
+def test_of_few_instructions_each_is_left_out_once() -> None:
+    row = {"justification": "", "category": ""}
+    examples = [
+        EFTExample(example_id=f"{q}{s}", instruction=q, response="word " * (s + 1), score=s, **row)
+        for q in ("What falls?", "What shines?")
+        for s in range(4)
+    ]
+    assert cross_validated_accuracy(examples, max_score=5).value == 1

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.test_loop import ROOT, overrides
+from tests.test_loop import overrides
+from tests.tiny_loop import ROOT
 
 __all__ = ["overrides"]  # a fixture
 

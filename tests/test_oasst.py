@@ -226,5 +226,6 @@ def test_the_command_writes_what_the_loop_reads_and_a_manifest_beside_the_papers
     assert manifest["counts"]["trees in the file"] == 40
     assert manifest["paper"] == {"ift": 3200, "eft_train": 1630, "eft_eval": 541}
     assert "10  ift examples   (the paper: 3200)" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="too few usable trees"):
+    with pytest.raises(SystemExit, match="2"):
         cli.run_program(prepare_oasst.Options, prepare_oasst.main, [*arguments[:2], "language=de"])
+    assert "too few usable trees" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -123,9 +124,12 @@ def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:
     ("arguments", "said"),
     [([], r"run_dir=\?\?\?: must be given"), (["run_dir=/nowhere"], "no stage"), (["rundir=x"], "rundir")],
 )
-def test_the_command_says_what_is_missing_without_a_traceback(arguments: list[str], said: str) -> None:
-    with pytest.raises(SystemExit, match=rf"error: .*{said}"):
+def test_the_command_says_what_is_missing_without_a_traceback(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
         cli.run_program(status.Options, status.main, arguments)
+    assert re.fullmatch(rf"error: .*{said}.*\n", capsys.readouterr().err)
 
 
 def test_the_command_prints_the_table(run_dir: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nemo_srl.config.check import check
+
 
 @dataclass
 class ModelConfig:
@@ -16,6 +18,16 @@ class ModelConfig:
     """The directory for downloaded models, shared between runs. It is not part of any identity."""
     chat_template: str | None = None
     """Jinja2 chat template. null: the tokenizer's own. A base model without a template needs this."""
+    thinking_tags: list[str] | None = None
+    """The tags between which the model thinks before it answers, such as ['<think>', '</think>']. null: those of its
+    chat template or tokenizer, if they have any. []: none. What the model thinks is kept in the journal and beside the
+    answer. It is not judged, not trained on and not measured."""
+
+    def __post_init__(self) -> None:
+        tags = self.thinking_tags
+        fits = not tags or (len(set(tags)) == len(tags) == 2 and all(tag.strip() for tag in tags))
+        reason = "give the tag that begins the thinking and the one that ends it"
+        check(fits, "model.thinking_tags", tags, reason)
 
 
 @dataclass

@@ -44,6 +44,7 @@ class PromptsConfig(SamplingConfig):
     """A new prompt is dropped if its ROUGE-L F1 with the seed or with a kept prompt is this high or higher."""
     min_words: int = 3
     max_words: int = 150
+    """Limits of a prompt's length. In scripts without spaces, such as Chinese, two characters count as a word."""
     blocked_words: list[str] = field(
         default_factory=lambda: ["image", "images", "graph", "graphs", "picture", "pictures", "file", "files",
                                  "map", "maps", "draw", "plot", "video", "audio", "music", "flowchart", "diagram"]

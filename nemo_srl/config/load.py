@@ -52,19 +52,27 @@ def load(data: DictConfig | Mapping[str, Any], schema: type[C]) -> C:
 
 
 def _take(plain: dict[str, Any], key: str) -> Any:
-    """Remove and return a section; None where it is not set."""
+    """Remove and return a section; None where it is not set. Raises `ConfigError` for a value in its place."""
     *outer, last = key.split(".")
     for name in outer:
-        plain = plain.get(name) or {}
+        plain = _section(name, plain.get(name) or {})
     found = plain.pop(last, None)
-    return None if found == "???" else found
+    return None if found is None or found == "???" else _section(key, found)
+
+
+def _section(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{key}={value!r}: it is a group of settings. Set one of them, as in {key}.<setting>=<value>."
+        )
+    return value
 
 
 def _backend_settings(section: str, given: Any) -> Any:
     if given is None:
         return None
     package, default = BACKENDS[section]
-    name = given.get("name") or default
+    name = str(given.get("name") or default)
     schema = registry.load(package, name, key=f"{section}.name").settings
     known = [f.name for f in fields(schema)]
     if unknown := [key for key in given if key not in known]:

@@ -10,16 +10,15 @@ with few texts, and still finds every text whose F1 is at least a threshold t:
    counts these for the k rarest tokens of the query, whose lists are short.
 3. The texts that remain, usually a few, are compared exactly with rapidfuzz.
 
-The bounds exclude no match: results equal those of brute force. Tokens are those of rouge-score: lower case, runs of
-ASCII letters and digits, no stemming. So a text in another script has no tokens and is similar to no other, as in
-rouge-score. Compare such texts in another way.
+The bounds exclude no match: results equal those of brute force. In English, tokens are those of rouge-score: lower
+case, runs of letters and digits, no stemming. Other scripts have tokens, too (`nemo_srl/words.py`). A text without any
+token, such as "??", is a duplicate of the same text, and similar to no other.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import re
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,7 +29,7 @@ import numpy.typing as npt
 from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 
-_TOKEN = re.compile(r"[a-z0-9]+")
+from nemo_srl.words import normalised, tokenize
 
 # Makes the bounds wider than their rounding errors: a text too many is compared, but none is missed.
 _SLACK = 1e-9
@@ -57,7 +56,7 @@ class RougeLIndex:
         self._texts: list[tuple[int, ...]] = []
         self._lengths = array("i")
         self._postings: dict[_Element, array[int]] = {}
-        self._first_index: dict[tuple[int, ...], int] = {}
+        self._first_index: dict[tuple[int, ...] | str, int] = {}
         for text in texts:
             self.add(text)
 
@@ -72,19 +71,18 @@ class RougeLIndex:
             self._postings.setdefault(element, array("i")).append(index)
         self._texts.append(tokens)
         self._lengths.append(len(tokens))
-        self._first_index.setdefault(tokens, index)
+        if same := tokens or normalised(text):
+            self._first_index.setdefault(same, index)
         return index
 
     def most_similar(self, text: str) -> tuple[float, int] | None:
         """The highest ROUGE-L F1 with an added text, and the index of that text (of the first, if several have it).
-        None if this F1 is below the threshold. A text without tokens is similar to no other."""
+        None if this F1 is below the threshold."""
         # A token that no text has gets an id that no text has: it matches nothing, but counts in the length.
         tokens = tuple(self._token_ids.get(t, -2 - i) for i, t in enumerate(tokenize(text)))
-        if not tokens:
-            return None
-        if (same := self._first_index.get(tokens)) is not None:
+        if (same := self._first_index.get(tokens or normalised(text))) is not None:
             return 1.0, same
-        if not len(candidates := self._candidates(tokens)):
+        if not tokens or not len(candidates := self._candidates(tokens)):
             return None
         others = [self._texts[i] for i in candidates]
         common = process.cdist([tokens], others, scorer=LCSseq.similarity, dtype=np.int32)[0]
@@ -114,11 +112,6 @@ class RougeLIndex:
         needed = num_rarest - length + np.ceil(t * (lengths + length) / 2 - _SLACK)
         possible = (counts[indices] >= needed) & (lengths >= shortest) & (lengths <= longest)
         return cast("npt.NDArray[np.intp]", indices[possible])
-
-
-def tokenize(text: str) -> list[str]:
-    """The default tokens of rouge-score: lower case, runs of ASCII letters and digits."""
-    return _TOKEN.findall(text.lower())
 
 
 def _elements(tokens: Sequence[int]) -> list[_Element]:

@@ -12,7 +12,7 @@ import numpy as np
 from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 
-from nemo_srl.data.dedup import tokenize
+from nemo_srl.words import tokenize
 
 _MAX_TEXTS = 500
 

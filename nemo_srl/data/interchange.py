@@ -33,7 +33,7 @@ def nemo_aligner_row(pair: PreferencePair, chat: ChatTemplate) -> Row:
     NeMo-Aligner renders it with its own turn markers instead of the model's chat template."""
     ends = {"stop": chat.end_of_turn, "length": ""}
     return {
-        "prompt": chat.render(pair.prompt),
+        "prompt": chat.render_for_training(pair.prompt),
         "chosen_response": chat.response_text(pair.chosen) + ends[pair.chosen_finish_reason],
         "rejected_response": chat.response_text(pair.rejected) + ends[pair.rejected_finish_reason],
         "chosen_reward": pair.chosen_score,

@@ -27,6 +27,7 @@ from typing import Any
 from nemo_srl.errors import DataError
 from nemo_srl.records import EFTExample, IFTExample, RankedAnswers
 from nemo_srl.rows import read_rows
+from nemo_srl.words import normalised
 
 PAPER_COUNTS = {"ift": 3200, "eft_train": 1630, "eft_eval": 541}
 """Numbers of examples in the paper. Its EFT examples are counted after the filter (here `stages/eft.py`)."""
@@ -164,7 +165,7 @@ def _distinct(trees: Iterable[Tree], counts: Counter[str]) -> Iterator[Tree]:
     """The first tree of each prompt, with the best-ranked answer of each text."""
     seen: set[str] = set()
     for t in trees:
-        key = " ".join(t.prompt.lower().split())
+        key = normalised(t.prompt)
         if key in seen:
             counts["trees left out: prompt seen before"] += 1
             continue

@@ -57,6 +57,8 @@ class EngineBackend:
     services: Callable[[Any, Path, Path], tuple[Service, ...]] = lambda settings, model_dir, directory: ()
     """The servers that must run on the model while a stage uses the engine. Their files go to the given directory."""
     size: Callable[[Any], EngineSize] = lambda settings: EngineSize()
+    has_own_template: Callable[[Any], bool] = lambda settings: False
+    """Whether it sends texts to a server that has a chat template of its own."""
     formerly: Mapping[str, str] = field(default_factory=dict)
     """Old beginnings of settings' names and the new ones, so that older run directories are understood."""
 

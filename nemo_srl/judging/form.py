@@ -20,11 +20,14 @@ import json
 import re
 from collections.abc import Iterator
 
+from nemo_srl.thinking import NAMES
+
 # Full-width ASCII and blanks of other widths. One character stays one character, so that offsets stay valid.
 _BLANKS = "\u00a0\u2002\u2003\u2009\u202f\u3000"
 _SAME = {0xFF01 + i: 0x21 + i for i in range(94)} | {ord(blank): 0x20 for blank in _BLANKS}
 
-_THINKING = r"think|thinking|thought|reasoning|scratchpad"
+# Also for a judge of another family than the model whose tags the stage knows (`thinking.answer_of`).
+_THINKING = "|".join(NAMES)
 _BLOCK_TAG = re.compile(
     r"<(?P<end>/?)(?P<name>(?ai:response|instruction|answer|quote|blockquote|q|code|pre))\b[^<>]{0,99}>"
 )

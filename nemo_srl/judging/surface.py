@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from nemo_srl.judging.agreement import Estimate, ScoreGroup, reward_model_metrics
 from nemo_srl.records import EFTExample
+from nemo_srl.words import words
 
 _Floats = npt.NDArray[np.float64]
 
@@ -25,12 +26,12 @@ def features(answer: str) -> list[float]:
     """Thirteen numbers: words, characters, the logarithm of the words; the shares of distinct words and of digits;
     colons, line breaks, hyphens, commas, full stops; mean length of words; whether it ends with a mark of a sentence,
     and whether it begins with a capital letter."""
-    words = answer.split()
-    number = max(1, len(words))
+    found = words(answer)
+    number = max(1, len(found))
     return [
-        len(words), len(answer), math.log(number), len(set(words)) / number,
+        len(found), len(answer), math.log(number), len(set(found)) / number,
         sum(map(str.isdigit, answer)) / max(1, len(answer)), *(answer.count(c) for c in ":\n-,."),
-        sum(map(len, words)) / number, answer[-1:] in tuple(".!?\"')"), answer[:1].isupper(),
+        sum(map(len, found)) / number, answer[-1:] in tuple(".!?\"')"), answer[:1].isupper(),
     ]  # fmt: skip
 
 
@@ -60,8 +61,9 @@ def surface_accuracy(train: Sequence[EFTExample], held_out: Sequence[EFTExample]
 
 def cross_validated_accuracy(examples: Sequence[EFTExample], *, max_score: float, num_folds: int = 9) -> Estimate:
     """The same for examples that are left out in turn, those of an instruction together. So it is the most that their
-    own surface tells."""
+    own surface tells. The examples must be of two instructions or more."""
     instructions = sorted({x.instruction for x in examples})
+    num_folds = min(num_folds, len(instructions))
     fold = {text: i % num_folds for i, text in enumerate(instructions)}
     order: list[EFTExample] = []
     predicted: list[float] = []

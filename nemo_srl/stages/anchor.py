@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from nemo_srl.config import Config
 from nemo_srl.judging import agreement, mean_scores
 from nemo_srl.records import Candidate, Judgement, Metric, PreferencePair
-from nemo_srl.stages.base import Context, Made, Need, figures, settings_of, table_stage
+from nemo_srl.stages.base import CHAT, Context, Made, Need, figures, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
 from nemo_srl.stages.candidates import answered
 from nemo_srl.workload import Assumptions, Generated
@@ -70,10 +70,8 @@ def run(ctx: Context) -> Made[Metric]:
     scored = [j.score for j in own if j.candidate_key in material]
     entropy = agreement.score_entropy(scored, max_score=cfg.judge.max_score)
     num_scored = sum(score is not None for score in scored)
-    n, distinct = (
-        len(candidates),
-        {(c.prompt_id, c.response) for c in candidates},
-    )  # equal responses to a prompt count once
+    n = len(candidates)
+    distinct = {(c.prompt_id, c.response) for c in candidates}  # equal responses to a prompt count once
     metrics = [
         *compare(candidates, pairs, own=mean_scores(own), anchor=mean_scores(anchor), seed=cfg.seed),
         Metric(name="score_entropy", value=entropy, n=num_scored),
@@ -102,7 +100,7 @@ STAGE = table_stage(
         "judgements": Judgement,
         "pairs": PreferencePair,
     },
-    settings=("anchor.num_prompts", *settings_of("judge"), "model.chat_template", "seed"),
+    settings=("anchor.num_prompts", *settings_of("judge"), *CHAT, "seed"),
     engines=("judge",),
     model="judge",
     work=work,

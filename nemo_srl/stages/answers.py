@@ -11,7 +11,7 @@ from statistics import fmean
 
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Question
-from nemo_srl.stages.base import MODEL, Context, Made, table_stage
+from nemo_srl.stages.base import CHAT, MODEL, Context, Made, table_stage
 from nemo_srl.stages.calls import open_caller
 from nemo_srl.stages.candidates import answered, candidate, length_figures
 
@@ -56,7 +56,14 @@ STAGE = table_stage(
     "answers",
     Candidate,
     run,
+    version=2,  # thoughts are no part of a response
     needs={"policy": MODEL, "questions": Question},
-    settings=("candidates.temperature", "candidates.top_p", "candidates.max_tokens", "model.chat_template", "seed"),
+    settings=(
+        "candidates.temperature",
+        "candidates.top_p",
+        "candidates.max_tokens",
+        *CHAT,
+        "seed",
+    ),
     engines=("candidates",),
 )

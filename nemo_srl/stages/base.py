@@ -39,6 +39,8 @@ class Need:
 
 
 MODEL = Need(None)
+CHAT = ("model.chat_template", "model.thinking_tags")
+"""The settings that decide how a chat becomes text, and what of a text is the answer."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class Context:
     @cached_property
     def chat(self) -> ChatTemplate:
         """The chat template of that model."""
-        return ChatTemplate(self.model_dir, chat_template=self.cfg.model.chat_template)
+        cfg = self.cfg.model
+        return ChatTemplate(self.model_dir, chat_template=cfg.chat_template, thinking_tags=cfg.thinking_tags)
 
     def has(self, name: str) -> bool:
         """Whether an optional input is there."""

@@ -9,19 +9,21 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 
 from tqdm import tqdm
 
 from nemo_srl.artifacts import Journal
 from nemo_srl.config import Role
-from nemo_srl.engines import open_engine
+from nemo_srl.engines import engine_backend, open_engine
 from nemo_srl.errors import EngineError
 from nemo_srl.judging import Judge
 from nemo_srl.protocols import GenerationEngine, GenerationRequest, SamplingParams
 from nemo_srl.records import Completion
 from nemo_srl.stages.base import Context
 from nemo_srl.stages.unanswered import UnansweredCalls
+from nemo_srl.thinking import answer_of
 
 
 class Caller:
@@ -47,6 +49,7 @@ class Caller:
         self, requests: Sequence[GenerationRequest], role: Role, *, title: str, num_logprobs: int = 0
     ) -> dict[str, list[Completion]]:
         """All completions of each request, by request key in the order of `requests`. Samples are ordered by index.
+        Their texts are without the model's thoughts, which stay in the journal.
 
         Calls in the journal of an interrupted run are not made again. Raises `EngineError` if too many calls get no
         answer. So at least one completion of the role has an answer, if there are requests.
@@ -78,7 +81,21 @@ class Caller:
             )
         unanswered.check(title=title, at_end=True)
         found = self._journal.completions
-        return {r.key: [found[f"{r.key}/{i:02d}"] for i in range(r.n)] for r in requests}
+        return {r.key: [self._answer(found[f"{r.key}/{i:02d}"], role) for i in range(r.n)] for r in requests}
+
+    def _answer(self, c: Completion, role: Role) -> Completion:
+        """The completion without what the model thought first."""
+        chat, engine = self._ctx.chat, self._ctx.cfg.engine_for(role)
+        opened = chat.opens_thinking and role != "prompts"
+        if opened and engine_backend(engine).has_own_template(engine):
+            # The server may have taken the thoughts away itself. A text that was cut off may be nothing but thoughts.
+            opened = c.finish_reason == "length"
+        answer = answer_of(chat.thinking_tags[0] + c.text if opened else c.text, chat.thinking_tags)
+        begin = len(c.text) - len(answer)
+        if not begin:
+            return c
+        numbers = c.number_logprobs and [(at - begin, logprobs) for at, logprobs in c.number_logprobs if at >= begin]
+        return replace(c, text=answer, thinking=c.text[:begin], number_logprobs=numbers)
 
     def figures(self) -> Counter[str]:
         """The number of calls without an answer so far, by reason, for a manifest."""

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from nemo_srl.config import Config
+from nemo_srl.errors import DataError
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Completion, Prompt
-from nemo_srl.stages.base import MODEL, Context, Made, table_stage
+from nemo_srl.stages.base import CHAT, MODEL, Context, Made, table_stage
 from nemo_srl.stages.calls import Caller, open_caller
 from nemo_srl.workload import Assumptions, Generated
 
@@ -26,7 +27,7 @@ def candidate(prompt_id: str, sample_index: int, prompt: str, c: Completion) -> 
     """The answer `c` as a record."""
     return Candidate(
         prompt_id=prompt_id, sample_index=sample_index, prompt=prompt, response=c.text.strip(),
-        num_tokens=c.num_tokens, finish_reason=c.finish_reason, reason=c.reason,
+        num_tokens=c.num_tokens, finish_reason=c.finish_reason, reason=c.reason, thinking=c.thinking.strip(),
     )  # fmt: skip
 
 
@@ -36,17 +37,27 @@ def answered(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def length_figures(candidates: Sequence[Candidate]) -> dict[str, float]:
-    """The mean length of the answers, and the share of them that was cut off. At least one candidate has an answer."""
-    answers = answered(candidates)
-    return {
-        "mean_tokens": fmean(a.num_tokens for a in answers),
-        "truncated_rate": fmean(a.finish_reason == "length" for a in answers),
+    """The mean length of what was generated, and the share of it that was cut off. For models that think: how many were
+    still thinking then. At least one call has an answer."""
+    generated = [c for c in candidates if c.finish_reason in ("stop", "length")]
+    figures = {
+        "mean_tokens": fmean(c.num_tokens for c in generated),
+        "truncated_rate": fmean(c.finish_reason == "length" for c in generated),
     }
+    if any(c.thinking for c in candidates):
+        figures["num_still_thinking"] = len(generated) - len(answered(candidates))
+    return figures
 
 
 def run(ctx: Context) -> Made[Candidate]:
     with open_caller(ctx) as caller:
         candidates = answers_to(ctx.read("prompts", Prompt), ctx, caller, title="candidates")
+    if not answered(candidates):
+        raise DataError(
+            f"candidates.max_tokens={ctx.cfg.candidates.max_tokens}: the model was still thinking there in all "
+            f"{len(candidates)} candidates, so there is no answer. Raise it. If the model does not think, set "
+            "model.thinking_tags=[]."
+        )
     return Made(candidates, {"num_candidates": len(candidates), **length_figures(candidates), **caller.figures()})
 
 
@@ -57,15 +68,19 @@ def work(cfg: Config, a: Assumptions) -> Generated:
 
 
 def summary(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    return [("answers", f"{metrics['num_candidates']:.0f}, {metrics['truncated_rate']:.0%} cut off")]
+    lines = [("answers", f"{metrics['num_candidates']:.0f}, {metrics['truncated_rate']:.0%} cut off")]
+    if thinking := metrics.get("num_still_thinking"):
+        lines.append(("no answer: still thinking at the end", f"{thinking:.0f}"))
+    return lines
 
 
 STAGE = table_stage(
     "candidates",
     Candidate,
     run,
+    version=2,  # thoughts are no part of a response
     needs={"policy": MODEL, "prompts": Prompt},
-    settings=("candidates", "model.chat_template", "seed"),
+    settings=("candidates", *CHAT, "seed"),
     engines=("candidates",),
     work=work,
     summary=summary,

@@ -15,7 +15,7 @@ from statistics import median
 from nemo_srl.artifacts import JOURNAL
 from nemo_srl.errors import DataError
 from nemo_srl.records import EFTExample, Judgement, RankedAnswers
-from nemo_srl.stages.base import Context, Made, Need, settings_of, table_stage
+from nemo_srl.stages.base import CHAT, Context, Made, Need, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
 
 
@@ -122,7 +122,7 @@ STAGE = table_stage(
     run,
     version=2,  # what counts as the score of a verdict (nemo_srl/judging/form.py)
     needs={"judge": Need(None, formerly="policy"), "rankings": RankedAnswers},
-    settings=("refresh.num_judgements", *settings_of("judge"), "model.chat_template", "seed"),
+    settings=("refresh.num_judgements", *settings_of("judge"), *CHAT, "seed"),
     engines=("judge",),
     model="judge",
 )

@@ -20,7 +20,7 @@ from nemo_srl.config import Config, PairsConfig
 from nemo_srl.judging import agreement, mean_scores
 from nemo_srl.pairing import build_pairs
 from nemo_srl.records import Candidate, EFTExample, Judgement, Metric, Prompt
-from nemo_srl.stages.base import MODEL, Context, Made, settings_of, table_stage
+from nemo_srl.stages.base import CHAT, MODEL, Context, Made, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
 from nemo_srl.stages.candidates import answered, answers_to, length_figures
 from nemo_srl.stages.unanswered import missing_rate
@@ -40,11 +40,11 @@ def answering_metrics(candidates: list[Candidate], judgements: list[Judgement], 
     scores, answers = mean_scores(judgements), answered(candidates)
     pairs, dropped = build_pairs(candidates, scores, cfg)
     num_prompts = len(pairs) + dropped.total() - dropped["unanswered"]
-    n, lengths = len(answers), length_figures(answers)
+    n, lengths = len(answers), length_figures(candidates)
     return [
         Metric(name="self_score", value=fmean(scores.values()) if scores else None, n=len(scores)),
         Metric(name="response_tokens", value=lengths["mean_tokens"], n=n),
-        Metric(name="response_characters", value=fmean(len(c.response) for c in answers), n=n),
+        Metric(name="response_characters", value=fmean(len(c.response) for c in answers) if answers else None, n=n),
         Metric(name="truncated_rate", value=lengths["truncated_rate"], n=n),
         _share("tied_prompt_rate", dropped["tied"], num_prompts),
         _share("pairs_per_100_prompts", 100 * len(pairs), num_prompts),
@@ -123,9 +123,16 @@ STAGE = table_stage(
     "evaluation",
     Metric,
     run,
-    version=2,  # what counts as the score of a verdict (nemo_srl/judging/form.py)
+    version=3,  # what counts as the score of a verdict (nemo_srl/judging/form.py); thoughts are no part of a response
     needs={"policy": MODEL, "eft_eval": EFTExample},
-    settings=("evaluation", "candidates", *settings_of("judge"), "pairs", "model.chat_template", "seed"),
+    settings=(
+        "evaluation",
+        "candidates",
+        *settings_of("judge"),
+        "pairs",
+        *CHAT,
+        "seed",
+    ),
     engines=("candidates", "judge"),
     per="model",
     work=work,

@@ -27,7 +27,7 @@ from nemo_srl.errors import DataError
 from nemo_srl.judging.agreement import proportion, sign_test
 from nemo_srl.judging.pairwise import check_rubric
 from nemo_srl.records import Candidate, Comparison, Metric
-from nemo_srl.stages.base import Context, Made, Need, figures, settings_of, table_stage
+from nemo_srl.stages.base import CHAT, Context, Made, Need, figures, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
 from nemo_srl.stages.unanswered import missing_rate
 
@@ -144,7 +144,7 @@ STAGE = table_stage(
     run,
     version=2,  # what counts as the score of a verdict (nemo_srl/judging/form.py)
     needs={"judge": Need(None, formerly="policy"), "a": Candidate, "b": Candidate},
-    settings=(*settings_of("judge"), "model.chat_template", "seed"),
+    settings=(*settings_of("judge"), *CHAT, "seed"),
     engines=("judge",),
     model="judge",
 )

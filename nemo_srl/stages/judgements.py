@@ -12,7 +12,7 @@ from statistics import fmean
 
 from nemo_srl.config import Config
 from nemo_srl.records import Candidate, Judgement
-from nemo_srl.stages.base import Context, Made, Need, settings_of, table_stage
+from nemo_srl.stages.base import CHAT, Context, Made, Need, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
 from nemo_srl.stages.candidates import answered
 from nemo_srl.workload import Assumptions, Generated
@@ -49,7 +49,7 @@ STAGE = table_stage(
     run,
     version=2,  # what counts as the score of a verdict (nemo_srl/judging/form.py)
     needs={"judge": Need(None, formerly="policy"), "candidates": Candidate},
-    settings=(*settings_of("judge"), "model.chat_template", "seed"),
+    settings=(*settings_of("judge"), *CHAT, "seed"),
     engines=("judge",),
     model="judge",
     work=work,

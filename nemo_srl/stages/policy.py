@@ -8,7 +8,7 @@ from __future__ import annotations
 from nemo_srl.config import Config
 from nemo_srl.protocols import DPORow, TrainingTask
 from nemo_srl.records import PreferencePair
-from nemo_srl.stages.base import MODEL, Context, Need
+from nemo_srl.stages.base import CHAT, MODEL, Context, Need
 from nemo_srl.stages.training import training_stage
 from nemo_srl.workload import Assumptions, Trained
 
@@ -16,7 +16,7 @@ from nemo_srl.workload import Assumptions, Trained
 def task(ctx: Context) -> TrainingTask:
     rows = [
         DPORow(
-            prompt=ctx.chat.render(p.prompt),
+            prompt=ctx.chat.render_for_training(p.prompt),
             chosen=ctx.chat.response_text(p.chosen),
             rejected=ctx.chat.response_text(p.rejected),
             chosen_reward=p.chosen_score,
@@ -48,6 +48,6 @@ STAGE = training_stage(
     "policy",
     task,
     needs={"policy": MODEL, "pairs": PreferencePair, "verdict_pairs": Need(PreferencePair, optional=True)},
-    settings=("dpo", "model.chat_template", "seed"),
+    settings=("dpo", *CHAT, "seed"),
     work=work,
 )

@@ -24,10 +24,12 @@ from nemo_srl.stages.calls import open_caller
 from nemo_srl.workload import Assumptions, Generated
 
 HEADER = "A numbered list of varied tasks that users give to an AI assistant, each on one line:"
-# `9. Write`, `9) Write`, `**9.** Write`, `- 9. Write`, `**Task 9: Write**`, `### 9. Write`
+# `9. Write`, `9) Write`, `**9.** Write`, `- 9. Write`, `**Task 9: Write**`, `### 9. Write`, and with full-width marks
 _NUMBERED = re.compile(
-    r"\s{0,9}[*#>_-]{0,4}\s?(?:(?ai:task)\s)?(?P<number>\d{1,4})[*_]{0,2}[.):][*_]{0,2}\s*(?P<text>.*)"
+    r"\s{0,9}[*#>_-]{0,4}\s?(?:(?ai:task)\s)?[\uff08\[(]?(?P<number>\d{1,4})[*_]{0,2}"
+    r"(?:[.):\]\u3001\uff0e\uff1a\uff09\u06d4]|\s[\u2013-]\s)[*_]{0,2}\s*(?P<text>.*)"
 )
+_BULLET = re.compile(r"\s{0,9}[*\u2022-]\s")
 _MIN_FIRST_ROUND = 8
 
 
@@ -43,14 +45,15 @@ def tasks_in(completion: Completion, *, first_number: int) -> list[str]:
     A last one that was cut off is left out. The text may go on right behind that number. A chat model rather begins
     with an introduction and ends with a farewell, and neither is a task. So a line without a number counts at the
     beginning only, and only if the number after it is the one after `first_number`. A text without any number is a
-    list of lines.
+    list of lines, and a first one that ends with a colon introduces the others.
     """
     lines = completion.text.split("\n")
     if completion.finish_reason == "length":
         lines = lines[:-1] or lines  # a single line stays, and the filters judge it
     numbered = [match for line in lines if (match := _NUMBERED.match(line))]
     if not numbered:
-        return [text for line in lines if (text := line.strip())]
+        found = [text for line in lines if (text := _BULLET.sub("", line).strip())]
+        return found[1:] if len(found) > 1 and found[0].endswith((":", "\uff1a")) else found
     tasks = [_without_emphasis(match["text"]) for match in numbered]
     first = next(line.strip() for line in lines if line.strip())
     if not _NUMBERED.match(first) and int(numbered[0]["number"]) == first_number + 1:
@@ -157,9 +160,9 @@ STAGE = table_stage(
     "prompts",
     Prompt,
     run,
-    version=2,  # which lines are tasks, and the size of rounds
+    version=3,  # which lines are tasks, the size of rounds, and what is a word in other scripts
     needs={"policy": MODEL, "ift": IFTExample, "eft_eval": EFTExample, "earlier": Need(Prompt, many="earlier")},
-    settings=(*settings_of("prompts"), "seed"),
+    settings=(*settings_of("prompts"), "model.thinking_tags", "seed"),
     engines=("prompts",),
     work=work,
     summary=summary,

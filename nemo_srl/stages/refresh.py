@@ -12,13 +12,15 @@ from dataclasses import fields
 from nemo_srl.config import OptimConfig
 from nemo_srl.protocols import TrainingTask
 from nemo_srl.records import Candidate, EFTExample
-from nemo_srl.stages.base import MODEL, Context, Need
+from nemo_srl.stages.base import CHAT, MODEL, Context, Need
+from nemo_srl.stages.candidates import answered
 from nemo_srl.stages.sft import sft_task
 from nemo_srl.stages.training import training_stage
 
 
 def task(ctx: Context) -> TrainingTask:
-    answers = [(c.prompt, c.response) for c in ctx.read("own_answers", Candidate) if c.finish_reason == "stop"]
+    own = answered(ctx.read("own_answers", Candidate))
+    answers = [(c.prompt, c.response) for c in own if c.finish_reason == "stop"]
     verdicts = ctx.read("eft", EFTExample) if ctx.has("eft") else []
     return sft_task(ctx, ctx.cfg.refresh, answers, [*verdicts, *ctx.read_all("eft", EFTExample)])
 
@@ -35,6 +37,6 @@ STAGE = training_stage(
         "eft": Need(EFTExample, optional=True),
         "kept": Need(EFTExample, many="eft"),
     },
-    settings=(*_REFRESH, "judge.rubric", "judge.mode", "model.chat_template", "seed"),
+    settings=(*_REFRESH, "judge.rubric", "judge.mode", *CHAT, "seed"),
     added=("judge.mode",),
 )

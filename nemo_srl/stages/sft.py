@@ -8,7 +8,7 @@ from nemo_srl.config import Config, RefreshConfig, SFTConfig
 from nemo_srl.judging import reader
 from nemo_srl.protocols import SFTRow, TrainingTask
 from nemo_srl.records import EFTExample, IFTExample
-from nemo_srl.stages.base import MODEL, Context, Need
+from nemo_srl.stages.base import CHAT, MODEL, Context, Need
 from nemo_srl.stages.training import training_stage
 from nemo_srl.workload import Assumptions, Trained
 
@@ -20,7 +20,7 @@ def sft_task(
     cfg, chat = ctx.cfg, ctx.chat
     lessons = (reader(cfg.judge).lesson(x, cfg.judge) for x in verdicts)
     rows = [
-        SFTRow(prompt=chat.render(x), response=chat.response_text(y), weight=weight)
+        SFTRow(prompt=chat.render_for_training(x), response=chat.response_text(y), weight=weight)
         for weight, texts in ((1.0, answers), (optim.verdict_weight, lessons))
         for x, y in texts
     ]
@@ -47,7 +47,7 @@ STAGE = training_stage(
     task,
     needs={"policy": MODEL, "ift": IFTExample, "eft": Need(EFTExample, optional=True)},
     # The reader that `judge.mode` names decides what EFT teaches.
-    settings=("sft", "judge.rubric", "judge.mode", "model.chat_template", "seed"),
+    settings=("sft", "judge.rubric", "judge.mode", *CHAT, "seed"),
     added=("judge.mode",),
     per="run",
     work=work,

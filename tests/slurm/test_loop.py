@@ -22,7 +22,7 @@ import pytest
 
 from nemo_srl.artifacts import JOURNAL
 from tests.slurm.conftest import PROJECT, Cluster, kill, wait_for
-from tests.test_loop import published, tiny_settings
+from tests.tiny_loop import published, tiny_settings
 
 IMAGE = "nvcr.io#nvidia/nemo:25.02"
 

@@ -110,7 +110,10 @@ def _damaged(
     if name in ("swapped", "cut", "looped", "mismatched"):
         same = {"broken", "dropped", "mismatched"} if name == "mismatched" else {name}
         fitting = [s for s in found if s.kind in same]
-        return rng.choice(fitting) if fitting else None
+        # A cut or a loop that costs no more than its own point shows best what it costs. `cut_early` and `stuck` are
+        # there for the others.
+        best = max((s.true.score for s in fitting), default=0)
+        return rng.choice([s for s in fitting if s.true.score == best]) if fitting else None
     if name == "swapped+worse":
         swapped = [s.text for s in found if s.kind == "swapped"]
         if not swapped:

@@ -28,9 +28,9 @@ from rapidfuzz.distance import LCSseq
 from nemo_srl.data import texts
 from nemo_srl.data.checked.constraints import Constraint
 from nemo_srl.data.checked.topics import stems, without_material
-from nemo_srl.data.dedup import tokenize
 from nemo_srl.errors import DataError
 from nemo_srl.records import FinishReason
+from nemo_srl.words import tokenize
 
 MAX_SCORE = 5
 

@@ -61,5 +61,9 @@ def _check_text(request: GenerationRequest, params: SamplingParams) -> tuple[Fin
 
 
 BACKEND = EngineBackend(
-    settings=OpenAISettings, decisive=("base_url", "model", "api", "extra_body"), open=_open, check=_check
+    settings=OpenAISettings,
+    decisive=("base_url", "model", "api", "extra_body"),
+    open=_open,
+    check=_check,
+    has_own_template=lambda settings: bool(settings.api == "chat"),
 )
