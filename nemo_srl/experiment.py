@@ -102,9 +102,13 @@ class Experiment:
             self._launcher.run(self._job(stage, name.replace("/", "-"), output, given))
         else:
             worker.run_steps(output.path, [s.name for s in stage.steps])
-        found = output.manifest()
+        # A cluster's job of an earlier start may have published it, with other settings.
+        found = output.manifest() if output.is_published(self._schema(stage)) else None
         if found is None:
-            raise JobFailedError(f"{name} ended without publishing {output.path}. See {self.run_dir / 'logs'}.")
+            raise JobFailedError(
+                f"{name} ended without publishing {output.path}. Its output is in {self.run_dir / 'logs'}. The next "
+                "start runs this stage again, and all finished stages stay."
+            )
         figures = "  ".join(f"{k} {v:.4g}" for k, v in found.metrics.items())
         log.info("%-22s %.0f s  %s", name, time.monotonic() - started, figures)
         return output

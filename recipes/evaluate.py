@@ -17,7 +17,6 @@ With `engine=openai` the server answers, and only tokenizer and chat template ar
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import re
 import sys
@@ -148,9 +147,9 @@ def given(exp: Experiment, name: str, records: Sequence[Any], record: type) -> S
 def write_exports(directory: Path, asked: Sequence[Question], found: Sequence[Candidate], model: str) -> None:
     """Write AlpacaEval's file, and MT-Bench's if all turns of every question are answered."""
     rows = formats.alpaca_eval_rows(asked, found, model)
-    write_atomic(directory / "alpaca_eval.json", json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+    write_atomic(directory / "alpaca_eval.json", jsonio.dumps(rows, ensure_ascii=False, indent=1) + "\n")
     if len(found) == sum(len(q.turns) for q in asked):
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in formats.mt_bench_rows(asked, found, model)]
+        lines = [jsonio.dumps(row, ensure_ascii=False) + "\n" for row in formats.mt_bench_rows(asked, found, model)]
         write_atomic(directory / "mt_bench.jsonl", "".join(lines))
 
 

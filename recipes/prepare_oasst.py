@@ -11,7 +11,6 @@ This program needs no model. It writes `ift.jsonl`, `rankings.jsonl` (to which `
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -67,7 +66,7 @@ def prepare(options: Options) -> dict[str, int]:
         "counts": data.counts,
         "paper": oasst.PAPER_COUNTS,
     }
-    write_atomic(output / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(output / "manifest.json", jsonio.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return data.counts
 
 

@@ -101,7 +101,7 @@ def nemo_to_hf(
         config["dtype"] = config["torch_dtype"]
     if "rope_parameters" in config:
         config |= {"rope_theta": spec.rope_theta, "rope_scaling": spec.rope_scaling}
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    text = jsonio.dumps(config, indent=2, sort_keys=True) + "\n"
     (partial / "config.json").write_text(text, encoding="utf-8")
     publish(partial, hf_dir)
 

@@ -7,7 +7,6 @@ JavaScript could read, so text of a model can neither end that element nor start
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -87,7 +86,7 @@ def _groups(run: Run, t: int) -> Collection[Group]:
 
 def island(data: object) -> Markup:
     """JSON that is safe inside a script element, whatever text it contains."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = jsonio.dumps(data, ensure_ascii=False, separators=(",", ":"))
     for character, escape in _ESCAPES.items():
         text = text.replace(character, escape)
     return Markup(text)

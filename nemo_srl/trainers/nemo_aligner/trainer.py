@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from nemo_srl import jsonio
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.models import hf
 from nemo_srl.protocols import DPORow, SFTRow, TrainingTask
@@ -62,7 +63,7 @@ class NemoAlignerTrainer:
             "plan": plan,
             "rows": rows,
         }
-        text = json.dumps(identity)
+        text = jsonio.dumps(identity)
         task_file = work_dir / _TASK_FILE
         if task_file.exists() and task_file.read_text() == text:
             _keep_newest_checkpoint(work_dir)
@@ -73,7 +74,7 @@ class NemoAlignerTrainer:
         (work_dir / METRICS_FILE).unlink(missing_ok=True)
         work_dir.mkdir(parents=True, exist_ok=True)
         write_rows(rows, work_dir / TRAIN_FILE)
-        (work_dir / DATA_FILE).write_text(json.dumps(asdict(statistics), indent=2) + "\n")
+        (work_dir / DATA_FILE).write_text(jsonio.dumps(asdict(statistics), indent=2) + "\n")
         OmegaConf.save(OmegaConf.create(plan), work_dir / planning.PLAN_FILE)
         _write_start(task.model_dir, work_dir, plan["model"])
         task_file.write_text(text)

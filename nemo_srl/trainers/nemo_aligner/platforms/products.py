@@ -119,7 +119,7 @@ def _machine() -> dict[str, Any]:
 def _publish(path: Path, content: dict[str, Any]) -> None:
     """Write the file, complete or not at all. If another rank was first, its file stays."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.write_text(jsonio.dumps(content, indent=2) + "\n")
     try:
         os.link(temporary, path)
     except FileExistsError:
