@@ -10,8 +10,7 @@
 
 The *identity* of an artifact is its stage and its version, the settings that decide its result, and the digests of its
 inputs. An artifact with the same identity is kept. An artifact with another identity is refused, finished or not, and
-`StaleArtifactError` names each change and what to delete. So old and new settings never mix. A stage that has made
-nothing yet begins anew. A setting that the directory does not know
+`StaleArtifactError` names each change and what to delete. So old and new settings never mix. A setting that the directory does not know
 counts as its default (`Schema`), so an old run can continue after this package has got a new setting.
 """
 
@@ -129,7 +128,7 @@ class Artifact:
             self._refuse_other(found.identity, schema, "was made")
             return True
         spec = self.path / SPEC
-        if spec.exists() and lineage.holds_work(self.path):
+        if spec.exists():
             self._refuse_other(read_json(spec).get("identity", {}), schema, "was begun")
         return False
 
@@ -146,8 +145,7 @@ class Artifact:
         raise StaleArtifactError(
             f"{self.path} {verb} with other settings or inputs:\n" + "\n".join(changes) + "\n"
             "Nothing was changed. Use a new run_dir, or use the old settings. Or delete what was made with the old "
-            "ones. The next start makes it again, and all other stages stay:\n  "
-            + lineage.removal(old)
+            "ones. The next start makes it again, and all other stages stay:\n  " + lineage.removal(old)
         )
 
     def digest(self) -> str:

@@ -105,12 +105,25 @@ class ChatTemplate:
         """Length of `encode(text)`."""
         return len(self.encode(text))
 
+    def num_trained_tokens(self, instruction: str, response: str, *, at_most: int = 0) -> int:
+        """Length of a training row: prompt, response and the token that ends it.
+
+        A row that surely has no more than `at_most` tokens is not tokenised; then this is an upper bound.
+        """
+        prompt, text = self.render(instruction), self.response_text(response)
+        if (bound := len(prompt.encode()) + len(text.encode()) + 1) <= at_most:
+            return bound  # no token is shorter than a byte
+        begin, both = self.encode(prompt), self.encode(prompt + text)
+        # Tokens that would merge across the end of the prompt are kept apart, as the trainer does.
+        merged = both[: len(begin)] != begin
+        return (len(begin) + len(self.encode(text)) if merged else len(both)) + 1
+
     def _harmless(self, text: str) -> str:
         text = self._markers.broken_up(text)
         while self._marker_ids:
             found = self._tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
-            places = zip(found["input_ids"], found["offset_mapping"], strict=True)
-            places = [begin for token, (begin, end) in places if token in self._marker_ids and end - begin > 1]
+            tokens = zip(found["input_ids"], found["offset_mapping"], strict=True)
+            places = [begin for token, (begin, end) in tokens if token in self._marker_ids and end - begin > 1]
             if not places:
                 break
             for begin in reversed(places):

@@ -34,8 +34,14 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from e
 
 
+def forget_begun(directory: Path) -> None:
+    """Remove the `stage.json` of a stage that has made nothing yet, so that it may begin anew with other settings."""
+    if (directory / SPEC).exists() and not holds_work(directory):
+        (directory / SPEC).unlink()
+
+
 def holds_work(directory: Path) -> bool:
-    """Whether a stage that was begun has made anything. Otherwise it may begin anew with other settings."""
+    """Whether a stage that was begun has made anything."""
     return any(
         path.is_dir() or path.stat().st_size > 0
         for path in directory.iterdir()
@@ -64,8 +70,12 @@ def with_settings(run_dir: Path, settings: Collection[str]) -> list[Path]:
 
 
 def removal(directories: Collection[Path]) -> str:
-    """The command that deletes these stages."""
-    return shlex.join(["rm", "-r", *map(str, directories)])
+    """The command that deletes these stages. It names an iteration if it deletes all of its stages."""
+    names: dict[Path, None] = {}
+    for directory in directories:
+        others = {spec.parent for spec in directory.parent.glob(f"*/{SPEC}")} - set(directories)
+        names[directory if any(map(holds_work, others)) else directory.parent] = None
+    return shlex.join(["rm", "-r", *map(str, names)])
 
 
 def _place(path: Path) -> tuple[str, ...]:

@@ -105,7 +105,7 @@ class Prompt:
     """One instruction for the policy, e.g. `Prompt(prompt_id="iter1-000003", text="Name a prime.")`."""
 
     prompt_id: str
-    text: str
+    text: Text
 
     @property
     def key(self) -> str:

@@ -6,12 +6,11 @@ Raises `DataError` for a directory without a published stage.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_srl.artifacts import DATA, MANIFEST, SPEC, Artifact, Manifest, read_jsonl
+from nemo_srl.artifacts import DATA, MANIFEST, SPEC, Artifact, Manifest, read_json, read_jsonl
 from nemo_srl.errors import DataError
 from nemo_srl.records import Metric, R
 from nemo_srl.stages import LOOP
@@ -104,8 +103,7 @@ def training_metrics(directory: Path) -> list[dict[str, Any]]:
 
 def read_spec(directory: Path) -> dict[str, Any]:
     """The content of the `stage.json` in a stage's directory: its settings and inputs."""
-    spec: dict[str, Any] = json.loads((directory / SPEC).read_text(encoding="utf-8"))
-    return spec
+    return read_json(directory / SPEC)
 
 
 def _place(stage: StageRun) -> tuple[int, int, str]:

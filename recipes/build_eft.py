@@ -19,7 +19,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from nemo_srl import cli
+from nemo_srl import cli, preflight
 from nemo_srl.artifacts import DATA
 from nemo_srl.config import Config
 from nemo_srl.errors import ConfigError
@@ -36,8 +36,12 @@ def build(cfg: Config, exp: Experiment) -> Path:
     """Run the two stages, and copy the result to `eft.jsonl`."""
     if not cfg.data.rankings_path:
         raise ConfigError("data.rankings_path='': give ranked answers, for example those that prepare_oasst.py writes")
-    rankings = exp.source(cfg.data.rankings_path, RankedAnswers)
-    m1 = exp.run(sft.STAGE, 0, policy=exp.base_model(), ift=exp.source(cfg.data.ift_path, IFTExample))
+    rankings = exp.source(cfg.data.rankings_path, RankedAnswers, key="data.rankings_path")
+    eft.check(rankings.read())
+    ift = exp.source(cfg.data.ift_path, IFTExample, key="data.ift_path")
+    m0 = exp.base_model()
+    preflight.check(cfg, m0.model_dir, (), ift=ift.read())
+    m1 = exp.run(sft.STAGE, 0, policy=m0, ift=ift)
     verdicts = exp.run(eft.STAGE, 0, judge=m1, rankings=rankings)
     manifest = verdicts.manifest()
     assert manifest is not None

@@ -20,7 +20,8 @@ import itertools
 import logging
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,14 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from nemo_srl import cli, report
+from nemo_srl import cli, jsonio, preflight, report
 from nemo_srl.artifacts import BaseModel, SourceFile, to_line, write_atomic
 from nemo_srl.config import Config
 from nemo_srl.data import questions as formats
 from nemo_srl.data import verifiable
-from nemo_srl.errors import ConfigError
+from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.experiment import Experiment
+from nemo_srl.judging.pairwise import check_rubric
 from nemo_srl.records import Candidate, EFTExample, Metric, Question, VerifiablePrompt
 from nemo_srl.runs import open_run
 from nemo_srl.stages import answers, evaluation, head_to_head
@@ -69,19 +71,29 @@ def evaluate(settings: EvaluateSettings, exp: Experiment) -> str:
     """Run everything; returns the tables as Markdown."""
     for name in settings.models:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ConfigError(f"evaluate.models: {name!r} names directories. Use letters, digits, '.', '_' and '-'.")
+            raise ConfigError(
+                f"evaluate.models: {name!r} becomes part of the names of directories. Use a name of letters, digits, "
+                "'.', '_' and '-'."
+            )
     directories = {name: path for name, path in settings.models.items() if not path.endswith(".json")}
     if not directories and not settings.judge_model:
         raise ConfigError(f"evaluate.models={settings.models}: give one or more Hugging Face directories by name")
-    # Read both files before any model is asked, because either may be refused.
-    asked = formats.read_questions(Path(settings.questions)) if settings.questions else []
-    checked = verifiable.read_prompts(Path(settings.ifeval), verifiable.Verifier()) if settings.ifeval else []
-    models = {name: exp.base_model(path) for name, path in directories.items()}
+    # Everything is read before any model is asked, because any of it may be refused.
+    with naming("evaluate.questions"):
+        asked = formats.read_questions(Path(settings.questions)) if settings.questions else []
+    with naming("evaluate.ifeval"):
+        checked = verifiable.read_prompts(Path(settings.ifeval), verifiable.Verifier()) if settings.ifeval else []
+    models = {name: exp.base_model(path, key=f"evaluate.models.{name}") for name, path in directories.items()}
+    judge = exp.base_model(settings.judge_model or next(iter(directories.values())), key="evaluate.judge_model")
+    preflight.check_models(exp.cfg, {f"evaluate.models.{name}": m.model_dir for name, m in models.items()})
+    preflight.check_models(exp.cfg, {"evaluate.judge_model": judge.model_dir})
+    if asked and len(settings.models) > 1:
+        check_rubric(exp.cfg.judge)
     sections = []
     if checked and models:
         sections.append("## IFEval\n\n" + report.markdown(report.ifeval_cells(follow(exp, models, checked))))
     if settings.judging and models:
-        held_out = exp.source(exp.cfg.data.eft_eval_path, EFTExample)
+        held_out = exp.source(exp.cfg.data.eft_eval_path, EFTExample, key="data.eft_eval_path")
         measured = {
             name: exp.run(evaluation.STAGE, 0, policy=m, eft_eval=held_out, directory=f"evaluation_{name}").read()
             for name, m in models.items()
@@ -89,12 +101,20 @@ def evaluate(settings: EvaluateSettings, exp: Experiment) -> str:
         sections.append("## Each model by itself\n\n" + report.table(measured))
     answered = answer(settings, exp, models, asked) if asked else {}
     if len(answered) > 1:
-        judge = exp.base_model(settings.judge_model or next(iter(directories.values())))
         matches = compare(exp, judge, answered)
         ours, theirs = report.markdown(report.match_cells(matches)), report.markdown(report.paper_cells())
         sections.append("\n\n".join(["## Head to head", ours, *report.unreadable(matches)]))
         sections.append(f"In the paper (70B, GPT-4 as judge):\n\n{theirs}")
     return "\n\n".join(sections)
+
+
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Let errors in a file begin with the setting that names it."""
+    try:
+        yield
+    except DataError as e:
+        raise DataError(f"{key}={e}") from e
 
 
 def answer(

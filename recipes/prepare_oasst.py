@@ -18,7 +18,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from nemo_srl import cli
+from nemo_srl import cli, jsonio
 from nemo_srl.artifacts import digest_of_file, to_line, write_atomic
 from nemo_srl.data import oasst
 from nemo_srl.errors import DataError

@@ -7,14 +7,13 @@ running orchestrator.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import MISSING
 
 from nemo_srl import cli
-from nemo_srl.artifacts import JOURNAL, MANIFEST, SPEC
+from nemo_srl.artifacts import JOURNAL, MANIFEST, SPEC, read_json
 from nemo_srl.errors import DataError, NemoSrlError
 from nemo_srl.launchers.slurm import client, read_record, record_file
 from nemo_srl.runs import training_metrics
@@ -35,7 +34,7 @@ def lines(run_dir: Path) -> list[str]:
         directory = spec.parent
         job, state = _job(run_dir, str(directory.relative_to(run_dir)).replace("/", "-"))
         if (directory / MANIFEST).exists():
-            seconds = json.loads((directory / MANIFEST).read_text())["seconds"]
+            seconds = read_json(directory / MANIFEST)["seconds"]
             rows.append((str(directory.relative_to(run_dir)), "published", job, f"{seconds:.0f} s"))
         else:
             rows.append((str(directory.relative_to(run_dir)), state or "unfinished", job, _progress(directory)))

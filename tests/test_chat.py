@@ -172,7 +172,9 @@ VICUNA = (
     "{% for m in messages %}{% if m['role'] == 'user' %}USER: {{ m['content'] }} "
     "{% else %}ASSISTANT: {{ m['content'] }}</s>{% endif %}{% endfor %}"
 )
-ONLY_ANSWERED = "{% if messages[-1]['role'] == 'user' %}{{ raise_exception('no answer') }}{% endif %}" + IGNORES_THE_FLAG
+ONLY_ANSWERED = (
+    "{% if messages[-1]['role'] == 'user' %}{{ raise_exception('no answer') }}{% endif %}" + IGNORES_THE_FLAG
+)
 
 
 @pytest.mark.parametrize("template", [IGNORES_THE_FLAG, ONLY_ANSWERED])

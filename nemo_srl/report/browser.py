@@ -13,6 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from nemo_srl import jsonio
 from nemo_srl.judging import mean_scores
 from nemo_srl.records import Candidate, Judgement, PreferencePair
 from nemo_srl.runs import Run

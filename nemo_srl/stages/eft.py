@@ -71,7 +71,8 @@ def _sign(x: float) -> int:
     return (x > 0) - (x < 0)
 
 
-def _check(ranked: Sequence[RankedAnswers]) -> None:
+def check(ranked: Sequence[RankedAnswers]) -> None:
+    """Raises `DataError` for rankings that cannot be judged."""
     for x in ranked:
         if len(x.responses) < 2 or len(x.responses) != len(x.ranks):
             raise DataError(
@@ -83,7 +84,7 @@ def _check(ranked: Sequence[RankedAnswers]) -> None:
 def run(ctx: Context) -> Made[EFTExample]:
     cfg = ctx.cfg
     rankings = ctx.read("rankings", RankedAnswers)
-    _check(rankings)
+    check(rankings)
     material = {_key(x, i): (x.instruction, response) for x in rankings for i, response in enumerate(x.responses)}
     with open_caller(ctx) as caller:
         judge = caller.judge.absolute

@@ -17,7 +17,6 @@ from nemo_srl.pairing import LABELS, build_pairs
 from nemo_srl.records import Candidate, Judgement, PreferencePair
 from nemo_srl.stages.base import Context, Made, table_stage
 
-
 # By the reason why a prompt has no pair: what may help, and the settings for it.
 _REMEDIES: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = {
     "tied": (

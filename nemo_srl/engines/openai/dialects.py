@@ -124,7 +124,10 @@ class ChatDialect:
         self, request: GenerationRequest, params: SamplingParams, *, model: str, n: int, seed: int
     ) -> dict[str, Any]:
         texts = [*(text for turn in request.earlier_turns for text in turn), request.text]
-        messages = [{"role": ("user", "assistant")[i % 2], "content": self.markers.broken_up(text)} for i, text in enumerate(texts)]
+        messages = [
+            {"role": ("user", "assistant")[i % 2], "content": self.markers.broken_up(text)}
+            for i, text in enumerate(texts)
+        ]
         body = {"model": model, "messages": messages, **_sampling(params, n=n, seed=seed)}
         if params.num_logprobs:
             body |= {"logprobs": True, "top_logprobs": params.num_logprobs}

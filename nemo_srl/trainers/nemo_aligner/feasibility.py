@@ -52,9 +52,7 @@ def _check_parallelism(trainer: NemoAlignerSettings, spec: ModelSpec) -> None:
     require(not trainer.sequence_parallel or tp > 1, "trainer.sequence_parallel", True, reason)
 
 
-def _check_batches(
-    optim: OptimConfig, trainer: NemoAlignerSettings, spec: ModelSpec, train: DataStatistics
-) -> None:
+def _check_batches(optim: OptimConfig, trainer: NemoAlignerSettings, spec: ModelSpec, train: DataStatistics) -> None:
     key, size = f"{optim.section}.global_batch_size", optim.global_batch_size
     micro, ranks = trainer.micro_batch_size, trainer.data_parallel_size
     reason = (
@@ -82,7 +80,7 @@ _GIVE_MORE = {
 def _smaller_batch(key: str, num_rows: int, micro: int, ranks: int) -> str:
     """The largest batch size that these rows fill, or the settings that stand in its way."""
     if num_rows >= micro * ranks:
-        return f"set {key} to {num_rows // (micro * ranks) * (micro * ranks)}"
+        return f"set {key} to at most {num_rows // (micro * ranks) * (micro * ranks)}"
     ranks = min(ranks, num_rows)
     fewer = f"{key}={ranks} and trainer.micro_batch_size=1"
     return f"set {fewer}, on {ranks} data-parallel rank(s) (trainer.devices, trainer.num_nodes)"

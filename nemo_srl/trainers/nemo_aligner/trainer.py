@@ -8,7 +8,6 @@ checkpoints) and `metrics.jsonl` (one line per step). On a CPU, `products-*.json
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,7 +18,9 @@ from omegaconf import OmegaConf
 
 from nemo_srl import jsonio
 from nemo_srl.errors import ConfigError, DataError
+from nemo_srl.lineage import read_json
 from nemo_srl.models import hf
+from nemo_srl.models.tokenizer import load_tokenizer
 from nemo_srl.protocols import DPORow, SFTRow, TrainingTask
 from nemo_srl.trainers.nemo_aligner import training_plan as planning
 from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, Encode, tokenize_rows, write_rows
@@ -92,7 +93,7 @@ class NemoAlignerTrainer:
         """
         from nemo_srl.models.convert import nemo_to_hf
 
-        task = json.loads((work_dir / _TASK_FILE).read_text())
+        task = read_json(work_dir / _TASK_FILE)
         if not model_dir.exists():
             nemo_to_hf(last_checkpoint(work_dir), model_dir, template_hf_dir=Path(task["model_dir"]))
         for name in (planning.START_DIR, f"{planning.NEMO_DIR}/checkpoints", planning.REFERENCE_DIR):
@@ -162,16 +163,9 @@ def _keep_newest_checkpoint(work_dir: Path) -> None:
 
 
 def _load_tokenizer(model_dir: Path, spec: hf.ModelSpec) -> tuple[Encode, int]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True)
+    tokenizer = load_tokenizer(model_dir)
     eos_token_id = tokenizer.eos_token_id
-    if eos_token_id not in spec.eos_token_ids:
-        raise ConfigError(
-            f"eos_token_id={eos_token_id} in the tokenizer of {model_dir}: generation ends at "
-            f"{spec.eos_token_ids} (generation_config.json, config.json), so a model trained to end its responses "
-            "with the tokenizer's token would never stop. Make the two agree."
-        )
+    hf.check_end(model_dir, spec, eos_token_id, "in the tokenizer")
 
     def encode(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -182,7 +176,7 @@ def _load_tokenizer(model_dir: Path, spec: hf.ModelSpec) -> tuple[Encode, int]:
 def _summary(work_dir: Path) -> dict[str, float]:
     """First and last training losses, and the counts of `data.json`, as one flat mapping."""
     steps = read_metrics(work_dir / METRICS_FILE)
-    data = json.loads((work_dir / DATA_FILE).read_text())
+    data = read_json(work_dir / DATA_FILE)
     plan = OmegaConf.load(work_dir / planning.PLAN_FILE)
     num_used = plan.num_steps * plan.model.global_batch_size // plan.trainer.max_epochs
     summary: dict[str, float] = {

@@ -8,7 +8,6 @@ kind of machine. Every later start on such a machine reads it there, and so do t
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -20,7 +19,8 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from nemo_srl.artifacts import digest_of
+from nemo_srl import jsonio
+from nemo_srl.artifacts import digest_of, read_json
 from nemo_srl.trainers.nemo_aligner.training_plan import PLAN_FILE
 
 ONEDNN = "oneDNN"
@@ -47,7 +47,7 @@ def choose(work_dir: Path) -> str:
     path = work_dir / f"products-{digest_of(machine)}.json"
     if not path.exists():
         _publish(path, {"gflops": _measured(*sizes), "machine": machine})
-    gflops = json.loads(path.read_text())["gflops"]
+    gflops = read_json(path)["gflops"]
     library = faster(gflops)
     use(library)
     others = "".join(f"; {name} {gflops[name]:.0f}" for name in gflops if name != library)
