@@ -9,9 +9,10 @@
         manifest.json   written last, by rename: without it the work is not finished
 
 The *identity* of an artifact is its stage and its version, the settings that decide its result, and the digests of its
-inputs. An artifact with the same identity is kept. An artifact with another identity is refused, finished or not, and
-`StaleArtifactError` names each change and what to delete. So old and new settings never mix. A setting that the directory does not know
-counts as its default (`Schema`), so an old run can continue after this package has got a new setting.
+inputs. An artifact with the same identity is kept. An artifact with another identity is refused, finished or not.
+`StaleArtifactError` names each change, and what to delete. So old and new settings never mix. A setting that the
+directory does not know counts as its default (`Schema`), so an old run can continue after this package has got a new
+setting.
 """
 
 from __future__ import annotations

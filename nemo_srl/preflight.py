@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -45,8 +46,9 @@ def check(
         check_engine(cfg, role, model_dir)
     reader = judging.reader(cfg.judge)
     reader.check(cfg.judge)
-    chat = check_model(cfg, model_dir)
-    hf.check_end(model_dir, spec, chat.eos_token_id, "in the tokenizer")
+    with _naming("model.path", model_dir):
+        chat = check_model(cfg, model_dir)
+        hf.check_end(model_dir, spec, chat.eos_token_id, "in the tokenizer")
     check_models(cfg, other_models)
     for key, examples in (("eft_path", eft), ("eft_eval_path", held_out)):
         for example in examples:
@@ -133,7 +135,10 @@ def _naming(key: str, directory: Path) -> Iterator[None]:
     try:
         yield
     except (ConfigError, ModelError) as e:
-        more = " All models of a run have this template." if "model.chat_template=" in str(e) else ""
+        is_template = str(e).startswith("model.chat_template=")
+        if is_template and key == "model.path":
+            raise
+        more = " All models of a run have this template." if is_template else ""
         raise type(e)(f"{key}={str(directory)!r}: {e}{more}") from e
 
 
@@ -168,20 +173,30 @@ def _check_seed(
                 "%s: %d of %d rows are longer than sft.max_seq_length=%d tokens. They are left out.",
                 key, len(longer), len(texts), limit,
             )  # fmt: skip
-    _require_batch(cfg.sft, num_fitting, too_long, context=spec.max_position_embeddings)
+    if num_fitting < cfg.sft.global_batch_size:
+        raise _too_few_rows(cfg, spec, num_fitting, too_long)
 
 
-def _require_batch(sft: OptimConfig, num_fitting: int, too_long: Sequence[int], *, context: int) -> None:
-    if num_fitting >= sft.global_batch_size:
-        return
+def _too_few_rows(cfg: Config, spec: ModelSpec, num_fitting: int, too_long: Sequence[int]) -> ConfigError:
+    sft, context = cfg.sft, spec.max_position_embeddings
     wanted = sorted(too_long)[: sft.global_batch_size - num_fitting]
     remedies = ["give more or shorter rows"]
     if num_fitting + len(wanted) == sft.global_batch_size and wanted[-1] <= context:
         remedies.insert(0, f"set sft.max_seq_length to {wanted[-1]} or more")
-    if num_fitting:
-        remedies.append(f"set sft.global_batch_size to at most {num_fitting}")
-    raise ConfigError(
+    sizes = [n for n in range(1, num_fitting + 1) if _is_accepted(cfg, replace(sft, global_batch_size=n), spec)]
+    if sizes:
+        remedies.append(f"set sft.global_batch_size to {sizes[-1]}")
+    return ConfigError(
         f"sft.global_batch_size={sft.global_batch_size}: one step needs so many rows. Of data.ift_path and "
         f"data.eft_path, {num_fitting} rows have at most sft.max_seq_length={sft.max_seq_length} tokens, and "
         f"{len(too_long)} are longer. Do one of these: {', or '.join(remedies)}."
     )
+
+
+def _is_accepted(cfg: Config, training: OptimConfig, spec: ModelSpec) -> bool:
+    """Whether the trainer takes the settings of this training."""
+    try:
+        trainer_backend(cfg.trainer).check(cfg.trainer, [training], spec)
+    except ConfigError:
+        return False
+    return True
