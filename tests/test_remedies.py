@@ -101,7 +101,7 @@ def named_for_deletion(message: str) -> list[Path]:
 def test_after_no_pairs_the_named_stages_are_deleted_and_the_run_goes_on(
     tmp_path: Path, model: BaseModel, judge: tuple[FickleJudge, Loopback, str]
 ) -> None:
-    reply, loopback, url = judge
+    reply, _, url = judge
     run_dir = tmp_path / "run"
     cfg = settings(run_dir, url)
     with pytest.raises(NoPairsError) as e:

@@ -6,10 +6,11 @@ sample.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from nemo_srl.markers import Markers, for_servers
 from nemo_srl.protocols import GenerationRequest, SamplingParams
@@ -256,5 +257,10 @@ def _token(token: object, own: object, top: Iterable[tuple[str, object]]) -> Tok
     if not isinstance(token, str):
         raise TypeError(f"token {token!r}")
     # The generated token may be missing among the most probable ones.
-    found = {token: float(own)} if isinstance(own, (int, float)) else {}
-    return TokenLogprob(token, {**found, **{str(t): float(p) for t, p in top if isinstance(p, (int, float))}})
+    found = {token: float(own)} if _is_number(own) else {}
+    return TokenLogprob(token, {**found, **{str(t): float(p) for t, p in top if _is_number(p)}})
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """Also not infinite, as some servers write it for a probability of 0. Such a token may be left out."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
