@@ -252,7 +252,10 @@ def read_jsonl(path: Path, record: type[R]) -> list[R]:
     for where, row in read_rows(path, what=f"rows of {record.__name__}"):
         found = from_row(record, row, where=where)
         if (first := places.setdefault(found.key, where)) != where:
-            raise DataError(f"{where}: the key {found.key!r} is already used in {first.removeprefix(f'{path}, ')}")
+            raise DataError(
+                f"{where}: the key {found.key!r} is already used in {first.removeprefix(f'{path}, ')}. Give each row "
+                "a key of its own, or remove one of the two."
+            )
         records.append(found)
     return records
 

@@ -25,8 +25,8 @@ from nemo_srl.config import Config
 from nemo_srl.errors import ConfigError
 from nemo_srl.experiment import Experiment
 from nemo_srl.records import EFTExample, IFTExample, Metric, Prompt, RankedAnswers
+from nemo_srl.report import tracking
 from nemo_srl.report.alarms import Alarm, alarms
-from nemo_srl.report.tracking import track
 from nemo_srl.runs import open_run
 from nemo_srl.stages import anchor, candidates, eft, evaluation, judgements, pairs, policy, prompts, refresh, sft
 
@@ -54,6 +54,7 @@ class Given:
 
 def open_given(cfg: Config, exp: Experiment) -> Given:
     """Open and check everything that the user gives."""
+    tracking.check(cfg.tracking)
     data = cfg.data
     ranked = exp.source(data.rankings_path, RankedAnswers, key="data.rankings_path") if data.rankings_path else None
     given = Given(
@@ -112,7 +113,7 @@ def iterate(cfg: Config, exp: Experiment) -> dict[str, list[Metric]]:
             own = exp.run(candidates.STAGE, t, policy=m, prompts=x, directory="own_answers")
             m = exp.run(refresh.STAGE, t, policy=m, own_answers=own, eft=given.eft, kept=kept)
         evaluations[f"M{t + 1}"] = exp.run(evaluation.STAGE, t, policy=m, eft_eval=held_out)
-        track(open_run(exp.run_dir), cfg.tracking)
+        tracking.track(open_run(exp.run_dir), cfg.tracking)
     return {name: artifact.read() for name, artifact in evaluations.items()}
 
 

@@ -54,7 +54,10 @@ def prepare(options: Options) -> dict[str, int]:
         seed=options.seed,
     )
     if not data.ift or not data.rankings or not data.eft_eval:
-        raise DataError(f"trees={options.trees}: too few usable trees for all three files; counted: {data.counts}")
+        raise DataError(
+            f"trees={options.trees}: too few usable trees for all three files; counted: {data.counts}. Give the whole "
+            "file of trees, or lower num_ift, num_eft or num_eft_eval."
+        )
     output = Path(options.output_dir)
     tables: dict[str, Iterable[object]] = {"ift": data.ift, "rankings": data.rankings, "eft_eval": data.eft_eval}
     for name, records in tables.items():

@@ -268,9 +268,9 @@ def test_a_model_that_cannot_be_used_is_refused_before_the_first_stage_under_its
         given = {"model.path": str(model_dir), **seed}
         given[key] = str(directory / "none" if damage == "none" else directory)
         cfg = composed(*(f"{k}={v}" for k, v in given.items()), "sft.global_batch_size=4")
-        with Experiment(replace(cfg, run_dir=str(tmp_path / "run"))) as exp:
-            with pytest.raises((ModelError, ConfigError), match=message) as e:
-                recipe.iterate(exp.cfg, exp)
+        run = Experiment(replace(cfg, run_dir=str(tmp_path / "run")))
+        with pytest.raises((ModelError, ConfigError), match=message) as e, run as exp:
+            recipe.iterate(exp.cfg, exp)
         assert str(e.value).startswith(f"{key}=")
         assert "\n" not in str(e.value)
         assert not list((tmp_path / "run").glob("iter_*"))

@@ -35,7 +35,10 @@ def run(ctx: Context) -> Made[Metric]:
     prompts = ctx.read("prompts", VerifiablePrompt)
     responses = {c.prompt_id: c.response for c in ctx.read("answers", Candidate)}
     if missing := [p.key for p in prompts if p.key not in responses]:
-        raise DataError(f"{len(missing)} of {len(prompts)} prompts have no answer, the first is {missing[0]!r}")
+        raise DataError(
+            f"{len(missing)} of {len(prompts)} prompts have no answer, the first is {missing[0]!r}. Give "
+            "the answers to these prompts."
+        )
     verifier = verifiable.Verifier()
     followed = [verifier.followed(p, responses[p.key]) for p in prompts]
     metrics = metrics_of(followed, num_bootstrap=ctx.cfg.evaluation.num_bootstrap, seed=ctx.cfg.seed)

@@ -221,8 +221,10 @@ class _Batch:
                 self.logprobs[row][num_done] = values
         if -1 in chosen:
             raise EngineError(
-                f"request {self.slots[chosen.index(-1)].request.key!r}: the model's output is not a number. "
-                "Its weights are damaged or its training diverged (look at the training's loss)."
+                f"request {self.slots[chosen.index(-1)].request.key!r}: the model's output is not a number. Its "
+                "weights are damaged or its training diverged. If it is the model of a user, copy or download it "
+                "again. If a stage of this run trained it, look at the training's loss, delete the directory of that "
+                "stage, and lower its learning rate."
             )
         full = num_done + 1 == params.max_tokens
         ended = [i for i, slot in enumerate(self.slots) if full or ends(slot, self.tokens[i])]

@@ -23,7 +23,7 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
     if heads % groups:
         raise ModelError(
             f"num_attention_heads={heads} is not a multiple of num_key_value_heads={groups}, which grouped-query "
-            "attention needs"
+            "attention needs. Copy the file again from where the model came from."
         )
     theta, scaling = rotary(config)
     return ModelSpec(

@@ -49,7 +49,9 @@ class NemoAlignerTrainer:
         """
         expected = SFTRow if task.algorithm == "sft" else DPORow
         if wrong := [type(row).__name__ for row in task.rows if not isinstance(row, expected)]:
-            raise DataError(f"algorithm={task.algorithm}: needs rows of {expected.__name__}, found {wrong[0]}")
+            raise DataError(
+                f"algorithm={task.algorithm}: needs rows of {expected.__name__}, found {wrong[0]}. Give only those."
+            )
         spec = hf.read_spec(task.model_dir)
         encode, eos_token_id = _load_tokenizer(task.model_dir, spec)
         rows, statistics = tokenize_rows(
