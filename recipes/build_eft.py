@@ -32,16 +32,20 @@ log = logging.getLogger(__name__)
 cli.register_schemas(sys.argv[1:], schema=Config)
 
 
+def check(cfg: Config, exp: Experiment) -> None:
+    """Check all that the user gives before the first stage."""
+    ift = exp.source(cfg.data.ift_path, IFTExample, key="data.ift_path")
+    preflight.check(cfg, exp.base_model().model_dir, (), ift=ift.read())
+    if cfg.data.rankings_path:
+        eft.check(exp.source(cfg.data.rankings_path, RankedAnswers, key="data.rankings_path").read())
+
+
 def build(cfg: Config, exp: Experiment) -> Path:
     """Run the two stages, and copy the result to `eft.jsonl`."""
     if not cfg.data.rankings_path:
         raise ConfigError("data.rankings_path='': give ranked answers, for example those that prepare_oasst.py writes")
-    rankings = exp.source(cfg.data.rankings_path, RankedAnswers, key="data.rankings_path")
-    eft.check(rankings.read())
-    ift = exp.source(cfg.data.ift_path, IFTExample, key="data.ift_path")
-    m0 = exp.base_model()
-    preflight.check(cfg, m0.model_dir, (), ift=ift.read())
-    m1 = exp.run(sft.STAGE, 0, policy=m0, ift=ift)
+    rankings = exp.source(cfg.data.rankings_path, RankedAnswers)
+    m1 = exp.run(sft.STAGE, 0, policy=exp.base_model(), ift=exp.source(cfg.data.ift_path, IFTExample))
     verdicts = exp.run(eft.STAGE, 0, judge=m1, rankings=rankings)
     manifest = verdicts.manifest()
     assert manifest is not None
@@ -60,6 +64,7 @@ def build(cfg: Config, exp: Experiment) -> Path:
 
 def run(cfg: Config) -> None:
     with Experiment(cfg) as exp:
+        check(cfg, exp)
         print(build(cfg, exp))
 
 

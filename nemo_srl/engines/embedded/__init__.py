@@ -34,6 +34,8 @@ def _open(settings: EmbeddedSettings, model_dir: Path) -> GenerationEngine:
 
 
 def _check(settings: EmbeddedSettings, model_dir: Path) -> None:
+    if not model_dir.is_dir():
+        return  # a model that is still to be trained, which has the scaling of the model before it
     spec = read_spec(model_dir)
     if spec.rope_type not in ROPE_TYPES:
         raise ConfigError(
