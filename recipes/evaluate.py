@@ -67,33 +67,46 @@ class EvaluateConfig(Config):
 cli.register_schemas(sys.argv[1:], evaluate_schema=EvaluateConfig)
 
 
+def check(settings: EvaluateSettings, exp: Experiment) -> None:
+    """Check everything that the user gives before any model is asked. Errors begin with the setting's name."""
+    with naming("evaluate.questions"):
+        asked = formats.read_questions(Path(settings.questions)) if settings.questions else []
+    with naming("evaluate.ifeval"):
+        if settings.ifeval:
+            verifiable.read_prompts(Path(settings.ifeval), verifiable.Verifier())
+    named = {f"evaluate.models.{name}": path for name, path in settings.models.items()}
+    for key, path in named.items():
+        if path.endswith(".json"):
+            with naming(key):
+                formats.read_answers(Path(path), asked)
+    given = {key: path for key, path in named.items() if not path.endswith(".json")}
+    given |= {"evaluate.judge_model": settings.judge_model} if settings.judge_model else {}
+    preflight.check_models(exp.cfg, {key: exp.base_model(path, key=key).model_dir for key, path in given.items()})
+    if settings.judging and given:
+        exp.source(exp.cfg.data.eft_eval_path, EFTExample, key="data.eft_eval_path")
+    if asked and len(settings.models) > 1:
+        check_rubric(exp.cfg.judge)
+
+
 def evaluate(settings: EvaluateSettings, exp: Experiment) -> str:
     """Run everything; returns the tables as Markdown."""
     for name in settings.models:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ConfigError(
-                f"evaluate.models: {name!r} becomes part of the names of directories. Use a name of letters, digits, "
-                "'.', '_' and '-'."
+                f"evaluate.models: {name!r} names directories, so it must begin with a letter or digit. Use letters, "
+                "digits, '.', '_' and '-'."
             )
     directories = {name: path for name, path in settings.models.items() if not path.endswith(".json")}
     if not directories and not settings.judge_model:
         raise ConfigError(f"evaluate.models={settings.models}: give one or more Hugging Face directories by name")
-    # Everything is read before any model is asked, because any of it may be refused.
-    with naming("evaluate.questions"):
-        asked = formats.read_questions(Path(settings.questions)) if settings.questions else []
-    with naming("evaluate.ifeval"):
-        checked = verifiable.read_prompts(Path(settings.ifeval), verifiable.Verifier()) if settings.ifeval else []
-    models = {name: exp.base_model(path, key=f"evaluate.models.{name}") for name, path in directories.items()}
-    judge = exp.base_model(settings.judge_model or next(iter(directories.values())), key="evaluate.judge_model")
-    preflight.check_models(exp.cfg, {f"evaluate.models.{name}": m.model_dir for name, m in models.items()})
-    preflight.check_models(exp.cfg, {"evaluate.judge_model": judge.model_dir})
-    if asked and len(settings.models) > 1:
-        check_rubric(exp.cfg.judge)
+    asked = formats.read_questions(Path(settings.questions)) if settings.questions else []
+    checked = verifiable.read_prompts(Path(settings.ifeval), verifiable.Verifier()) if settings.ifeval else []
+    models = {name: exp.base_model(path) for name, path in directories.items()}
     sections = []
     if checked and models:
         sections.append("## IFEval\n\n" + report.markdown(report.ifeval_cells(follow(exp, models, checked))))
     if settings.judging and models:
-        held_out = exp.source(exp.cfg.data.eft_eval_path, EFTExample, key="data.eft_eval_path")
+        held_out = exp.source(exp.cfg.data.eft_eval_path, EFTExample)
         measured = {
             name: exp.run(evaluation.STAGE, 0, policy=m, eft_eval=held_out, directory=f"evaluation_{name}").read()
             for name, m in models.items()
@@ -101,6 +114,7 @@ def evaluate(settings: EvaluateSettings, exp: Experiment) -> str:
         sections.append("## Each model by itself\n\n" + report.table(measured))
     answered = answer(settings, exp, models, asked) if asked else {}
     if len(answered) > 1:
+        judge = exp.base_model(settings.judge_model or next(iter(directories.values())))
         matches = compare(exp, judge, answered)
         ours, theirs = report.markdown(report.match_cells(matches)), report.markdown(report.paper_cells())
         sections.append("\n\n".join(["## Head to head", ours, *report.unreadable(matches)]))
@@ -176,6 +190,7 @@ def write_exports(directory: Path, asked: Sequence[Question], found: Sequence[Ca
 def run(config: EvaluateConfig) -> None:
     plain = Config(**{f.name: getattr(config, f.name) for f in fields(Config)})
     with Experiment(plain) as exp:
+        check(config.evaluate, exp)
         text = evaluate(config.evaluate, exp)
         write_atomic(exp.run_dir / "evaluation.md", f"# {exp.run_dir.name}\n\n{text}\n")
         page = report.write_report(open_run(exp.run_dir))

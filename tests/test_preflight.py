@@ -20,6 +20,7 @@ from nemo_srl.errors import ConfigError, DataError, ModelError
 from nemo_srl.experiment import Experiment
 from nemo_srl.protocols import SFTRow
 from nemo_srl.records import EFTExample, IFTExample
+from recipes import evaluate
 from recipes import iterate as recipe
 from tests.support import ROOT, composed
 from tests.tiny import make_model, write_seed
@@ -323,3 +324,28 @@ def test_errors_of_the_judges_engine_have_its_name() -> None:
     cfg = composed("+engine@judge.engine=openai", "judge.engine.base_url=http://x/v1", "judge.engine.api_key_env=NONE_")
     with pytest.raises(ConfigError, match=r"^judge\.engine\.api_key_env='NONE_'"):
         preflight.check_engine(cfg, "judge", Path())
+
+
+def test_evaluate_names_its_own_settings_before_any_model_is_asked(model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "questions.jsonl").write_text('{"instruction": "Name a color."}\n{"instruction": 3}\n')
+    (tmp_path / "answers.json").write_text('[{"instruction": "Name a shape.", "output": "A cube."}]')
+    held_out = tmp_path / "eft_eval.jsonl"
+    held_out.write_text(json.dumps(asdict(example("Red."))) + "\n")
+    good = evaluate.EvaluateSettings(models={"m": str(model_dir)}, questions="")
+    exp = Experiment(replace(composed(f"data.eft_eval_path={held_out}"), run_dir=str(tmp_path / "run")))
+    evaluate.check(good, exp)
+    answers = {"m": str(model_dir), "a": str(tmp_path / "answers.json")}
+    one_question = tmp_path / "one.jsonl"
+    one_question.write_text('{"instruction": "Name a color."}\n')
+    for changed, message in (
+        ({"models": {"m": str(tmp_path / "none")}}, r"^evaluate\.models\.m='.*none': is neither"),
+        ({"judge_model": "gpt-4"}, r"^evaluate\.judge_model='gpt-4': is neither"),
+        ({"questions": str(tmp_path / "q.jsonl")}, r"^evaluate\.questions=.*q\.jsonl: no such file"),
+        ({"questions": str(tmp_path / "questions.jsonl")}, r"^evaluate\.questions=.*line 2: .*Correct the row"),
+        ({"models": answers, "questions": str(one_question)}, r"^evaluate\.models\.a=.*no `output` for the instr"),
+    ):
+        with pytest.raises((ModelError, DataError), match=message):
+            evaluate.check(replace(good, **changed), exp)
+    (tmp_path / "answers.json").write_text('[{"instruction": "Name a color.", "output": "Red."}]')
+    with pytest.raises(ConfigError, match=r"judge\.pairwise_rubric=''.*judge_mode=pairwise sets one"):
+        evaluate.check(replace(good, models=answers, questions=str(one_question)), exp)
