@@ -28,10 +28,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_srl.engines import open_engine
 from nemo_srl.engines.embedded.settings import EmbeddedSettings
-from nemo_srl.engines.openai.dialects import CompletionsDialect, load_tokenizer
+from nemo_srl.engines.openai.dialects import CompletionsDialect
 from nemo_srl.engines.openai.engine import OpenAIEngine, ServerSettings
 from nemo_srl.engines.openai.settings import ClientSettings
 from nemo_srl.models import smollm2
+from nemo_srl.models.tokenizer import load_tokenizer
 from nemo_srl.protocols import GenerationEngine, SamplingParams
 
 TEMPERATURE, TOP_P = 0.7, 0.9

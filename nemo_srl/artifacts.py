@@ -9,9 +9,10 @@
         manifest.json   written last, by rename: without it the work is not finished
 
 The *identity* of an artifact is its stage and its version, the settings that decide its result, and the digests of its
-inputs. An artifact with the same identity is kept. An artifact with another identity is refused, finished or not, and
-`StaleArtifactError` names each change. So old and new settings never mix. A setting that the directory does not know
-counts as its default (`Schema`), so an old run can continue after this package has got a new setting.
+inputs. An artifact with the same identity is kept. An artifact with another identity is refused, finished or not.
+`StaleArtifactError` names each change, and what to delete. So old and new settings never mix. A setting that the
+directory does not know counts as its default (`Schema`), so an old run can continue after this package has got a new
+setting.
 """
 
 from __future__ import annotations
@@ -22,22 +23,24 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic
 
 from pydantic import TypeAdapter
 
+from nemo_srl import jsonio, lineage
 from nemo_srl.errors import DataError, StaleArtifactError
+from nemo_srl.lineage import SPEC as SPEC
+from nemo_srl.lineage import STEPS as STEPS
+from nemo_srl.lineage import Identity as Identity
+from nemo_srl.lineage import read_json as read_json
 from nemo_srl.records import Completion, R, Record, from_row, to_row
 from nemo_srl.rows import read_rows
 
 MANIFEST = "manifest.json"
-SPEC = "stage.json"
-STEPS = "steps.json"
 DATA = "data.jsonl"
 JOURNAL = "journal.jsonl"
-
-Identity = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,10 @@ class Artifact:
             return None
         except ValueError as e:
             reason = "; ".join(str(e).splitlines()[:3])
-            raise DataError(f"{self.path / MANIFEST}: not a manifest ({reason}). Delete {self.path}.") from e
+            raise DataError(
+                f"{self.path / MANIFEST}: not a manifest of this version ({reason}). Delete {self.path}. The next "
+                "start makes this stage again, and other stages stay."
+            ) from e
 
     def is_published(self, schema: Schema = Schema()) -> bool:
         """Whether this artifact is published. Raises `StaleArtifactError` when another one is in its place."""
@@ -130,20 +136,23 @@ class Artifact:
             return True
         spec = self.path / SPEC
         if spec.exists():
-            self._refuse_other(json.loads(spec.read_text())["identity"], schema, "was begun")
+            self._refuse_other(read_json(spec).get("identity", {}), schema, "was begun")
         return False
 
     def _refuse_other(self, identity: Identity, schema: Schema, verb: str) -> None:
-        wanted = json.loads(json.dumps(dict(self.identity)))
-        found = json.loads(json.dumps(schema.completed(identity, wanted)))
+        wanted = json.loads(jsonio.dumps(dict(self.identity)))
+        found = json.loads(jsonio.dumps(schema.completed(identity, wanted)))
         if found == wanted:
             return
         values = [(k, found.get(k), wanted.get(k)) for k in sorted(found.keys() | wanted.keys())]
         changes = [f"  {key}: {_short(old)} -> {_short(new)}{_why(key)}" for key, old, new in values if old != new]
+        new = {key: value for key, old, value in values if old != value and not key.startswith("input ")}
+        concerned = partial(_differs, new=new, stage=self.identity.get("stage"))
+        old = lineage.made_with(self.path.parent.parent, concerned, also=[self.path]) or [self.path]
         raise StaleArtifactError(
             f"{self.path} {verb} with other settings or inputs:\n" + "\n".join(changes) + "\n"
-            "Nothing was changed. Use a new run_dir, or use the old settings, or delete this directory and those made "
-            "from it. The next start makes them again."
+            "Nothing was changed. Use a new run_dir, or use the old settings. Or delete what was made with the old "
+            "ones. The next start makes it again, and all other stages stay:\n  " + lineage.removal(old)
         )
 
     def digest(self) -> str:
@@ -160,7 +169,13 @@ class Artifact:
         """Write the manifest. After this the artifact is published."""
         identity = dict(self.identity)
         manifest = Manifest(stage, identity, digest, dict(metrics), seconds, peak_memory_bytes, dict(parts))
-        write_atomic(self.path / MANIFEST, json.dumps(asdict(manifest), indent=2, sort_keys=True) + "\n")
+        write_atomic(self.path / MANIFEST, jsonio.dumps(asdict(manifest), indent=2, sort_keys=True) + "\n")
+
+
+def _differs(identity: Identity, *, new: Identity, stage: object) -> bool:
+    """Whether an identity on disk has another value of one of the settings in `new`, which are those of `stage`."""
+    common = new if identity.get("stage") == stage else {key: value for key, value in new.items() if key != "version"}
+    return any(key in identity and identity[key] != value for key, value in common.items())
 
 
 def _why(key: str) -> str:
@@ -230,7 +245,7 @@ class Table(Artifact, Generic[R]):
 
 
 def to_line(record: Any) -> str:
-    return json.dumps(to_row(record), ensure_ascii=False) + "\n"
+    return jsonio.dumps(to_row(record), ensure_ascii=False) + "\n"
 
 
 def read_jsonl(path: Path, record: type[R]) -> list[R]:
@@ -243,7 +258,10 @@ def read_jsonl(path: Path, record: type[R]) -> list[R]:
     for where, row in read_rows(path, what=f"rows of {record.__name__}"):
         found = from_row(record, row, where=where)
         if (first := places.setdefault(found.key, where)) != where:
-            raise DataError(f"{where}: the key {found.key!r} is already used in {first.removeprefix(f'{path}, ')}")
+            raise DataError(
+                f"{where}: the key {found.key!r} is already used in {first.removeprefix(f'{path}, ')}. Give each row "
+                "a key of its own, or remove one of the two."
+            )
         records.append(found)
     return records
 
@@ -270,9 +288,17 @@ class Journal:
             with self.path.open("r+b") as f:
                 f.truncate(len(whole))
         # Not `splitlines`: it also splits at characters such as U+2028, which JSON strings may hold.
-        lines = whole.decode("utf-8").split("\n")[:-1]
-        rows = ((f"{self.path}, line {i}", json.loads(line)) for i, line in enumerate(lines, start=1))
-        return [from_row(Completion, row, where=where) for where, row in rows]
+        lines = whole.split(b"\n")[:-1]
+        return [self._completion(line, f"{self.path}, line {i}") for i, line in enumerate(lines, start=1)]
+
+    def _completion(self, line: bytes, where: str) -> Completion:
+        try:
+            row = jsonio.loads(line)
+        except ValueError as e:
+            raise DataError(
+                f"{where}: damaged ({e}). Remove this line. Its call is made again, and all others stay."
+            ) from e
+        return from_row(Completion, row, where=where)
 
     def append(self, completions: tuple[Completion, ...]) -> None:
         """Write completions. When this returns, the kernel has them, and a kill of this process cannot lose them."""

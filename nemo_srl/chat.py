@@ -1,43 +1,43 @@
 """Turns an instruction into the text and token ids that a model sees, with the model's own chat template.
 
-Instructions and responses are untrusted. They may contain the strings of control tokens, such as `<|im_end|>`. A
-tokenizer would turn such a string into the token itself, and a text could end its own turn and open another one.
-`ChatTemplate` writes a space after the first character (`< |im_end|>`). This reads the same, and encodes as ordinary
-text. All other text, such as braces, is not changed. The default system message of a template stays, too.
+Instructions and responses are untrusted. They may contain the strings of control tokens, such as `<|im_end|>`, which
+are broken up (`markers.py`). The default system message of a template stays.
 
-Not covered: markers that a template writes as ordinary text, such as Llama 2's `[INST]`. They are not tokens. Only
-training can teach a model to tell the template's markers from those in a user's text.
+Some templates ignore `add_generation_prompt`: they never open the assistant's turn. Then the opening is what they write
+before an assistant's message.
 """
 
 from __future__ import annotations
 
 import datetime
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nemo_srl import markers
 from nemo_srl.errors import ConfigError, ModelError
+from nemo_srl.models.tokenizer import load_tokenizer
 from nemo_srl.thinking import dropped_by_engines, find_tags
 
 # Some templates tell the model the date. With the real date, the same run would give other prompts on the next day.
 # So they get a fixed date: that of the last Llama template of this kind.
 _TODAY = datetime.date(2024, 7, 26)
 
-_PROBE = "response"
+_INSTRUCTION, _PROBE = "instruction", "Q7response7Q"
+"""Texts to find in what a template writes. No template has the second one itself."""
 
 
 class ChatTemplate:
     """The tokenizer and the chat template of one model directory, for chats that begin with a user's turn.
 
     `chat_template` (the setting `model.chat_template`) replaces the model's own. Raises `ModelError` for a
-    directory without a tokenizer, `ConfigError` for a template that is missing or does not work.
+    directory without a usable tokenizer, `ConfigError` for a template that is missing or does not work.
     """
 
     def __init__(
         self, model_dir: Path, *, chat_template: str | None = None, thinking_tags: Sequence[str] | None = None
     ) -> None:
-        self._tokenizer = _load_tokenizer(model_dir)
+        self._tokenizer = load_tokenizer(model_dir)
         if chat_template is not None:
             self._tokenizer.chat_template = chat_template
         if not self._tokenizer.chat_template:
@@ -45,8 +45,15 @@ class ChatTemplate:
                 f"model.chat_template=None: the tokenizer in {model_dir} has no chat template, as is usual for a base "
                 "model. Give one as a Jinja2 text in model.chat_template, or use the instruct model."
             )
-        self._control = _control_strings(self._tokenizer)
-        self._response_start = self._find_response_start()
+        if self._tokenizer.eos_token is None:
+            raise ModelError(
+                f"{model_dir / 'tokenizer_config.json'}: it has no eos_token, so a trained response would never end. "
+                "Set it to the text of the token that ends a response."
+            )
+        self._markers = markers.of(self._tokenizer)
+        self._marker_ids = _ids_by_normalization(self._tokenizer, self._markers)
+        self._is_opened_here = False
+        self._response_start, self._turn_end = self._find_borders()
         self.thinking_tags = find_tags(self._tokenizer, thinking_tags)
         """The tags between which the model thinks before it answers. Empty if it has none."""
         if dropped := dropped_by_engines(self._tokenizer, self.thinking_tags):
@@ -64,7 +71,11 @@ class ChatTemplate:
         """
         roles = [(role, text) for turn in after for role, text in zip(("user", "assistant"), turn, strict=True)]
         messages = [{"role": role, "content": self._harmless(text)} for role, text in [*roles, ("user", instruction)]]
-        return self._apply(messages, open_turn=True)
+        if not self._is_opened_here:
+            return self._apply(messages, open_turn=True)
+        # The last one, because a text may hold the probe, too.
+        text = self._apply([*messages, {"role": "assistant", "content": _PROBE}], open_turn=False)
+        return text.rpartition(_PROBE)[0].rstrip(" ")
 
     def render_for_training(self, instruction: str) -> str:
         """The same, for a response that is an answer without its thoughts: if the template opens the thinking, or
@@ -80,6 +91,18 @@ class ChatTemplate:
     def end_of_turn(self) -> str:
         """The text of the token that ends a response. `response_text` leaves it out."""
         return str(self._tokenizer.eos_token)
+
+    @property
+    def eos_token_id(self) -> int:
+        """The id of that token."""
+        return int(self._tokenizer.eos_token_id)
+
+    @property
+    def closing_token(self) -> tuple[str, int] | None:
+        """The control token that the template writes after a response, and its id. None if it writes another text."""
+        ids = self.encode(self._turn_end.lstrip())[:1]
+        text = self._tokenizer.convert_ids_to_tokens(ids[0]) if ids else ""
+        return (text, ids[0]) if text in self._markers.strings else None
 
     @property
     def max_token_id(self) -> int:
@@ -99,10 +122,29 @@ class ChatTemplate:
         """Length of `encode(text)`."""
         return len(self.encode(text))
 
+    def num_trained_tokens(self, instruction: str, response: str, *, at_most: int = 0) -> int:
+        """Length of a training row: prompt, response and the token that ends it.
+
+        A row that surely has no more than `at_most` tokens is not tokenised; then this is an upper bound.
+        """
+        prompt, text = self.render(instruction), self.response_text(response)
+        if (bound := len(prompt.encode()) + len(text.encode()) + 1) <= at_most:
+            return bound  # no token is shorter than a byte
+        begin, both = self.encode(prompt), self.encode(prompt + text)
+        # Tokens that would merge across the end of the prompt are kept apart, as the trainer does.
+        merged = both[: len(begin)] != begin
+        return (len(begin) + len(self.encode(text)) if merged else len(both)) + 1
+
     def _harmless(self, text: str) -> str:
-        # Repeat until nothing matches, because a space may uncover another control string: `<|a|>` holds `|a|`.
-        while self._control.search(text):
-            text = self._control.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+        text = self._markers.broken_up(text)
+        while self._marker_ids:
+            found = self._tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+            tokens = zip(found["input_ids"], found["offset_mapping"], strict=True)
+            places = [begin for token, (begin, end) in tokens if token in self._marker_ids and end - begin > 1]
+            if not places:
+                break
+            for begin in reversed(places):
+                text = f"{text[: begin + 1]} {text[begin + 1 :]}"
         return text
 
     def _apply(self, messages: list[dict[str, str]], *, open_turn: bool) -> str:
@@ -112,30 +154,50 @@ class ChatTemplate:
         assert isinstance(text, str)
         return text
 
-    def _find_response_start(self) -> str:
-        """The text that the template writes between the start of the assistant's turn and the response.
+    def _find_borders(self) -> tuple[str, str]:
+        """What the template writes between the start of the assistant's turn and the response, and after it.
 
-        Raises `ConfigError` for a template that does not work."""
+        Finds out, too, whether the template opens the assistant's turn. Raises `ConfigError` for a template that does
+        not work."""
         import jinja2
 
-        setting = f"model.chat_template={str(self._tokenizer.chat_template)[:60]!r}..."
-        user = {"role": "user", "content": "instruction"}
+        user = {"role": "user", "content": _INSTRUCTION}
+        chat, error = "", None
         try:
-            prompt = self._apply([user], open_turn=True)
             chat = self._apply([user, {"role": "assistant", "content": _PROBE}], open_turn=False)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
-            raise ConfigError(
-                f"{setting}: rendering a user's and an assistant's message fails: {error}. Correct the template, or "
-                "set model.chat_template."
+            closed, prompt = (self._apply([user], open_turn=is_open) for is_open in (False, True))
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as e:
+            closed = prompt = ""  # some templates take only chats that end with an assistant's message
+            error = e
+        before, found, end = chat.rpartition(_PROBE)
+        is_usable = bool(found) and _INSTRUCTION in before and _PROBE not in before
+        if error is not None and not is_usable:
+            raise self._refused(
+                f"rendering a user's and an assistant's message fails: {error}. Correct the template, or set "
+                "model.chat_template."
             ) from error
-        if "instruction" not in prompt:
-            raise ConfigError(
-                f"{setting}: it leaves out the user's message. Write the messages as message['role'] and "
-                "message['content']."
+        if error is None and _INSTRUCTION not in prompt:
+            raise self._refused(
+                "it leaves out the user's message. Write the messages as message['role'] and message['content']."
             )
-        start, found, _ = chat.removeprefix(prompt).partition(_PROBE)
-        # Some templates write a new turn and a past turn differently. Then nothing is added.
-        return start if chat.startswith(prompt) and found and not start.strip() else ""
+        start = before.removeprefix(prompt) if found and before.startswith(prompt) else None
+        if prompt != closed or (start is not None and not start.strip()):
+            # Some templates write a new turn and a past turn differently. Then nothing is added.
+            return (start if start is not None and not start.strip() else ""), end
+        # It ignores `add_generation_prompt`.
+        if is_usable:
+            self._is_opened_here = True
+            return before[len(before.rstrip(" ")) :], end
+        if prompt.rstrip().endswith(tuple(self._markers.strings)):
+            raise self._refused(
+                "it ends the user's turn, ignores add_generation_prompt, and does not write an assistant's message as "
+                "it is. So the start of a response is not known. Write that start at the end, inside "
+                "{% if add_generation_prompt %}...{% endif %}."
+            )
+        return "", ""  # a text that a response continues, such as `Question: ... Answer:`
+
+    def _refused(self, reason: str) -> ConfigError:
+        return ConfigError(f"model.chat_template={str(self._tokenizer.chat_template)[:60]!r}...: {reason}")
 
     def _find_thinking(self) -> tuple[bool, str]:
         """Whether a prompt ends within the thinking, and the text that ends an empty thinking after a prompt."""
@@ -153,24 +215,13 @@ class ChatTemplate:
         return False, start if chat.startswith(prompt) and found and end in start and not thoughts.strip() else ""
 
 
-def _load_tokenizer(model_dir: Path) -> Any:
-    if not model_dir.is_dir():
-        raise ModelError(f"{model_dir}: no such directory. Give a Hugging Face model directory.")
-    from transformers import AutoTokenizer
+def _ids_by_normalization(tokenizer: Any, found: markers.Markers) -> frozenset[int]:
+    """The ids of markers that also match other texts, such as `<|IM_END|>`, because the tokenizer normalizes first.
 
-    try:
-        return AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(
-            f"{model_dir}: no usable tokenizer ({error}). The directory needs tokenizer.json and "
-            "tokenizer_config.json, or other files that transformers can load without running the model's own code."
-        ) from error
-
-
-def _control_strings(tokenizer: Any) -> re.Pattern[str]:
-    """Matches the strings of the tokenizer's special tokens, the longest first. A string of one character is left
-    out, because no space can break it up."""
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    strings = {text for text in [*added, *tokenizer.all_special_tokens] if len(text) > 1}
-    # An empty pattern would match everywhere; `(?!)` matches nowhere.
-    return re.compile("|".join(map(re.escape, sorted(strings, key=len, reverse=True))) or "(?!)")
+    Empty if there is no such marker, which is the usual case.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.normalizer is None:
+        return frozenset()
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(i for i, token in added if token.normalized and token.content in found.strings)

@@ -15,7 +15,7 @@ The 95% intervals resample instructions.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 
 from nemo_srl.artifacts import Table, read_jsonl
@@ -32,6 +32,16 @@ BY_MODELS = "model"
 """The category of held-out answers that models wrote, and that nobody damaged."""
 
 
+def check(asked: Iterable[str], instructions: Sequence[CheckedInstruction]) -> None:
+    """Raises `DataError` if code cannot score answers to one of the questions."""
+    if unknown := sorted(set(asked) - {x.instruction for x in instructions}):
+        raise DataError(
+            f"data.checked_path: it has no instruction {unknown[0]!r}, which is in data.eft_eval_path. Code can score "
+            "answers to its own instructions only: give the two files that one call of recipes/build_checked_seed.py "
+            "wrote."
+        )
+
+
 def true_scores(
     answers: Sequence[Candidate], instructions: Sequence[CheckedInstruction]
 ) -> dict[str, list[TrueScore]]:  # fmt: skip
@@ -40,14 +50,9 @@ def true_scores(
     Raises `DataError` for an unknown instruction.
     """
     known = {x.instruction: x for x in instructions}
+    check([a.prompt for a in answers], instructions)
     found: dict[str, list[TrueScore]] = defaultdict(list)
     for a in answered(answers):
-        if a.prompt not in known:
-            raise DataError(
-                f"data.checked_path: it has no instruction {a.prompt!r}, which is in data.eft_eval_path. Code can "
-                "score answers to its own instructions only: give the two files that one call of "
-                "recipes/build_checked_seed.py wrote."
-            )
         found[a.prompt].append(true_score(known[a.prompt], a.response, finish_reason=a.finish_reason))
     return found
 

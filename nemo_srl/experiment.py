@@ -15,7 +15,7 @@ from typing import Any, get_args
 import omegaconf
 from filelock import FileLock, Timeout
 
-from nemo_srl import models, worker
+from nemo_srl import lineage, models, worker
 from nemo_srl.artifacts import Artifact, BaseModel, Model, Schema, SourceFile, to_line, write_atomic
 from nemo_srl.config import Config, Role
 from nemo_srl.engines import EngineBackend, EngineSize, engine_backend, services
@@ -65,19 +65,33 @@ class Experiment:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self._lock.release()
 
-    def base_model(self, path: str = "") -> BaseModel:
-        """M0, or another model of the user. It is checked, and downloaded if this package knows its name."""
+    def base_model(self, path: str = "", *, key: str = "model.path") -> BaseModel:
+        """M0, or another model of the user. It is checked, and downloaded if this package knows its name.
+
+        `key` is the setting that names it.
+        """
         cache_dir = Path(self.cfg.model.cache_dir).expanduser()
-        model_dir = models.resolve(path or self.cfg.model.path, cache_dir)
+        model_dir = models.resolve(path or self.cfg.model.path, cache_dir, key=key)
         return BaseModel(model_dir, hf.digest(model_dir))
 
-    def source(self, path: str, record: type[R]) -> SourceFile[R]:
-        """A file of the user. It is read once here, so that a malformed line is found before any work starts."""
-        found = next((p for p in (Path(path), PROJECT_ROOT / path) if p.is_file()), None)
+    def source(self, path: str, record: type[R], *, key: str = "") -> SourceFile[R]:
+        """A file of the user. It is read once here, so that a malformed line is found before any work starts.
+
+        `key` is the setting that names it.
+        """
+        places = (Path(path), PROJECT_ROOT / path)
+        found = next((p for p in places if p.is_file()), None)
         if found is None:
-            raise DataError(f"{path}: no such file, neither in this directory nor in {PROJECT_ROOT}. Correct the path.")
+            what = "it is a directory" if any(p.is_dir() for p in places) else "no such file"
+            raise DataError(
+                f"{f'{key}={path!r}' if key else path}: {what}, in this directory or in {PROJECT_ROOT}. Give the path "
+                "of a file."
+            )
         source = SourceFile(found.absolute(), record)
-        source.read()
+        try:
+            source.read()
+        except DataError as e:
+            raise DataError(f"{key}={e}" if key else str(e)) from e
         return source
 
     def given(self, name: str, records: Sequence[R], record: type[R]) -> SourceFile[R]:
@@ -98,6 +112,7 @@ class Experiment:
         given = stage.inputs(inputs)
         name = f"iter_{iteration:02d}/{directory or stage.name}"
         output = stage.output(self.run_dir / name, self._identity(stage, iteration, given))
+        lineage.forget_begun(output.path)
         if output.is_published(self._schema(stage)):
             log.info("%-22s kept", name)
             return output
@@ -108,9 +123,13 @@ class Experiment:
             self._launcher.run(self._job(stage, name.replace("/", "-"), output, given))
         else:
             worker.run_steps(output.path, [s.name for s in stage.steps])
-        found = output.manifest()
+        # A cluster's job of an earlier start may have published it, with other settings.
+        found = output.manifest() if output.is_published(self._schema(stage)) else None
         if found is None:
-            raise JobFailedError(f"{name} ended without publishing {output.path}. See {self.run_dir / 'logs'}.")
+            raise JobFailedError(
+                f"{name} ended without publishing {output.path}. Its output is in {self.run_dir / 'logs'}. The next "
+                "start runs this stage again, and all finished stages stay."
+            )
         figures = "  ".join(f"{k} {v:.4g}" for k, v in found.metrics.items())
         log.info("%-22s %.0f s  %s", name, time.monotonic() - started, figures)
         return output

@@ -118,7 +118,7 @@ class Prompt:
     """One instruction for the policy, e.g. `Prompt(prompt_id="iter1-000003", text="Name a prime.")`."""
 
     prompt_id: str
-    text: str
+    text: Text
 
     @property
     def key(self) -> str:
@@ -293,15 +293,16 @@ def _fault(cls: type[Record], error: ValidationError) -> str:
     kinds = {f.name: f.type for f in dataclasses.fields(cls)}
     faults = error.errors(include_url=False)
     if missing := [x["loc"][0] for x in faults if x["type"] == "missing" and len(x["loc"]) == 1]:
-        return f"field(s) {missing} are missing; a {cls.__name__} has {list(kinds)}"
+        return f"field(s) {missing} are missing; a {cls.__name__} has {list(kinds)}. Add them, or remove the row."
     if unknown := sorted(str(x["loc"][0]) for x in faults if x["type"] == "extra_forbidden"):
-        return f"unknown field(s) {unknown}; a {cls.__name__} has {list(kinds)}"
+        return f"unknown field(s) {unknown}; a {cls.__name__} has {list(kinds)}. Remove or rename them."
     loc, value = faults[0]["loc"], faults[0]["input"]
     if not loc:
-        return f"expected a JSON object with {list(kinds)}, found {type(value).__name__}"
+        return f"expected a JSON object with {list(kinds)}, found {type(value).__name__}. Correct or remove the row."
     place = f"{loc[0]}{''.join(f'[{x!r}]' for x in loc[1:])}"
     if faults[0]["type"] == "string_pattern_mismatch":
         return f"{place}={value!r}: it is blank. Give it a text, or remove the row."
     if faults[0]["type"] == "greater_than_equal":
         return f"{place}={value!r}: it is below {faults[0]['ctx']['ge']}. Correct it, or remove the row."
-    return f"{place}={value!r}: expected {kinds[str(loc[0])]} ({faults[0]['msg']}), found {type(value).__name__}"
+    expected = f"expected {kinds[str(loc[0])]} ({faults[0]['msg']}), found {type(value).__name__}"
+    return f"{place}={value!r}: {expected}. Correct it, or remove the row."

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from nemo_srl import jsonio
 from nemo_srl.errors import DataError
 
 _FORMATS = "JSONL, a JSON array (either may be .gz), .parquet, or a directory of datasets.save_to_disk"
@@ -31,11 +32,14 @@ def read_rows(path: Path, *, what: str = "rows") -> Iterator[tuple[str, dict[str
         raise DataError(f"{path}: no such file; expected {what} as {_FORMATS}")
     is_json = not path.is_dir() and path.suffix != ".parquet"
     where = ""
-    for place, row in _json_rows(path) if is_json else _numbered(_saved_rows(path)):
-        where = f"{path}, {place}"
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: expected a JSON object ({what}), found {type(row).__name__}")
-        yield where, row
+    try:
+        for place, row in _json_rows(path) if is_json else _numbered(_saved_rows(path)):
+            where = f"{path}, {place}"
+            if not isinstance(row, dict):
+                raise DataError(f"{where}: expected a JSON object ({what}), found {type(row).__name__}")
+            yield where, row
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror or e}). Make it readable, or copy it again.") from e
     if not where:
         raise DataError(f"{path}: empty; expected {what} as {_FORMATS}")
 
@@ -86,7 +90,7 @@ def _utf8_lines(file: Any, path: Path) -> Iterator[bytes]:
 def _parsed(text: bytes, path: Path, *, first_line: int) -> Any:
     """The JSON value in `text`, which begins in line `first_line` of the file."""
     try:
-        value = json.loads(text.decode("utf-8"))
+        value = jsonio.loads(text)
         if b"\\ud" in text or b"\\uD" in text:  # perhaps half of a pair, which cannot be written as text
             json.dumps(value, ensure_ascii=False).encode()
         return value
@@ -104,8 +108,10 @@ def _parsed(text: bytes, path: Path, *, first_line: int) -> Any:
     except json.JSONDecodeError as e:
         where = f"{path}, line {first_line + e.lineno - 1}"
         raise DataError(f"{where}: not JSON ({e.msg}, column {e.colno}); expected {_FORMATS}") from e
-    except (ValueError, RecursionError) as e:  # a number of thousands of digits; thousands of nested lists
-        raise DataError(f"{path}, line {first_line}: JSON that cannot be read ({e})") from e
+    except ValueError as e:  # a number of thousands of digits; thousands of nested lists
+        raise DataError(
+            f"{path}, line {first_line}: JSON that cannot be read ({e}). Correct the row, or remove it."
+        ) from e
 
 
 def _saved_rows(path: Path) -> Iterator[Any]:
@@ -113,15 +119,18 @@ def _saved_rows(path: Path) -> Iterator[Any]:
     import datasets
     import pyarrow.parquet
 
+    # Arrow and datasets raise errors of many kinds for damaged files.
     try:
         if not path.is_dir():
             for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
                 yield from batch.to_pylist()
             return
         found = datasets.load_from_disk(str(path))
-    except (pyarrow.ArrowException, OSError) as e:
+        if not isinstance(found, datasets.DatasetDict):
+            yield from found
+            return
+    except Exception as e:
         kind = "a directory of datasets.save_to_disk" if path.is_dir() else "Parquet"
-        raise DataError(f"{path}: not {kind}, or damaged ({e})") from e
-    if isinstance(found, datasets.DatasetDict):
-        raise DataError(f"{path}: holds the splits {sorted(found)}; give the directory of one, such as {path}/train")
-    yield from found
+        reason = " ".join(f"{e}".split())[:300]
+        raise DataError(f"{path}: not {kind}, or damaged ({reason}). Copy or download it again.") from e
+    raise DataError(f"{path}: holds the splits {sorted(found)}; give the directory of one, such as {path}/train")

@@ -6,12 +6,11 @@ Raises `DataError` for a directory without a published stage.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_srl.artifacts import DATA, MANIFEST, SPEC, Artifact, Manifest, read_jsonl
+from nemo_srl.artifacts import DATA, MANIFEST, SPEC, Artifact, Manifest, read_json, read_jsonl
 from nemo_srl.errors import DataError
 from nemo_srl.records import Metric, R
 from nemo_srl.stages import LOOP
@@ -108,10 +107,10 @@ def training_metrics(directory: Path) -> list[dict[str, Any]]:
 def read_spec(directory: Path) -> dict[str, Any]:
     """The content of the `stage.json` in a stage's directory: its settings and inputs."""
     path = directory / SPEC
+    spec = read_json(path)
     try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
         return {**spec, "config": {**spec["config"]}, "inputs": {**spec["inputs"]}}
-    except (ValueError, RecursionError, KeyError, TypeError) as e:
+    except (KeyError, TypeError) as e:
         raise DataError(f"{path}: not the description of a stage of this version ({e!r}). Delete {directory}.") from e
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import json
 import os
 import resource
 import shutil
@@ -24,8 +23,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from nemo_srl import registry
-from nemo_srl.artifacts import SPEC, STEPS, Artifact, BaseModel, Model, SourceFile, Table, write_atomic
+from nemo_srl import jsonio, registry
+from nemo_srl.artifacts import SPEC, STEPS, Artifact, BaseModel, Model, SourceFile, Table, read_json, write_atomic
 from nemo_srl.config import Config, load
 from nemo_srl.errors import OF_THE_DISK, NemoSrlError, RunDirBusyError, StoppedError, explained
 from nemo_srl.models import families
@@ -43,7 +42,7 @@ def describe(stage: Stage[Any], cfg: Config, iteration: int, inputs: Mapping[str
         "identity": dict(output.identity),
         "inputs": {name: _describe_input(x) for name, x in inputs.items()},
     }
-    write_atomic(output.path / SPEC, json.dumps(spec, indent=2) + "\n")
+    write_atomic(output.path / SPEC, jsonio.dumps(spec, indent=2) + "\n")
 
 
 def _describe_input(x: Input) -> dict[str, str]:
@@ -89,7 +88,7 @@ def run_steps(stage_dir: Path, step_names: Sequence[str]) -> None:
 def _run_step(stage_dir: Path, step_name: str) -> None:
     """Run a step. The last step publishes the stage's artifact, with the time and memory of all steps on rank 0."""
     started = time.monotonic()
-    spec = json.loads((stage_dir / SPEC).read_text())
+    spec = read_json(stage_dir / SPEC)
     stage = stage_at(spec.get("module", f"nemo_srl.stages.{spec['stage']}"))
     cfg = load(spec["config"], Config)
     set_up(cfg)
@@ -117,14 +116,14 @@ def rank() -> int:
 def _record_cost(stage_dir: Path, step_name: str, seconds: float) -> dict[str, dict[str, float]]:
     """Add the step's time and peak resident memory to `steps.json`. Returns all steps so far."""
     path = stage_dir / STEPS
-    costs: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+    costs: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     before = costs.get(step_name, {"seconds": 0.0, "peak_memory_bytes": 0.0})
     costs[step_name] = {
         "seconds": before["seconds"] + seconds,  # a job that starts again runs its finished steps again
         "peak_memory_bytes": max(before["peak_memory_bytes"], 1024.0 * kibibytes),
     }
-    write_atomic(path, json.dumps(costs, indent=2) + "\n")
+    write_atomic(path, jsonio.dumps(costs, indent=2) + "\n")
     return costs
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from nemo_srl import cli
+from nemo_srl import cli, preflight
 from nemo_srl.artifacts import DATA
 from nemo_srl.config import Config
 from nemo_srl.errors import ConfigError
@@ -30,6 +30,14 @@ from nemo_srl.stages import eft, sft
 log = logging.getLogger(__name__)
 
 cli.register_schemas(sys.argv[1:], schema=Config)
+
+
+def check(cfg: Config, exp: Experiment) -> None:
+    """Check all that the user gives before the first stage."""
+    ift = exp.source(cfg.data.ift_path, IFTExample, key="data.ift_path")
+    preflight.check(cfg, exp.base_model().model_dir, (), ift=ift.read())
+    if cfg.data.rankings_path:
+        eft.check(exp.source(cfg.data.rankings_path, RankedAnswers, key="data.rankings_path").read())
 
 
 def build(cfg: Config, exp: Experiment) -> Path:
@@ -56,6 +64,7 @@ def build(cfg: Config, exp: Experiment) -> Path:
 
 def run(cfg: Config) -> None:
     with Experiment(cfg) as exp:
+        check(cfg, exp)
         print(build(cfg, exp))
 
 

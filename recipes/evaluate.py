@@ -17,11 +17,11 @@ With `engine=openai` the server answers, and only tokenizer and chat template ar
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,14 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from nemo_srl import cli, report
+from nemo_srl import cli, jsonio, preflight, report
 from nemo_srl.artifacts import BaseModel, SourceFile, to_line, write_atomic
 from nemo_srl.config import Config
 from nemo_srl.data import questions as formats
 from nemo_srl.data import verifiable
-from nemo_srl.errors import ConfigError
+from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.experiment import Experiment
+from nemo_srl.judging.pairwise import check_rubric
 from nemo_srl.records import Candidate, EFTExample, Metric, Question, VerifiablePrompt
 from nemo_srl.runs import open_run
 from nemo_srl.stages import answers, evaluation, head_to_head
@@ -66,15 +67,38 @@ class EvaluateConfig(Config):
 cli.register_schemas(sys.argv[1:], evaluate_schema=EvaluateConfig)
 
 
+def check(settings: EvaluateSettings, exp: Experiment) -> None:
+    """Check everything that the user gives before any model is asked. Errors begin with the setting's name."""
+    with naming("evaluate.questions"):
+        asked = formats.read_questions(Path(settings.questions)) if settings.questions else []
+    with naming("evaluate.ifeval"):
+        if settings.ifeval:
+            verifiable.read_prompts(Path(settings.ifeval), verifiable.Verifier())
+    named = {f"evaluate.models.{name}": path for name, path in settings.models.items()}
+    for key, path in named.items():
+        if path.endswith(".json"):
+            with naming(key):
+                formats.read_answers(Path(path), asked)
+    given = {key: path for key, path in named.items() if not path.endswith(".json")}
+    given |= {"evaluate.judge_model": settings.judge_model} if settings.judge_model else {}
+    preflight.check_models(exp.cfg, {key: exp.base_model(path, key=key).model_dir for key, path in given.items()})
+    if settings.judging and given:
+        exp.source(exp.cfg.data.eft_eval_path, EFTExample, key="data.eft_eval_path")
+    if asked and len(settings.models) > 1:
+        check_rubric(exp.cfg.judge)
+
+
 def evaluate(settings: EvaluateSettings, exp: Experiment) -> str:
     """Run everything; returns the tables as Markdown."""
     for name in settings.models:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ConfigError(f"evaluate.models: {name!r} names directories. Use letters, digits, '.', '_' and '-'.")
+            raise ConfigError(
+                f"evaluate.models: {name!r} names directories, so it must begin with a letter or digit. Use letters, "
+                "digits, '.', '_' and '-'."
+            )
     directories = {name: path for name, path in settings.models.items() if not path.endswith(".json")}
     if not directories and not settings.judge_model:
         raise ConfigError(f"evaluate.models={settings.models}: give one or more Hugging Face directories by name")
-    # Read both files before any model is asked, because either may be refused.
     asked = formats.read_questions(Path(settings.questions)) if settings.questions else []
     checked = verifiable.read_prompts(Path(settings.ifeval), verifiable.Verifier()) if settings.ifeval else []
     models = {name: exp.base_model(path) for name, path in directories.items()}
@@ -96,6 +120,15 @@ def evaluate(settings: EvaluateSettings, exp: Experiment) -> str:
         sections.append("\n\n".join(["## Head to head", ours, *report.unreadable(matches)]))
         sections.append(f"In the paper (70B, GPT-4 as judge):\n\n{theirs}")
     return "\n\n".join(sections)
+
+
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Let errors in a file begin with the setting that names it."""
+    try:
+        yield
+    except DataError as e:
+        raise DataError(f"{key}={e}") from e
 
 
 def answer(
@@ -151,15 +184,16 @@ def write_exports(directory: Path, asked: Sequence[Question], found: Sequence[Ca
     if len(rows) < len(asked):
         missing = len(asked) - len(rows)
         log.warning("%s: %d of %d questions have no answer and are left out of its exports", model, missing, len(asked))
-    write_atomic(directory / "alpaca_eval.json", json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+    write_atomic(directory / "alpaca_eval.json", jsonio.dumps(rows, ensure_ascii=False, indent=1) + "\n")
     if sum(a.is_answered for a in found) == sum(len(q.turns) for q in asked):
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in formats.mt_bench_rows(asked, found, model)]
+        lines = [jsonio.dumps(row, ensure_ascii=False) + "\n" for row in formats.mt_bench_rows(asked, found, model)]
         write_atomic(directory / "mt_bench.jsonl", "".join(lines))
 
 
 def run(config: EvaluateConfig) -> None:
     plain = Config(**{f.name: getattr(config, f.name) for f in fields(Config)})
     with Experiment(plain) as exp:
+        check(config.evaluate, exp)
         text = evaluate(config.evaluate, exp)
         write_atomic(exp.run_dir / "evaluation.md", f"# {exp.run_dir.name}\n\n{text}\n")
         page = report.write_report(open_run(exp.run_dir))

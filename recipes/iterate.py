@@ -13,18 +13,21 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import hydra
 from omegaconf import DictConfig
 
 from nemo_srl import checked, cli, machine_time, preflight, report
-from nemo_srl.artifacts import BaseModel, Model, Table, write_atomic
+from nemo_srl.artifacts import BaseModel, Model, SourceFile, Table, write_atomic
 from nemo_srl.config import Config
 from nemo_srl.data.checked.truth import CheckedInstruction
+from nemo_srl.errors import ConfigError
 from nemo_srl.experiment import Experiment
 from nemo_srl.records import EFTExample, IFTExample, Metric, Prompt, RankedAnswers
+from nemo_srl.report import tracking
 from nemo_srl.report.alarms import Alarm, alarms
-from nemo_srl.report.tracking import track
 from nemo_srl.runs import open_run
 from nemo_srl.stages import (  # fmt: skip
     anchor,
@@ -45,45 +48,88 @@ log = logging.getLogger(__name__)
 cli.register_schemas(sys.argv[1:], schema=Config)
 
 
+@dataclass(frozen=True)
+class Given:
+    """What the user gives to a run. All of it is checked before the first stage."""
+
+    m0: BaseModel
+    generator: BaseModel | None
+    """Another model for new prompts (`prompts.model`)."""
+    anchor: BaseModel | None
+    """Another model as the anchor (`anchor.model`)."""
+    ift: SourceFile[IFTExample]
+    eft: SourceFile[EFTExample] | None
+    held_out: SourceFile[EFTExample]
+    rankings: SourceFile[RankedAnswers] | None
+    prompts: Mapping[int, SourceFile[Prompt]]
+    """By iteration; empty if prompts are generated."""
+
+
+def open_given(cfg: Config, exp: Experiment) -> Given:
+    """Open and check everything that the user gives."""
+    tracking.check(cfg.tracking)
+    data = cfg.data
+    ranked = exp.source(data.rankings_path, RankedAnswers, key="data.rankings_path") if data.rankings_path else None
+    given = Given(
+        m0=exp.base_model(),
+        generator=other_model(exp, "prompts.model", "" if cfg.prompts.path else cfg.prompts.model),
+        anchor=other_model(exp, "anchor.model", cfg.anchor.model if cfg.anchor.num_prompts else ""),
+        ift=exp.source(data.ift_path, IFTExample, key="data.ift_path"),
+        eft=exp.source(data.eft_path, EFTExample, key="data.eft_path") if data.eft_path else None,
+        held_out=exp.source(data.eft_eval_path, EFTExample, key="data.eft_eval_path"),
+        rankings=ranked,
+        prompts=prompt_files(cfg, exp),
+    )
+    others = {"prompts.model": given.generator, "anchor.model": given.anchor}
+    preflight.check(
+        cfg,
+        given.m0.model_dir,
+        given.held_out.read(),
+        given.eft.read() if given.eft else (),
+        ift=given.ift.read(),
+        other_models={key: model.model_dir for key, model in others.items() if model},
+    )
+    if data.checked_path:
+        instructions = exp.source(data.checked_path, CheckedInstruction, key="data.checked_path").read()
+        checked.check([x.instruction for x in given.held_out.read()], instructions)
+    preflight.check_prompts(cfg, {str(x.path): x.read() for x in given.prompts.values()})
+    if given.rankings:
+        eft.check(given.rankings.read())
+    return given
+
+
 def iterate(cfg: Config, exp: Experiment) -> dict[str, list[Metric]]:
     """The loop of the paper. Returns the evaluation of each model."""
-    ift = exp.source(cfg.data.ift_path, IFTExample)
-    seed_eft = exp.source(cfg.data.eft_path, EFTExample) if cfg.data.eft_path else None
-    rankings = exp.source(cfg.data.rankings_path, RankedAnswers) if cfg.data.rankings_path else None
-    kept: list[Table[EFTExample]] = []
-    held_out = exp.source(cfg.data.eft_eval_path, EFTExample)
-
-    m0 = exp.base_model()
-    preflight.check(cfg, m0.model_dir, held_out.read(), seed_eft.read() if seed_eft else ())
-    if line := machine_time.announcement(cfg, m0.model_dir, ift.read(), seed_eft.read() if seed_eft else ()):
+    given = open_given(cfg, exp)
+    ift, held_out, m0 = given.ift, given.held_out, given.m0
+    if line := machine_time.announcement(cfg, m0.model_dir, ift.read(), given.eft.read() if given.eft else ()):
         log.info("%s", line)
-    m = m1 = exp.run(sft.STAGE, 0, policy=m0, ift=ift, eft=seed_eft)
+    m = m1 = exp.run(sft.STAGE, 0, policy=m0, ift=ift, eft=given.eft)
     evaluations = {"M0": evaluate(exp, 0, m0, suffix="_m0"), "M1": evaluate(exp, 0, m)}
-    generator = exp.base_model(cfg.prompts.model) if cfg.prompts.model else None
-    other_judge = exp.base_model(cfg.anchor.model) if cfg.anchor.model else None
     earlier: list[Table[Prompt]] = []
+    kept: list[Table[EFTExample]] = []
     for t in range(1, cfg.num_iterations + 1):
-        if cfg.prompts.path:
-            x = exp.source(cfg.prompts.path.format(iteration=t), Prompt)
+        if given.prompts:
+            x = given.prompts[t]
         else:
-            x = exp.run(prompts.STAGE, t, policy=generator or m, ift=ift, eft_eval=held_out, earlier=earlier)
+            x = exp.run(prompts.STAGE, t, policy=given.generator or m, ift=ift, eft_eval=held_out, earlier=earlier)
             earlier.append(x)
         y = exp.run(candidates.STAGE, t, policy=m, prompts=x)
         r = exp.run(judgements.STAGE, t, judge=m, candidates=y)
         d = exp.run(pairs.STAGE, t, candidates=y, judgements=r)
         if cfg.anchor.num_prompts:
-            exp.run(anchor.STAGE, t, judge=other_judge or m1, candidates=y, judgements=r, pairs=d)
+            exp.run(anchor.STAGE, t, judge=given.anchor or m1, candidates=y, judgements=r, pairs=d)
             for alarm in found_alarms(exp):
                 if alarm.iteration == t:
                     log.warning("ALARM, %s", alarm.text)
         v = exp.run(verdict_pairs.STAGE, t, candidates=y, judgements=r) if cfg.verdict_pairs.num_prompts else None
         m = exp.run(policy.STAGE, t, policy=m, pairs=d, verdict_pairs=v)
-        if rankings:
-            kept.append(exp.run(eft.STAGE, t, judge=m, rankings=rankings))
+        if given.rankings:
+            kept.append(exp.run(eft.STAGE, t, judge=m, rankings=given.rankings))
             own = exp.run(candidates.STAGE, t, policy=m, prompts=x, directory="own_answers")
-            m = exp.run(refresh.STAGE, t, policy=m, own_answers=own, eft=seed_eft, kept=kept)
+            m = exp.run(refresh.STAGE, t, policy=m, own_answers=own, eft=given.eft, kept=kept)
         evaluations[f"M{t + 1}"] = evaluate(exp, t, m)
-        track(open_run(exp.run_dir), cfg.tracking)
+        tracking.track(open_run(exp.run_dir), cfg.tracking)
     return evaluations
 
 
@@ -104,6 +150,24 @@ def evaluate(exp: Experiment, t: int, m: Model | BaseModel, *, suffix: str = "")
         directory=f"checked{suffix}",
     )
     return [*found.read(), *true.read()]
+
+
+def prompt_files(cfg: Config, exp: Experiment) -> dict[int, SourceFile[Prompt]]:
+    """The file of `prompts.path` for each iteration. Empty if the prompts are generated."""
+    key, path, found = "prompts.path", cfg.prompts.path, {}
+    for t in range(1, cfg.num_iterations + 1 if path else 1):
+        try:
+            name = path.format(iteration=t)
+        except (KeyError, IndexError, ValueError, AttributeError) as e:
+            reason = "the only name in braces is {iteration}. Correct it, or rename the file."
+            raise ConfigError(f"{key}={path!r}: {reason}") from e
+        found[t] = exp.source(name, Prompt, key=key)
+    return found
+
+
+def other_model(exp: Experiment, key: str, path: str) -> BaseModel | None:
+    """The model that a setting names, if it names one."""
+    return exp.base_model(path, key=key) if path else None
 
 
 def found_alarms(exp: Experiment) -> list[Alarm]:

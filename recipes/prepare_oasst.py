@@ -11,7 +11,6 @@ This program needs no model. It writes `ift.jsonl`, `rankings.jsonl` (to which `
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from nemo_srl import cli
+from nemo_srl import cli, jsonio
 from nemo_srl.artifacts import digest_of_file, to_line, write_atomic
 from nemo_srl.data import oasst
 from nemo_srl.errors import DataError
@@ -55,7 +54,10 @@ def prepare(options: Options) -> dict[str, int]:
         seed=options.seed,
     )
     if not data.ift or not data.rankings or not data.eft_eval:
-        raise DataError(f"trees={options.trees}: too few usable trees for all three files; counted: {data.counts}")
+        raise DataError(
+            f"trees={options.trees}: too few usable trees for all three files; counted: {data.counts}. Give the whole "
+            "file of trees, or lower num_ift, num_eft or num_eft_eval."
+        )
     output = Path(options.output_dir)
     tables: dict[str, Iterable[object]] = {"ift": data.ift, "rankings": data.rankings, "eft_eval": data.eft_eval}
     for name, records in tables.items():
@@ -67,7 +69,7 @@ def prepare(options: Options) -> dict[str, int]:
         "counts": data.counts,
         "paper": oasst.PAPER_COUNTS,
     }
-    write_atomic(output / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(output / "manifest.json", jsonio.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return data.counts
 
 

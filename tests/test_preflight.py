@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,12 +15,15 @@ from transformers import AutoTokenizer
 
 from nemo_srl import preflight
 from nemo_srl.artifacts import read_jsonl
+from nemo_srl.chat import ChatTemplate
 from nemo_srl.errors import ConfigError, DataError, ModelError
 from nemo_srl.experiment import Experiment
-from nemo_srl.records import EFTExample
+from nemo_srl.protocols import SFTRow
+from nemo_srl.records import EFTExample, IFTExample
+from recipes import evaluate
 from recipes import iterate as recipe
 from tests.support import ROOT, composed
-from tests.tiny import make_model
+from tests.tiny import make_model, write_seed
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +143,209 @@ def test_tokens_above_the_embedding_are_refused(model_dir: Path, tmp_path: Path)
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"ids up to \d+, and config\.json has vocab_size=.*resize_token_embeddings"):
         preflight.check(composed(), tmp_path / "hf", [example("Red.")])
+
+
+def copy_of(model_dir: Path, directory: Path, **config: object) -> Path:
+    """A copy of the model with other values in its config.json."""
+    shutil.copytree(model_dir, directory)
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    return directory
+
+
+def set_eos(model_dir: Path, ids: object) -> None:
+    (model_dir / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+
+
+def test_ends_that_do_not_agree_are_refused_with_the_value_that_agrees(model_dir: Path, tmp_path: Path) -> None:
+    directory = copy_of(model_dir, tmp_path / "hf")
+    set_eos(directory, 0)
+    with pytest.raises(ConfigError, match=r"eos_token_id=2 .*generation ends at \(0,\).*would never stop") as e:
+        preflight.check(composed(), directory, [example("Red.")])
+    set_eos(directory, json.loads(re.findall(r"generation_config\.json to (\[[0-9, ]+\])", str(e.value))[0]))
+    preflight.check(composed(), directory, [example("Red.")])
+    # The template ends a response with another token than the tokenizer's.
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<|endoftext|>")
+    tokenizer.save_pretrained(directory)
+    set_eos(directory, 2)
+    with pytest.raises(ConfigError, match=r"eos_token_id=0 \('<\|endoftext\|>' after a response\) in the chat") as e:
+        preflight.check(composed(), directory, [example("Red.")])
+    set_eos(directory, json.loads(re.findall(r"generation_config\.json to (\[[0-9, ]+\])", str(e.value))[0]))
+    preflight.check(composed(), directory, [example("Red.")])
+
+
+def test_a_tokenizer_without_an_end_is_refused(model_dir: Path, tmp_path: Path) -> None:
+    directory = copy_of(model_dir, tmp_path / "hf")
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "eos_token": None}))
+    (directory / "special_tokens_map.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json: it has no eos_token"):
+        preflight.check(composed(), directory, [example("Red.")])
+
+
+def rows(count: int, length: int = 1) -> list[IFTExample]:
+    return [IFTExample(example_id=str(i), instruction="Say red.", response="Red. " * length) for i in range(count)]
+
+
+def test_long_rows_of_the_seed_are_counted_as_the_trainer_does(
+    model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from nemo_srl.trainers.nemo_aligner.data import tokenize_rows
+
+    cfg, chat = composed("sft.max_seq_length=128", "sft.global_batch_size=8"), ChatTemplate(model_dir)
+    seed = [*rows(8), *rows(3, length=60)]
+    preflight.check(cfg, model_dir, [example("Red.")], ift=seed)
+    assert "data.ift_path: 3 of 11 rows are longer than sft.max_seq_length=128 tokens" in caplog.text
+    for length in range(1, 60):
+        (row,) = rows(1, length)
+        as_trained = SFTRow(prompt=chat.render(row.instruction), response=chat.response_text(row.response))
+        _, counted = tokenize_rows(
+            [as_trained], encode=lambda text: list(chat.encode(text)), eos_token_id=2, max_seq_length=1000
+        )
+        assert chat.num_trained_tokens(row.instruction, row.response) == counted.max_length
+
+
+def test_too_few_rows_that_fit_are_refused_and_each_remedy_works(model_dir: Path) -> None:
+    settings = {"sft.max_seq_length": 128, "sft.global_batch_size": 8}
+
+    def check(**changed: int) -> None:
+        named = settings | {f"sft.{key}": value for key, value in changed.items()}
+        overrides = [f"{key}={value}" for key, value in named.items()]
+        preflight.check(composed(*overrides), model_dir, [example("Red.")], ift=seed)
+
+    seed = [*rows(6), *rows(3, length=60)]
+    with pytest.raises(ConfigError, match=r"sft\.global_batch_size=8: .*6 rows have at most .* and 3 are longer") as e:
+        check()
+    check(max_seq_length=int(re.findall(r"set sft\.max_seq_length to (\d+) or more", str(e.value))[0]))
+    check(global_batch_size=int(re.findall(r"set sft\.global_batch_size to (\d+)", str(e.value))[0]))
+    seed = rows(8, length=60)
+    with pytest.raises(ConfigError, match="0 rows have at most") as e:
+        check()
+    assert "set sft.global_batch_size" not in str(e.value)
+    check(max_seq_length=int(re.findall(r"set sft\.max_seq_length to (\d+) or more", str(e.value))[0]))
+
+
+@pytest.fixture(scope="module")
+def seed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return write_seed(tmp_path_factory.mktemp("seed"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "damage", "message"),
+    [
+        ("mpa", "none", "is neither a directory nor a model"),
+        ("m", "config.json", r"config\.json: is not valid JSON \(.*Copy or download it again"),
+        ("p", "deep config.json", r"config\.json: is not valid JSON \(too many lists"),
+        ("a", "digits config.json", r"config\.json: is not valid JSON \(Exceeds the limit"),
+        ("a", "lfs config.json", r"config\.json: is a pointer of Git LFS.*git lfs pull"),
+        ("mpa", "tokenizer.json", r"no usable tokenizer .*copy or download it again"),
+        ("p", "model.safetensors", r"model\.safetensors: .*copy or download it again"),
+        ("m", "header model.safetensors", r"model\.safetensors: is not a safetensors file, or is damaged"),
+        ("a", "vocab", r"has shape .* but config\.json asks for"),
+        ("p", "layers", r"tensor model\.layers\.2\..* is missing from the weights"),
+        ("ma", "eos", r"eos_token_id=2 .*would never stop"),
+        ("a", "gpt2", r"GPT2LMHeadModel.*Supported is LlamaForCausalLM"),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_refused_before_the_first_stage_under_its_key(
+    model_dir: Path, tmp_path: Path, seed: dict[str, str], keys: str, damage: str, message: str
+) -> None:
+    config = {"vocab": {"vocab_size": 100}, "layers": {"num_hidden_layers": 3}}.get(damage, {})
+    if damage == "gpt2":
+        config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
+    directory = copy_of(model_dir, tmp_path / "hf", **config)
+    how, _, name = damage.rpartition(" ")
+    if (path := directory / name).is_file():
+        content = path.read_bytes()
+        damaged = {"": content[: len(content) // 2], "deep": b"[" * 100_000, "digits": b'{"a": ' + b"9" * 5000 + b"}"}
+        damaged["lfs"] = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+        damaged["header"] = (100_000).to_bytes(8, "little") + b"[" * 100_000
+        path.write_bytes(damaged[how])
+    if damage == "eos":
+        set_eos(directory, 0)
+    for key in (k for k in ("model.path", "prompts.model", "anchor.model") if k[0] in keys):
+        given = {"model.path": str(model_dir), **seed}
+        given[key] = str(directory / "none" if damage == "none" else directory)
+        cfg = composed(*(f"{k}={v}" for k, v in given.items()), "sft.global_batch_size=4")
+        run = Experiment(replace(cfg, run_dir=str(tmp_path / "run")))
+        with pytest.raises((ModelError, ConfigError), match=message) as e, run as exp:
+            recipe.iterate(exp.cfg, exp)
+        assert str(e.value).startswith(f"{key}=")
+        assert "\n" not in str(e.value)
+        assert not list((tmp_path / "run").glob("iter_*"))
+
+
+def prompt_rows(count: int, **changed: object) -> str:
+    rows = [{"prompt_id": f"p{i}", "text": f"Say {i}."} for i in range(count)]
+    rows[-1] |= changed
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none-{iteration}.jsonl", "", r"prompts\.path='.*none-1\.jsonl': no such file"),
+        ("{iter}.jsonl", "", r"prompts\.path='.*': the only name in braces is \{iteration\}"),
+        ("p{iteration}.jsonl", prompt_rows(3), r"p2\.jsonl': it has 3 prompts.*dpo\.global_batch_size=4 pairs.*lower"),
+        ("p{iteration}.jsonl", prompt_rows(4, text=" "), r"prompts\.path=.*p2\.jsonl, line 4: text=' ': it is blank"),
+        ("p{iteration}.jsonl", prompt_rows(4, prompt_id="p0"), r"prompts\.path=.*p2\.jsonl, line 4: the key 'p0'"),
+        ("p{iteration}.jsonl", "", r"prompts\.path=.*p2\.jsonl: empty"),
+        ("p{iteration}.jsonl", prompt_rows(4)[:-9], r"prompts\.path=.*p2\.jsonl, line 4: not JSON"),
+    ],
+)
+def test_given_prompts_are_checked_for_all_iterations_before_the_first_stage(
+    model_dir: Path, tmp_path: Path, seed: dict[str, str], name: str, content: str, message: str
+) -> None:
+    (tmp_path / "p1.jsonl").write_text(prompt_rows(4))
+    (tmp_path / "p2.jsonl").write_text(content)
+    overrides = [f"{k}={v}" for k, v in {"model.path": model_dir, **seed}.items()]
+    cfg = composed(*overrides, f"prompts.path='{tmp_path / name}'", "sft.global_batch_size=4", "num_iterations=2")
+    with (
+        pytest.raises((DataError, ConfigError), match=message),
+        Experiment(replace(cfg, run_dir=str(tmp_path / "run"))) as exp,
+    ):
+        recipe.iterate(exp.cfg, exp)
+    assert not list((tmp_path / "run").glob("iter_*"))
+
+
+def test_more_pairs_than_prompts_are_refused(model_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=r"prompts\.num_prompts=3: .*dpo\.global_batch_size=4 pairs.*Raise it, or"):
+        preflight.check_prompts(composed("prompts.num_prompts=3"), {})
+    preflight.check_prompts(composed("prompts.num_prompts=4"), {})
+
+
+def test_errors_of_the_judges_engine_have_its_name() -> None:
+    with pytest.raises(ConfigError, match=r"^judge\.engine\.base_url=''"):
+        composed("+engine@judge.engine=openai")
+    with pytest.raises(ConfigError, match=r"^engine\.base_url=''"):
+        composed("engine=openai")
+    cfg = composed("+engine@judge.engine=openai", "judge.engine.base_url=http://x/v1", "judge.engine.api_key_env=NONE_")
+    with pytest.raises(ConfigError, match=r"^judge\.engine\.api_key_env='NONE_'"):
+        preflight.check_engine(cfg, "judge", Path())
+
+
+def test_evaluate_names_its_own_settings_before_any_model_is_asked(model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "questions.jsonl").write_text('{"instruction": "Name a color."}\n{"instruction": 3}\n')
+    (tmp_path / "answers.json").write_text('[{"instruction": "Name a shape.", "output": "A cube."}]')
+    held_out = tmp_path / "eft_eval.jsonl"
+    held_out.write_text(json.dumps(asdict(example("Red."))) + "\n")
+    good = evaluate.EvaluateSettings(models={"m": str(model_dir)}, questions="")
+    exp = Experiment(replace(composed(f"data.eft_eval_path={held_out}"), run_dir=str(tmp_path / "run")))
+    evaluate.check(good, exp)
+    answers = {"m": str(model_dir), "a": str(tmp_path / "answers.json")}
+    one_question = tmp_path / "one.jsonl"
+    one_question.write_text('{"instruction": "Name a color."}\n')
+    for changed, message in (
+        ({"models": {"m": str(tmp_path / "none")}}, r"^evaluate\.models\.m='.*none': is neither"),
+        ({"judge_model": "gpt-4"}, r"^evaluate\.judge_model='gpt-4': is neither"),
+        ({"questions": str(tmp_path / "q.jsonl")}, r"^evaluate\.questions=.*q\.jsonl: no such file"),
+        ({"questions": str(tmp_path / "questions.jsonl")}, r"^evaluate\.questions=.*line 2: .*Correct the row"),
+        ({"models": answers, "questions": str(one_question)}, r"^evaluate\.models\.a=.*no `output` for the instr"),
+    ):
+        with pytest.raises((ModelError, DataError), match=message):
+            evaluate.check(replace(good, **changed), exp)
+    (tmp_path / "answers.json").write_text('[{"instruction": "Name a color.", "output": "Red."}]')
+    with pytest.raises(ConfigError, match=r"judge\.pairwise_rubric=''.*judge_mode=pairwise sets one"):
+        evaluate.check(replace(good, models=answers, questions=str(one_question)), exp)

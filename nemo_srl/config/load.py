@@ -6,7 +6,8 @@ so a setting of another backend is refused here. Raises `ConfigError`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -51,6 +52,16 @@ def load(data: DictConfig | Mapping[str, Any], schema: type[C]) -> C:
     return cfg
 
 
+@contextmanager
+def key_of(section: str) -> Iterator[None]:
+    """Let errors of a backend's settings, which name `engine.KEY`, name `SECTION.KEY`."""
+    try:
+        yield
+    except ConfigError as e:
+        outer, _, last = section.rpartition(".")
+        raise (ConfigError(f"{outer}.{e}") if outer and str(e).startswith(f"{last}.") else e) from e
+
+
 def _take(plain: dict[str, Any], key: str) -> Any:
     """Remove and return a section; None where it is not set. Raises `ConfigError` for a value in its place."""
     *outer, last = key.split(".")
@@ -84,6 +95,7 @@ def _backend_settings(section: str, given: Any) -> Any:
         merged = OmegaConf.merge(OmegaConf.structured(schema), given)
         if missing := sorted(OmegaConf.missing_keys(merged)):
             raise ConfigError(f"{section}.{missing[0]}=???: {section}.name={name!r} needs this setting. Give a value.")
-        return OmegaConf.to_object(merged)
+        with key_of(section):
+            return OmegaConf.to_object(merged)
     except OmegaConfBaseException as e:
         raise ConfigError(f"{section}.{e.key}: {e.msg or e}") from e

@@ -15,11 +15,11 @@ was cut off at `max_tokens`. Only the last two need the package `datasets`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nemo_srl import jsonio
 from nemo_srl.artifacts import write_atomic
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config.check import check
@@ -89,7 +89,7 @@ def write_pairs(
     for name in formats:
         if row := _ROWS.get(name):
             path = directory / f"{name}.jsonl"
-            write_atomic(path, "".join(json.dumps(row(p, chat), ensure_ascii=False) + "\n" for _, p in pairs))
+            write_atomic(path, "".join(jsonio.dumps(row(p, chat), ensure_ascii=False) + "\n" for _, p in pairs))
         else:
             path = directory / ("pairs.parquet" if name == "parquet" else "dataset")
             _write_dataset(pairs, path)

@@ -57,7 +57,10 @@ def _question(row: dict[str, Any], *, where: str) -> Question:
     else:
         turns = [_instruction(row)]
     if not all(isinstance(t, str) and t.strip() for t in turns):
-        raise DataError(f"{where}: expected a text in `instruction` or `text`, or `question_id` and `turns`")
+        raise DataError(
+            f"{where}: expected a text in `instruction` or `text`, or `question_id` and `turns`. Correct the row, "
+            "or remove it."
+        )
     # AlpacaEval's instructions have no ids, and the seed's ids name answers. A digest of the text names one question.
     digest = hashlib.sha256(turns[0].encode()).hexdigest()[:12]
     key = str(row["question_id"]) if "turns" in row else f"q-{digest}"

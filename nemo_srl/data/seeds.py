@@ -51,7 +51,9 @@ def read_seed(path: Path, counts: Counter[str], *, prefix: str = "") -> list[IFT
             examples.append(IFTExample(example_id=f"{prefix}-{number:07d}", instruction=turn[0], response=turn[1]))
     counts["examples"] = len(examples)
     if not examples:
-        raise DataError(f"{path}: no usable row; counted: {dict(counts)}")
+        raise DataError(
+            f"{path}: no usable row; counted: {dict(counts)}. Give rows that have an instruction and an answer to it."
+        )
     return examples
 
 
@@ -63,7 +65,9 @@ def _first_turn(row: Mapping[str, Any], *, where: str) -> tuple[str, str] | str:
     if "instruction" in row and "output" in row:
         instruction, more, response = (_text(row, key, where=where) for key in ("instruction", "input", "output"))
         return ("\n\n".join(filter(None, (instruction, more))), response) if instruction and response else "empty"
-    raise DataError(f"{where}: has the fields {sorted(row)}; expected {_FORMATS}")
+    raise DataError(
+        f"{where}: has the fields {sorted(row)}; expected {_FORMATS}. Rename the fields, or give another file."
+    )
 
 
 def _text(row: Mapping[str, Any], key: str, *, where: str) -> str:

@@ -76,17 +76,23 @@ class Verifier:
         for name, given in zip(prompt.instruction_ids, prompt.arguments, strict=True):
             if name not in self._instructions:
                 near = difflib.get_close_matches(name, self._instructions, n=3) or sorted(self._instructions)
-                raise DataError(f"{where}: no check for the instruction {name!r}; known are {', '.join(near)}")
+                raise DataError(
+                    f"{where}: no check for the instruction {name!r}; known are {', '.join(near)}. Correct it, or "
+                    "remove the row."
+                )
             expected = set(self._instructions[name](name).get_instruction_args_keys())
             if given.keys() != expected or not all(given.values()):
                 raise DataError(
                     f"{where}: arguments {given} of {name!r}; its check takes {sorted(expected) or 'none'}, and "
-                    "none of them empty or 0"
+                    "none of them empty or 0. Correct them, or remove the row."
                 )
             try:
                 self._check(prompt, name, given, "Some words.")
             except Exception as e:  # the harness's code may raise anything on a wrong value
-                raise DataError(f"{where}: {name!r} cannot be checked with the arguments {given}: {e}") from e
+                raise DataError(
+                    f"{where}: {name!r} cannot be checked with the arguments {given}: {e}. Correct them, or "
+                    "remove the row."
+                ) from e
 
     def followed(self, prompt: VerifiablePrompt, response: str) -> Followed:
         """Which instructions of `prompt` the response follows."""
@@ -112,7 +118,7 @@ def read_prompts(path: Path, verifier: Verifier) -> list[VerifiablePrompt]:
     for where, row in read_rows(path, what="IFEval's prompts"):
         prompt = _prompt(row, where=where)
         if prompt.key in prompts:
-            raise DataError(f"{where}: an earlier prompt has the same key, {prompt.key!r}")
+            raise DataError(f"{where}: an earlier prompt has the same key, {prompt.key!r}. Give each a key of its own.")
         verifier.check_row(prompt, where=where)
         prompts[prompt.key] = prompt
     return list(prompts.values())
@@ -121,9 +127,11 @@ def read_prompts(path: Path, verifier: Verifier) -> list[VerifiablePrompt]:
 def _prompt(row: Mapping[str, Any], *, where: str) -> VerifiablePrompt:
     if "key" not in row or not all(isinstance(row.get(k), t) for k, t in _FIELDS.items()):
         expected = ", ".join(f"`{k}` ({t.__name__})" for k, t in _FIELDS.items())
-        raise DataError(f"{where}: expected an object with `key`, {expected}; found {sorted(row)}")
+        raise DataError(
+            f"{where}: expected an object with `key`, {expected}; found {sorted(row)}. Give IFEval's file as published."
+        )
     if not all(isinstance(x, dict) for x in row["kwargs"]) or not row["prompt"].strip():
-        raise DataError(f"{where}: expected a text in `prompt` and objects in `kwargs`")
+        raise DataError(f"{where}: expected a text in `prompt` and objects in `kwargs`. Correct it, or remove the row.")
     return VerifiablePrompt(
         prompt_id=f"ifeval-{row['key']}",
         text=row["prompt"],

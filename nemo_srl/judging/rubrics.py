@@ -25,7 +25,12 @@ def render(rubric: str, **texts: str) -> str:
 def check_holds_once(rubric: str, *parts: str, key: str) -> None:
     """Raises `ConfigError`, with the setting's name `key`, unless each part stands in the rubric exactly once."""
     for part in parts:
-        check(rubric.count(part) == 1, key, excerpt(rubric), f"must hold {part} once")
+        check(
+            rubric.count(part) == 1,
+            key,
+            excerpt(rubric),
+            f"must hold {part} once. Put it there, or choose a rubric of conf/judge/.",
+        )
 
 
 def excerpt(rubric: str) -> str:

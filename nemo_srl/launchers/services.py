@@ -271,7 +271,10 @@ def free_port(taken: set[int], *, host: str = LOOPBACK) -> int:
             except OSError:
                 continue
             return port
-    raise JobFailedError(f"no port in {PORTS.start}..{PORTS.stop - 1} is free on this machine")
+    raise JobFailedError(
+        f"no port in {PORTS.start}..{PORTS.stop - 1} is free on this machine. End the programs that "
+        "use them (ss -ltnp shows them), and run again."
+    )
 
 
 def _devices(services: Sequence[Service]) -> dict[str, str | None]:

@@ -16,19 +16,23 @@ from nemo_srl.models.hf import read_spec, tensor_index
 _FETCHERS: Mapping[str, Callable[[Path], Path]] = {smollm2.NAME: smollm2.fetch}
 
 
-def resolve(path: str, cache_dir: Path) -> Path:
+def resolve(path: str, cache_dir: Path, *, key: str = "model.path") -> Path:
     """The directory of the model that a user named: one that is fetched by its name, or a local one, which is checked.
 
-    Raises `ModelError` for what is neither, and for a directory that cannot be used (see `hf`).
+    `key` is the setting that names it. Raises `ModelError` for what is neither, and for a directory that cannot be used
+    (see `hf`).
     """
     if path in _FETCHERS:
         return _FETCHERS[path](cache_dir.expanduser())
     directory = Path(path).expanduser()
     if not directory.exists():
         raise ModelError(
-            f"model.path={path!r}: is neither a directory nor a model that can be fetched ({', '.join(_FETCHERS)}). "
+            f"{key}={path!r}: is neither a directory nor a model that can be fetched ({', '.join(_FETCHERS)}). "
             "Models are not downloaded from a hub by their name. Download it yourself and give its directory."
         )
-    read_spec(directory)
-    tensor_index(directory)
+    try:
+        read_spec(directory)
+        tensor_index(directory)
+    except ModelError as e:
+        raise ModelError(f"{key}={path!r}: {e}") from e
     return directory.resolve()

@@ -17,7 +17,6 @@ parameters are exported, which its forward pass used.
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+from nemo_srl import jsonio
 from nemo_srl.errors import ModelError
 from nemo_srl.models import families, nemo_layout
 from nemo_srl.models.directories import fresh_partial, publish, refuse_existing
@@ -92,7 +92,7 @@ def nemo_to_hf(
     write_shards(partial, plan, _hf_tensors(reader, parameters, spec, dtype), max_shard_bytes=max_shard_bytes)
     for path in companions(template_hf_dir):
         shutil.copyfile(path, partial / path.name)
-    config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
+    config = jsonio.loads((partial / "config.json").read_bytes())
     widest = max((written for _, _, written in plan), key=lambda written: written.itemsize)
     config["torch_dtype"] = str(widest).removeprefix("torch.")
     # Transformers 5 has these in `dtype` and `rope_parameters`. Version 4 reads only the older names, and would take
@@ -101,9 +101,18 @@ def nemo_to_hf(
         config["dtype"] = config["torch_dtype"]
     if "rope_parameters" in config:
         config |= {"rope_theta": spec.rope_theta, "rope_scaling": spec.rope_scaling}
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    text = jsonio.dumps(config, indent=2, sort_keys=True) + "\n"
     (partial / "config.json").write_text(text, encoding="utf-8")
     publish(partial, hf_dir)
+
+
+def check_weights(hf_dir: Path, spec: ModelSpec) -> None:
+    """Raise `ModelError` unless the weights of a directory are those that its config.json describes.
+
+    Only the headers of the files are read.
+    """
+    with ExitStack() as files:
+        _check_weights(TensorReader(hf_dir, files), hf_dir, spec, torch.float32)
 
 
 def _check_weights(reader: TensorReader, hf_dir: Path, spec: ModelSpec, dtype: torch.dtype | None) -> torch.dtype:

@@ -10,13 +10,13 @@ Not covered: whether the tokenizer fits the weights.
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from nemo_srl.errors import ModelError
+from nemo_srl import jsonio
+from nemo_srl.errors import ConfigError, ModelError
 from nemo_srl.models import families
 from nemo_srl.models.spec import ModelSpec as ModelSpec
 
@@ -104,7 +104,10 @@ def shard_paths(model_dir: Path) -> list[Path]:
             raise ModelError(f"{index}: has no weight_map. The download is damaged: fetch this file again.")
         names = sorted({str(name) for name in weight_map.values()})
         if outside := [name for name in names if Path(name).name != name]:
-            raise ModelError(f"{index}: names {outside[0]!r}, which is not a plain file name; refused")
+            raise ModelError(
+                f"{index}: names {outside[0]!r}, which is not a plain file name, so it is not read. Use a model from a "
+                "place that you trust."
+            )
     else:
         names = [SINGLE_FILE]
     missing = [name for name in names if not (model_dir / name).is_file()]
@@ -130,7 +133,7 @@ def tensor_index(model_dir: Path) -> dict[str, Path]:
     for path in shard_paths(model_dir):
         for name in read_header(path):
             if name in found:
-                raise ModelError(f"{path}: holds {name}, which {found[name].name} holds too; remove one of them")
+                raise ModelError(f"{path}: holds {name}, which {found[name].name} holds too. Remove one of them.")
             found[name] = path
     return found
 
@@ -144,13 +147,16 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         start, header = _raw_header(path, file)
     try:
         entries = []
-        for name, info in json.loads(header).items():
+        for name, info in jsonio.loads(header).items():
             if name != "__metadata__":
                 begin, end = (start + int(offset) for offset in info["data_offsets"][:2])
                 shape = tuple(int(n) for n in info["shape"])
                 entries.append(TensorEntry(name, str(info["dtype"]), shape, begin, end))
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise ModelError(f"{path}: is not a safetensors file (its header is unreadable: {error})") from error
+        raise ModelError(
+            f"{path}: is not a safetensors file, or is damaged (its header is unreadable: {error}). Copy or download "
+            "it again."
+        ) from error
     entries.sort(key=lambda entry: entry.begin)
     expected = max((entry.end for entry in entries), default=start)
     if any(not start <= entry.begin <= entry.end for entry in entries) or path.stat().st_size != expected:
@@ -210,14 +216,32 @@ def _raw_header(path: Path, file: BinaryIO) -> tuple[int, bytes]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        if content.startswith(b"version https://git-lfs"):
+            raise ModelError(f"{path}: is a pointer of Git LFS, and not the file. `git lfs pull` fetches the file.")
+        value = jsonio.loads(content)
     except FileNotFoundError:
         raise ModelError(f"{path}: is missing. A Hugging Face model has this file. {families.supported()}") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}). Make it readable, or copy it again.") from error
     except ValueError as error:
         raise ModelError(f"{path}: is not valid JSON ({error}). Copy or download it again.") from error
     if not isinstance(value, dict):
-        raise ModelError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise ModelError(f"{path}: expected a JSON object, found {type(value).__name__}. Copy or download it again.")
     return cast(dict[str, Any], value)
+
+
+def check_end(model_dir: Path, spec: ModelSpec, token_id: int | None, where: str) -> None:
+    """Raise `ConfigError` unless generation ends at this token, which ends a response `where` it is."""
+    if token_id in spec.eos_token_ids:
+        return
+    ids = [i for i in (token_id, *spec.eos_token_ids) if i is not None]
+    raise ConfigError(
+        f"eos_token_id={token_id} {where} of {model_dir}: generation ends at {spec.eos_token_ids} (eos_token_id in "
+        "generation_config.json, or else in config.json), so a model that ends its responses with the other token "
+        f"would never stop. Set eos_token_id in generation_config.json to {ids} (make the file if there is none), or "
+        "use the tokenizer and the chat template that belong to this model."
+    )
 
 
 def _eos_token_ids(model_dir: Path, config: dict[str, Any]) -> tuple[int, ...]:

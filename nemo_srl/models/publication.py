@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
+from nemo_srl import jsonio
 from nemo_srl.models import directories
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -26,9 +26,9 @@ def publish_model(source: Path, directory: Path, *, card: str, chat_template: st
         if path.is_file():
             shutil.copyfile(path, partial / path.name)
     if chat_template is not None:
-        config = json.loads((partial / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
+        config = jsonio.loads((partial / TOKENIZER_CONFIG).read_bytes())
         config["chat_template"] = chat_template
-        (partial / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (partial / TOKENIZER_CONFIG).write_text(jsonio.dumps(config, indent=2) + "\n", encoding="utf-8")
         (partial / "chat_template.jinja").unlink(missing_ok=True)  # transformers would read this file first
     (partial / "README.md").write_text(card, encoding="utf-8")
     if directory.exists():

@@ -7,13 +7,13 @@ JavaScript could read, so text of a model can neither end that element nor start
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
+from nemo_srl import jsonio
 from nemo_srl.judging import mean_scores
 from nemo_srl.records import Candidate, Comparison, Judgement, PreferencePair
 from nemo_srl.runs import Run
@@ -93,7 +93,7 @@ def _groups(run: Run, t: int) -> Collection[Group]:
 
 def island(data: object) -> Markup:
     """JSON that is safe inside a script element, whatever text it contains."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = jsonio.dumps(data, ensure_ascii=False, separators=(",", ":"))
     for character, escape in _ESCAPES.items():
         text = text.replace(character, escape)
     return Markup(text)

@@ -14,7 +14,9 @@ Not covered: the metrics of a stage while it runs. They are in its log.
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +33,14 @@ def track(run: Run, cfg: TrackingConfig) -> None:
         write_tensorboard(run)
     if cfg.wandb_project:
         send_to_wandb(run, project=cfg.wandb_project)
+
+
+def check(cfg: TrackingConfig) -> None:
+    """Raise `ConfigError` for a tracker that is not installed."""
+    if cfg.wandb_project and not (sys.modules.get("wandb") or importlib.util.find_spec("wandb")):
+        raise ConfigError(
+            f"tracking.wandb_project={cfg.wandb_project!r}: the package wandb is not installed. Run pip install wandb."
+        )
 
 
 class Scalar(NamedTuple):
@@ -73,12 +83,9 @@ def send_to_wandb(run: Run, *, project: str) -> None:
 
     Each group of tags (`M2`, `evaluation`, `stages`) has its own step, because W&B's global step cannot go back.
     """
-    try:
-        import wandb
-    except ImportError as e:
-        raise ConfigError(
-            f"tracking.wandb_project={project!r}: the package wandb is not installed. Run pip install wandb."
-        ) from e
+    check(TrackingConfig(wandb_project=project))
+    import wandb
+
     name = run.run_dir.resolve().name
     identity = digest_of(str(run.run_dir.resolve()))
     session = wandb.init(

@@ -10,8 +10,10 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import median
 
+from nemo_srl import lineage
 from nemo_srl.artifacts import JOURNAL
 from nemo_srl.errors import DataError
 from nemo_srl.records import EFTExample, Judgement, RankedAnswers
@@ -71,7 +73,8 @@ def _sign(x: float) -> int:
     return (x > 0) - (x < 0)
 
 
-def _check(ranked: Sequence[RankedAnswers]) -> None:
+def check(ranked: Sequence[RankedAnswers]) -> None:
+    """Raises `DataError` for rankings that cannot be judged."""
     for x in ranked:
         if len(x.responses) < 2 or len(x.responses) != len(x.ranks):
             raise DataError(
@@ -83,7 +86,7 @@ def _check(ranked: Sequence[RankedAnswers]) -> None:
 def run(ctx: Context) -> Made[EFTExample]:
     cfg = ctx.cfg
     rankings = ctx.read("rankings", RankedAnswers)
-    _check(rankings)
+    check(rankings)
     material = {_key(x, i): (x.instruction, response) for x in rankings for i, response in enumerate(x.responses)}
     with open_caller(ctx) as caller:
         judge = caller.judge.absolute
@@ -106,10 +109,16 @@ def run(ctx: Context) -> Made[EFTExample]:
             f"data.rankings_path: the {len(rankings)} rankings gave no example. {num_valid} of {len(judgements)} "
             f"verdicts have a score, and {num_agreeing} rankings agree with them. All verdicts are kept in "
             f"{ctx.output.path / JOURNAL}. If few verdicts have a score, the model cannot judge: use another judge "
-            "(judge.engine). Otherwise give more rankings, or raise refresh.num_judgements."
+            "(judge.engine), with a new run_dir, because all verdicts change. Otherwise give more rankings, or raise "
+            f"refresh.num_judgements. {_first_delete(ctx.output.path)}"
         )
     rates = {"valid_rate": num_valid / len(judgements), "agreement_rate": num_agreeing / len(rankings)}
     return Made(kept, {"num_rankings": len(rankings), **rates, "num_examples": len(kept), **caller.figures()})
+
+
+def _first_delete(stage_dir: Path) -> str:
+    old = lineage.with_settings(stage_dir.parent.parent, ["refresh.num_judgements"]) or [stage_dir]
+    return f"Before that, delete what was made with the old ones: {lineage.removal(old)}. All other stages stay."
 
 
 def _key(x: RankedAnswers, i: int) -> str:

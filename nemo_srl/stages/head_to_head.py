@@ -129,7 +129,10 @@ def run(ctx: Context) -> Made[Metric]:
     check_rubric(cfg.judge)
     a, b = ({c.prompt_id: c for c in ctx.read(name, Candidate) if c.sample_index == 0} for name in ("a", "b"))
     if a.keys() != b.keys():
-        raise DataError(f"a and b answer different questions: {len(a.keys() ^ b.keys())} of them are in only one input")
+        raise DataError(
+            f"a and b answer different questions: {len(a.keys() ^ b.keys())} of them are in only one input. Give "
+            "both models' answers to the same questions."
+        )
     both = [key for key in a if a[key].is_answered and b[key].is_answered]
     material = {key: (a[key].prompt, a[key].response, b[key].response) for key in both}
     with open_caller(ctx) as caller:

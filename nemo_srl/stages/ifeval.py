@@ -38,7 +38,10 @@ def run(ctx: Context) -> Made[Metric]:
     prompts = ctx.read("prompts", VerifiablePrompt)
     answers = {c.prompt_id: c for c in ctx.read("answers", Candidate)}
     if missing := [p.key for p in prompts if p.key not in answers]:
-        raise DataError(f"{len(missing)} of {len(prompts)} prompts have no answer, the first is {missing[0]!r}")
+        raise DataError(
+            f"{len(missing)} of {len(prompts)} prompts have no answer, the first is {missing[0]!r}. Give "
+            "the answers to these prompts."
+        )
     verifier = verifiable.Verifier()
     found = [(p, answers[p.key]) for p in prompts]
     followed = [verifier.followed(p, answer.response) for p, answer in found if answer.is_answered]

@@ -12,7 +12,9 @@ import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from nemo_srl import lineage
 from nemo_srl.config import Config
 from nemo_srl.data.diversity import distinct_n, novelty
 from nemo_srl.data.prompt_filter import PromptFilter, Reason
@@ -128,8 +130,9 @@ def run(ctx: Context) -> Made[Prompt]:
     if len(kept) < cfg.num_prompts:
         raise DataError(
             f"prompts.num_prompts={cfg.num_prompts}: only {len(kept)} new instructions passed the filters in "
-            f"prompts.max_rounds={cfg.max_rounds} rounds. Dropped: {dict(dropped)}. Raise max_rounds, lower "
-            "num_prompts, or loosen the filter that dropped most (max_rouge_l, min_words, blocked_words)."
+            f"prompts.max_rounds={cfg.max_rounds} rounds. Dropped: {dict(dropped)}. Raise prompts.max_rounds, lower "
+            "prompts.num_prompts, or loosen the filter that dropped most (prompts.max_rouge_l, prompts.min_words, "
+            f"prompts.blocked_words). {_first_delete(ctx.output.path)}"
         )
     prompts = [Prompt(prompt_id=f"iter{ctx.iteration}-{i:06d}", text=t) for i, t in enumerate(kept[: cfg.num_prompts])]
     texts = [p.text for p in prompts]
@@ -137,6 +140,11 @@ def run(ctx: Context) -> Made[Prompt]:
     counts = {"num_calls": num_calls, "num_kept": len(prompts), **{f"num_{r}": n for r, n in dropped.items()}}
     known = {name: value for name, value in varied.items() if value is not None}
     return Made(prompts, {**counts, **known, **caller.figures()})
+
+
+def _first_delete(stage_dir: Path) -> str:
+    old = lineage.with_settings(stage_dir.parent.parent, ["prompts.max_rounds"]) or [stage_dir]
+    return f"Before that, delete what was made with the old settings: {lineage.removal(old)}. All other stages stay."
 
 
 def work(cfg: Config, a: Assumptions) -> Generated | None:

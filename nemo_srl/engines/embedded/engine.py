@@ -21,7 +21,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from nemo_srl.engines.checks import length_check, plan_samples
 from nemo_srl.engines.embedded.batching import SampleSlot, plan_batches, prefix_tree
@@ -32,6 +31,7 @@ from nemo_srl.engines.embedded.sampling import choose, sample_uniforms
 from nemo_srl.engines.embedded.settings import BATCH_SIZES, EmbeddedSettings
 from nemo_srl.engines.embedded.stop import StopStrings, cut
 from nemo_srl.errors import ConfigError, EngineError
+from nemo_srl.models.tokenizer import load_tokenizer
 from nemo_srl.protocols import GenerationRequest, SamplingParams
 from nemo_srl.records import Completion, NumberLogprobs
 
@@ -55,7 +55,7 @@ class EmbeddedEngine:
             self._steps = GraphedSteps(self._model, CudaGraphs())
         self._max_batch_size = settings.max_batch_size or BATCH_SIZES[device]
         self._check = length_check(self._model.spec.max_position_embeddings)
-        self._tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        self._tokenizer = load_tokenizer(model_dir)
         self._stop = StopStrings(self._decode)
         self._numbers: dict[int, str] | None = None
 
@@ -222,8 +222,10 @@ class _Batch:
                 self.logprobs[row][num_done] = values
         if -1 in chosen:
             raise EngineError(
-                f"request {self.slots[chosen.index(-1)].request.key!r}: the model's output is not a number. "
-                "Its weights are damaged or its training diverged (look at the training's loss)."
+                f"request {self.slots[chosen.index(-1)].request.key!r}: the model's output is not a number. Its "
+                "weights are damaged or its training diverged. If it is the model of a user, copy or download it "
+                "again. If a stage of this run trained it, look at the training's loss, delete the directory of that "
+                "stage, and lower its learning rate."
             )
         full = num_done + 1 == params.max_tokens
         ended = [i for i, slot in enumerate(self.slots) if full or ends(slot, self.tokens[i])]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from nemo_srl import markers
 from nemo_srl.engines import EngineBackend
 from nemo_srl.engines.openai.settings import OpenAISettings
 from nemo_srl.errors import ConfigError
@@ -25,9 +26,10 @@ from nemo_srl.records import FinishReason
 
 def _open(settings: OpenAISettings, model_dir: Path) -> GenerationEngine:
     """An engine on the server at `engine.base_url`. Its tokens are counted with the tokenizer of `model_dir`."""
-    from nemo_srl.engines.openai.dialects import ChatDialect, CompletionsDialect, load_tokenizer
+    from nemo_srl.engines.openai.dialects import ChatDialect, CompletionsDialect
     from nemo_srl.engines.openai.engine import OpenAIEngine, ServerSettings
     from nemo_srl.models.hf import read_spec
+    from nemo_srl.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(model_dir)
     server = ServerSettings(
@@ -37,7 +39,10 @@ def _open(settings: OpenAISettings, model_dir: Path) -> GenerationEngine:
         client=settings,
     )
     if settings.api == "chat":
-        return OpenAIEngine(server, ChatDialect(tokenizer, settings.extra_body), check=_check_text)
+        chat = ChatDialect(
+            tokenizer, settings.extra_body, markers=markers.for_servers(markers.of(tokenizer).strings)
+        )  # fmt: skip
+        return OpenAIEngine(server, chat, check=_check_text)
     eos_token_ids = read_spec(model_dir).eos_token_ids
     return OpenAIEngine(server, CompletionsDialect(tokenizer, eos_token_ids, settings.extra_body))
 

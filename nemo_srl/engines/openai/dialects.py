@@ -6,12 +6,13 @@ sample. A choice that the model or the server's filter refused is a sample witho
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
+from nemo_srl.markers import Markers, for_servers
 from nemo_srl.protocols import GenerationRequest, SamplingParams
 from nemo_srl.records import FinishReason, NumberLogprobs
 
@@ -45,14 +46,6 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str: ...
-
-
-def load_tokenizer(model_dir: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face directory."""
-    from transformers import AutoTokenizer  # imported here, because it takes a second and a launcher does not need it
-
-    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    return tokenizer
 
 
 def decode(tokenizer: Tokenizer, ids: list[int]) -> str:
@@ -129,17 +122,24 @@ class CompletionsDialect:
 
 @dataclass(frozen=True)
 class ChatDialect:
-    """The text of a prompt to /chat/completions, as the user's turn, after the earlier turns."""
+    """The text of a prompt to /chat/completions, as the user's turn, after the earlier turns.
+
+    The server turns it into tokens, so `markers` are broken up in it.
+    """
 
     tokenizer: Tokenizer
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     path: str = "/chat/completions"
+    markers: Markers = field(default_factory=lambda: for_servers(()))
 
     def body(
         self, request: GenerationRequest, params: SamplingParams, *, model: str, n: int, seed: int
     ) -> dict[str, Any]:
         texts = [*(text for turn in request.earlier_turns for text in turn), request.text]
-        messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+        messages = [
+            {"role": ("user", "assistant")[i % 2], "content": self.markers.broken_up(text)}
+            for i, text in enumerate(texts)
+        ]
         body = {"model": model, "messages": messages, **_sampling(params, n=n, seed=seed)}
         if params.num_logprobs:
             body |= {"logprobs": True, "top_logprobs": params.num_logprobs}
@@ -298,5 +298,10 @@ def _token(token: object, own: object, top: Iterable[tuple[str, object]]) -> Tok
     if not isinstance(token, str):
         raise TypeError(f"token {token!r}")
     # The generated token may be missing among the most probable ones.
-    found = {token: float(own)} if isinstance(own, (int, float)) else {}
-    return TokenLogprob(token, {**found, **{str(t): float(p) for t, p in top if isinstance(p, (int, float))}})
+    found = {token: float(own)} if _is_number(own) else {}
+    return TokenLogprob(token, {**found, **{str(t): float(p) for t, p in top if _is_number(p)}})
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """Also not infinite, as some servers write it for a probability of 0. Such a token may be left out."""
+    return isinstance(value, (int, float)) and math.isfinite(value)

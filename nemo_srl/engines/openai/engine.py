@@ -295,8 +295,8 @@ class OpenAIEngine:
 
 
 _NO_LOGPROBS = (
-    "judge.mode='expected' needs log-probabilities, and the server gives none for /v1/completions. Use "
-    "judge.mode=sampled, a newer server, or another engine."
+    "judge.mode='expected' needs log-probabilities, and the server gives none for /v1/completions. Use a newer server, "
+    "or another engine. Or use judge.mode=sampled with a new run_dir, because M1 learns to judge in this mode."
 )
 
 

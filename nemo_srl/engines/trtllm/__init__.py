@@ -65,11 +65,12 @@ def services(cfg: TrtllmSettings, model_dir: Path, directory: Path) -> tuple[Ser
 
 def _open(cfg: TrtllmSettings, model_dir: Path) -> GenerationEngine:
     """An engine on the job's replicas, which serve `model_dir`."""
-    from nemo_srl.engines.openai.dialects import CompletionsDialect, load_tokenizer
+    from nemo_srl.engines.openai.dialects import CompletionsDialect
     from nemo_srl.engines.openai.engine import OpenAIEngine, ServerSettings
     from nemo_srl.engines.trtllm.in_process import InProcessEngine
     from nemo_srl.engines.trtllm.requests import TrtllmDialect, max_seq_len, prompt_check
     from nemo_srl.models.hf import read_spec
+    from nemo_srl.models.tokenizer import load_tokenizer
 
     if cfg.in_process:
         return InProcessEngine(cfg, model_dir)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_srl.engines.checks import plan_samples
-from nemo_srl.engines.openai.dialects import BadChoiceError, CompletionsDialect, decode, load_tokenizer
+from nemo_srl.engines.openai.dialects import BadChoiceError, CompletionsDialect, decode
 from nemo_srl.engines.openai.engine import seed_of
 from nemo_srl.engines.openai.refusals import concerns_request
 from nemo_srl.engines.trtllm.options import llm_options, llm_sizes
@@ -30,6 +30,7 @@ from nemo_srl.engines.trtllm.settings import TrtllmSettings
 from nemo_srl.engines.unanswered import Doubts, unanswered
 from nemo_srl.errors import ConfigError, EngineError
 from nemo_srl.models.hf import read_spec
+from nemo_srl.models.tokenizer import load_tokenizer
 from nemo_srl.protocols import GenerationRequest, SamplingParams
 from nemo_srl.records import Completion
 

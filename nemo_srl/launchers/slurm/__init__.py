@@ -27,9 +27,10 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from nemo_srl import jsonio
 from nemo_srl.artifacts import write_atomic
 from nemo_srl.config import ClusterConfig
-from nemo_srl.errors import JobFailedError
+from nemo_srl.errors import DataError, JobFailedError
 from nemo_srl.launchers import LauncherBackend
 from nemo_srl.launchers.console import Console
 from nemo_srl.launchers.logs import how_it_ended, tail
@@ -71,9 +72,13 @@ def record_file(log_dir: Path, name: str) -> Path:
 def read_record(path: Path) -> Submission | None:
     """The record of the last submission. None if nothing was submitted."""
     try:
-        return Submission(**json.loads(path.read_text()))
+        return Submission(**jsonio.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError) as e:
+        raise DataError(
+            f"{path}: damaged ({e}). See with `squeue --me` that no job of this run is left, and delete this file."
+        ) from e
 
 
 class SlurmLauncher:

@@ -8,7 +8,6 @@ biases. Importing a family imports no torch.
 from __future__ import annotations
 
 import importlib
-import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -85,7 +84,8 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
     families = known()
     # Some old files have no `model_type`.
     by_class = {name: family for family in families.values() for name in family.architectures}
-    family = families.get(str(model_type)) if model_type else by_class.get(str((architectures or [None])[0]))
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    family = families.get(str(model_type)) if model_type else by_class.get(str(first))
     if family is None or architectures not in [[name] for name in family.architectures]:
         raise ModelError(f"model_type={model_type!r}, architectures={architectures!r} is not supported. {supported()}")
     return family.read_spec(config)
@@ -97,12 +97,12 @@ def supported() -> str:
     return f"Supported is {models}, without quantization, in safetensors format. model.family adds a family of yours."
 
 
-def number(config: Mapping[str, Any], key: str, default: float) -> float:
+def number(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
     """A positive number of config.json; `default` where it is absent or null. Raises `ModelError`."""
     value = config.get(key)
     value = default if value is None else value
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise ModelError(f"{key}={value!r} must be a positive number")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e300:
+        raise ModelError(f"{key}={_excerpt(value)} must be a positive number. {_COPY}")
     return float(value)
 
 
@@ -110,6 +110,14 @@ def positive(config: Mapping[str, Any], key: str, default: int | None = None) ->
     """A positive integer of config.json; `default` where it is absent or null. Raises `ModelError`."""
     value = config.get(key)
     value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ModelError(f"{key}={value!r} must be a positive integer")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+        raise ModelError(f"{key}={_excerpt(value)} must be a positive integer below 2^31. {_COPY}")
     return value
+
+
+_COPY = "Copy the file again from where the model came from, or correct it."
+
+
+def _excerpt(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"

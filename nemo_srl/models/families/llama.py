@@ -23,7 +23,7 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
     if heads % groups:
         raise ModelError(
             f"num_attention_heads={heads} is not a multiple of num_key_value_heads={groups}, which grouped-query "
-            "attention needs"
+            "attention needs. Copy the file again from where the model came from."
         )
     theta, scaling = rotary(config)
     return ModelSpec(
@@ -57,7 +57,23 @@ def rotary(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
     factor = config.get("partial_rotary_factor")
     if factor not in (None, 1):
         raise ModelError(f"partial_rotary_factor={factor!r} is not supported. Supported is {FAMILY.supported}.")
+    _check_scaling(scaling or {})
     return number(config, "rope_theta", 10000.0), scaling
+
+
+_SCALING_NUMBERS = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
+def _check_scaling(scaling: Mapping[str, Any]) -> None:
+    """The numbers that a type of scaling needs. Types that are not known are refused by what would use them."""
+    try:
+        for key in _SCALING_NUMBERS.get(str(scaling.get("rope_type", scaling.get("type"))), ()):
+            number(scaling, key)
+    except ModelError as e:
+        raise ModelError(f"rope_scaling: {e}") from None
 
 
 _LAYER = "model.layers.{layer}."

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_srl import jsonio
 from nemo_srl.errors import DataError
 from nemo_srl.protocols import DPORow, SFTRow
 
@@ -39,6 +40,8 @@ class DataStatistics:
     """Rows that can be trained on."""
     num_rows_too_long: int = 0
     """Rows that were dropped because they are longer than `max_seq_length`."""
+    shortest_too_long: int = 0
+    """The length of the shortest of them; 0 if there are none."""
     num_boundary_merges: int = 0
     """Rows that were kept, with prompt and response tokenised apart."""
     num_tokens: int = 0
@@ -51,6 +54,7 @@ def tokenize_rows(
     """Token ids per row, in order and without the rows that are too long, and the counts."""
     kept: list[dict[str, Any]] = []
     all_lengths: list[int] = []
+    too_long: list[int] = []
     num_merges = 0
     for index, row in enumerate(rows):
         ids, lengths, merged = _row_ids(row, encode, eos_token_id)
@@ -63,9 +67,12 @@ def tokenize_rows(
             kept.append(ids)
             all_lengths += lengths
             num_merges += merged
+        else:
+            too_long.append(max(lengths))
     return kept, DataStatistics(
         num_rows=len(kept),
-        num_rows_too_long=len(rows) - len(kept),
+        num_rows_too_long=len(too_long),
+        shortest_too_long=min(too_long, default=0),
         num_boundary_merges=num_merges,
         num_tokens=sum(all_lengths),
         max_length=max(all_lengths, default=0),
@@ -96,7 +103,7 @@ def _row_ids(row: SFTRow | DPORow, encode: Encode, eos_token_id: int) -> tuple[d
 def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """One JSON object a line."""
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.writelines(jsonio.dumps(row) + "\n" for row in rows)
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from nemo_srl import lineage
 from nemo_srl.errors import DivergedError
 from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE
 
@@ -43,6 +44,15 @@ def _message(loop: Any, loss: float, norm: float, rows: list[int], work_dir: Pat
     return (
         f"step {loop.step + 1}: the loss is {loss} and the norm of the gradient is {norm}, so the weights of this "
         f"training are lost. Nothing was published. The step's rows are the lines {lines} of {work_dir / TRAIN_FILE}. "
-        f"If they are as they should be, lower the learning rate (it was {rate:.1e}), and delete {work_dir.parent} "
-        "before the next start. What other stages have finished stays."
+        f"If they are as they should be, lower the learning rate (it was {rate:.1e}), and delete "
+        f"{_trained_alike(work_dir.parent)} before the next start. What other stages have finished stays."
     )
+
+
+def _trained_alike(stage_dir: Path) -> str:
+    """The directories of the stages that were made with this training's learning rate, and of all made from them."""
+    if not (stage_dir / lineage.SPEC).exists():
+        return str(stage_dir)
+    rates = [key for key in lineage.read_json(stage_dir / lineage.SPEC)["identity"] if key.endswith(".learning_rate")]
+    old = lineage.with_settings(stage_dir.parent.parent, rates) or [stage_dir]
+    return lineage.removal(old).removeprefix("rm -r ")

@@ -10,6 +10,7 @@ import math
 
 from nemo_srl.config.check import check as require
 from nemo_srl.config.training import DPOConfig, OptimConfig
+from nemo_srl.errors import ConfigError
 from nemo_srl.models.spec import ModelSpec
 from nemo_srl.trainers.nemo_aligner import losses
 from nemo_srl.trainers.nemo_aligner.data import DataStatistics
@@ -19,7 +20,7 @@ from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 def check(optim: OptimConfig, trainer: NemoAlignerSettings, *, spec: ModelSpec, train: DataStatistics) -> None:
     """Raise `ConfigError` for the first setting that does not fit the others, the model or the data."""
     _check_parallelism(trainer, spec)
-    _check_batches(optim, trainer, train)
+    _check_batches(optim, trainer, spec, train)
     context = spec.max_position_embeddings
     reason = f"is above the model's context of {context} tokens. Set it to at most {context}."
     require(optim.max_seq_length <= context, f"{optim.section}.max_seq_length", optim.max_seq_length, reason)
@@ -51,7 +52,7 @@ def _check_parallelism(trainer: NemoAlignerSettings, spec: ModelSpec) -> None:
     require(not trainer.sequence_parallel or tp > 1, "trainer.sequence_parallel", True, reason)
 
 
-def _check_batches(optim: OptimConfig, trainer: NemoAlignerSettings, train: DataStatistics) -> None:
+def _check_batches(optim: OptimConfig, trainer: NemoAlignerSettings, spec: ModelSpec, train: DataStatistics) -> None:
     key, size = f"{optim.section}.global_batch_size", optim.global_batch_size
     micro, ranks = trainer.micro_batch_size, trainer.data_parallel_size
     reason = (
@@ -59,9 +60,38 @@ def _check_batches(optim: OptimConfig, trainer: NemoAlignerSettings, train: Data
         f"{micro * ranks}, a smaller trainer.micro_batch_size or fewer trainer.devices."
     )
     require(size % (micro * ranks) == 0, key, size, reason)
+    if not train.num_rows:
+        _refuse_no_rows(optim, train, context=spec.max_position_embeddings)
     dropped = f" ({train.num_rows_too_long} more were longer than {optim.section}.max_seq_length)"
     reason = (
         f"there are only {train.num_rows} training rows{dropped if train.num_rows_too_long else ''}, not enough for "
-        f"one step. Provide more data, or set {key} to at most {train.num_rows}."
+        f"one step. {_GIVE_MORE[optim.section]}, or {_smaller_batch(key, train.num_rows, micro, ranks)}."
     )
     require(train.num_rows >= size, key, size, reason)
+
+
+_GIVE_MORE = {
+    "sft": "Give more rows (data.ift_path, data.eft_path)",
+    "dpo": "Raise prompts.num_prompts, which may give more pairs",
+    "refresh": "Give more rankings (data.rankings_path)",
+}
+
+
+def _smaller_batch(key: str, num_rows: int, micro: int, ranks: int) -> str:
+    """The largest batch size that these rows fill, or the settings that stand in its way."""
+    if num_rows >= micro * ranks:
+        return f"set {key} to at most {num_rows // (micro * ranks) * (micro * ranks)}"
+    ranks = min(ranks, num_rows)
+    fewer = f"{key}={ranks} and trainer.micro_batch_size=1"
+    return f"set {fewer}, on {ranks} data-parallel rank(s) (trainer.devices, trainer.num_nodes)"
+
+
+def _refuse_no_rows(optim: OptimConfig, train: DataStatistics, *, context: int) -> None:
+    key, longest, shortest = f"{optim.section}.max_seq_length", optim.max_seq_length, train.shortest_too_long
+    if not train.num_rows_too_long:
+        raise ConfigError(f"{optim.section}: there are no training rows. {_GIVE_MORE[optim.section]}.")
+    remedy = f"Set it to {shortest} or more" if shortest <= context else f"The model's context is {context} tokens"
+    raise ConfigError(
+        f"{key}={longest}: all {train.num_rows_too_long} training rows are longer, and the shortest has {shortest} "
+        f"tokens. {remedy}, or give shorter rows."
+    )

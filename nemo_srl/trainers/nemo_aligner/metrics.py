@@ -9,10 +9,12 @@ on from a checkpoint drops the lines of the steps that it repeats.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from nemo_srl import jsonio
+from nemo_srl.errors import DataError
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -43,7 +45,7 @@ class MetricsFile:
         self.path, self.beta = path, beta
         self.grad_norm = self.padding = 0.0
         kept = [line for line in read_metrics(path) if line["step"] <= first_step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        path.write_text("".join(jsonio.dumps(line) + "\n" for line in kept))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         train = {key.removeprefix("train/"): v for key, v in metrics.items() if key.startswith("train/")}
@@ -53,10 +55,16 @@ class MetricsFile:
                 {**train, "grad_norm": self.grad_norm, "padding": self.padding}, step=step + 1, beta=self.beta
             )
             with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(jsonio.dumps(record) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file; empty if there is none. A last line that a killed process cut off is left out."""
-    lines = path.read_text().split("\n") if path.exists() else [""]
-    return [json.loads(line) for line in lines[:-1]]
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [""]
+    try:
+        return [jsonio.loads(line) for line in lines[:-1]]
+    except ValueError as e:
+        raise DataError(
+            f"{path}: damaged ({e}). Delete {path.parent.parent}, the directory of this training's stage. The next "
+            "start makes it again, and other stages stay."
+        ) from e

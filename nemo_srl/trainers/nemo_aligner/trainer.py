@@ -8,7 +8,6 @@ checkpoints) and `metrics.jsonl` (one line per step). On a CPU, `products-*.json
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,8 +16,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from nemo_srl import jsonio
 from nemo_srl.errors import ConfigError, DataError
+from nemo_srl.lineage import read_json
 from nemo_srl.models import hf
+from nemo_srl.models.tokenizer import load_tokenizer
 from nemo_srl.protocols import DPORow, SFTRow, TrainingTask
 from nemo_srl.trainers.nemo_aligner import training_plan as planning
 from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, Encode, tokenize_rows, write_rows
@@ -47,7 +49,9 @@ class NemoAlignerTrainer:
         """
         expected = SFTRow if task.algorithm == "sft" else DPORow
         if wrong := [type(row).__name__ for row in task.rows if not isinstance(row, expected)]:
-            raise DataError(f"algorithm={task.algorithm}: needs rows of {expected.__name__}, found {wrong[0]}")
+            raise DataError(
+                f"algorithm={task.algorithm}: needs rows of {expected.__name__}, found {wrong[0]}. Give only those."
+            )
         spec = hf.read_spec(task.model_dir)
         encode, eos_token_id = _load_tokenizer(task.model_dir, spec)
         rows, statistics = tokenize_rows(
@@ -62,7 +66,7 @@ class NemoAlignerTrainer:
             "plan": plan,
             "rows": rows,
         }
-        text = json.dumps(identity)
+        text = jsonio.dumps(identity)
         task_file = work_dir / _TASK_FILE
         if task_file.exists() and task_file.read_text() == text:
             _keep_newest_checkpoint(work_dir)
@@ -73,7 +77,7 @@ class NemoAlignerTrainer:
         (work_dir / METRICS_FILE).unlink(missing_ok=True)
         work_dir.mkdir(parents=True, exist_ok=True)
         write_rows(rows, work_dir / TRAIN_FILE)
-        (work_dir / DATA_FILE).write_text(json.dumps(asdict(statistics), indent=2) + "\n")
+        (work_dir / DATA_FILE).write_text(jsonio.dumps(asdict(statistics), indent=2) + "\n")
         OmegaConf.save(OmegaConf.create(plan), work_dir / planning.PLAN_FILE)
         _write_start(task.model_dir, work_dir, plan["model"])
         task_file.write_text(text)
@@ -91,7 +95,7 @@ class NemoAlignerTrainer:
         """
         from nemo_srl.models.convert import nemo_to_hf
 
-        task = json.loads((work_dir / _TASK_FILE).read_text())
+        task = read_json(work_dir / _TASK_FILE)
         if not model_dir.exists():
             nemo_to_hf(last_checkpoint(work_dir), model_dir, template_hf_dir=Path(task["model_dir"]))
         for name in (planning.START_DIR, f"{planning.NEMO_DIR}/checkpoints", planning.REFERENCE_DIR):
@@ -161,16 +165,9 @@ def _keep_newest_checkpoint(work_dir: Path) -> None:
 
 
 def _load_tokenizer(model_dir: Path, spec: hf.ModelSpec) -> tuple[Encode, int]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True)
+    tokenizer = load_tokenizer(model_dir)
     eos_token_id = tokenizer.eos_token_id
-    if eos_token_id not in spec.eos_token_ids:
-        raise ConfigError(
-            f"eos_token_id={eos_token_id} in the tokenizer of {model_dir}: generation ends at "
-            f"{spec.eos_token_ids} (generation_config.json, config.json), so a model trained to end its responses "
-            "with the tokenizer's token would never stop. Make the two agree."
-        )
+    hf.check_end(model_dir, spec, eos_token_id, "in the tokenizer")
 
     def encode(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -181,7 +178,7 @@ def _load_tokenizer(model_dir: Path, spec: hf.ModelSpec) -> tuple[Encode, int]:
 def _summary(work_dir: Path) -> dict[str, float]:
     """First and last training losses, and the counts of `data.json`, as one flat mapping."""
     steps = read_metrics(work_dir / METRICS_FILE)
-    data = json.loads((work_dir / DATA_FILE).read_text())
+    data = read_json(work_dir / DATA_FILE)
     plan = OmegaConf.load(work_dir / planning.PLAN_FILE)
     num_used = plan.num_steps * plan.model.global_batch_size // plan.trainer.max_epochs
     summary: dict[str, float] = {

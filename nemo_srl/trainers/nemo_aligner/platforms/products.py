@@ -8,7 +8,6 @@ kind of machine. Every later start on such a machine reads it there, and so do t
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -20,7 +19,8 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from nemo_srl.artifacts import digest_of
+from nemo_srl import jsonio
+from nemo_srl.artifacts import digest_of, read_json
 from nemo_srl.trainers.nemo_aligner.training_plan import PLAN_FILE
 
 ONEDNN = "oneDNN"
@@ -47,7 +47,7 @@ def choose(work_dir: Path) -> str:
     path = work_dir / f"products-{digest_of(machine)}.json"
     if not path.exists():
         _publish(path, {"gflops": gflops(*sizes), "machine": machine})
-    found = json.loads(path.read_text())["gflops"]
+    found = read_json(path)["gflops"]
     library = faster(found)
     use(library)
     others = "".join(f"; {name} {found[name]:.0f}" for name in found if name != library)
@@ -119,7 +119,7 @@ def _machine() -> dict[str, Any]:
 def _publish(path: Path, content: dict[str, Any]) -> None:
     """Write the file, complete or not at all. If another rank was first, its file stays."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.write_text(jsonio.dumps(content, indent=2) + "\n")
     try:
         os.link(temporary, path)
     except FileExistsError:
