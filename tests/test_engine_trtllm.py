@@ -27,6 +27,7 @@ from nemo_srl.errors import ConfigError, DataError, EngineError, JobFailedError
 from nemo_srl.experiment import Experiment
 from nemo_srl.launchers import services as launcher_services
 from nemo_srl.launchers.slurm.settings import SlurmSettings
+from nemo_srl.models import hf
 from nemo_srl.protocols import GenerationRequest, Job, SamplingParams
 from nemo_srl.records import Candidate, Judgement, Prompt
 from nemo_srl.stages import candidates, judgements
@@ -94,7 +95,9 @@ def test_the_recommended_settings_are_written_out_and_can_be_overridden(tmp_path
     cfg = config(num_replicas=2, tensor_parallel_size=4, extra_options=extra)
     found = trtllm.services(cfg, model_dir, tmp_path)
     assert [(s.name, s.num_gpus) for s in found] == [("trtllm-0", 4), ("trtllm-1", 4)]
-    assert OmegaConf.to_container(OmegaConf.load(tmp_path / trtllm.OPTIONS_FILE)) == {
+    served = Path(found[0].command[1])
+    assert (served.name, served.resolve()) == (f"model-{hf.digest(model_dir)[:16]}", model_dir.resolve())
+    assert OmegaConf.to_container(OmegaConf.load(found[0].command[-1])) == {
         "dtype": "bfloat16",
         "enable_chunked_prefill": True,
         "scheduler_config": {"capacity_scheduler_policy": "MAX_UTILIZATION"},
