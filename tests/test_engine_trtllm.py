@@ -32,7 +32,7 @@ from nemo_srl.protocols import GenerationRequest, Job, SamplingParams
 from nemo_srl.records import Candidate, Judgement, Prompt
 from nemo_srl.stages import candidates, judgements
 from tests import tensorrt_llm_stub, tiny
-from tests.loopback import CharTokenizer
+from tests.loopback import CharTokenizer, Loopback
 from tests.tables import answers_to, published
 from tests.trtllm_contract import contract, problem_with_options, unknown_names
 
@@ -147,6 +147,15 @@ def test_without_servers_the_remedy_is_named(model_dir: Path, monkeypatch: pytes
     monkeypatch.delenv("NEMO_SRL_SERVICES", raising=False)
     with pytest.raises(ConfigError, match="NEMO_SRL_SERVICES"):
         engines.open_engine(config(), model_dir)
+
+
+def test_a_server_of_another_model_is_asked_nothing(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loopback = Loopback(lambda body, index: ([1], "stop"), model="model-of-another-run")
+    with loopback.running() as url:
+        monkeypatch.setenv("NEMO_SRL_SERVICES", json.dumps({"trtllm-0": url.removesuffix("/v1")}))
+        with pytest.raises(EngineError, match=r"has model-of-another-run, and the stage asks model-[0-9a-f]{16}"):
+            list(engines.open_engine(config(), model_dir).generate([request()], PARAMS))
+    assert not loopback.requests
 
 
 # In process.

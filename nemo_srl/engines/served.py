@@ -140,6 +140,6 @@ def _urls(cfg: ServedSettings, prefix: str, name: str) -> list[str]:
             f"engine.name={prefix.rstrip('-')!r}: this process has no servers. A stage's launcher starts them and "
             f"names them in {SERVICES_VARIABLE}. To run a step by hand, start `{' '.join(cfg.command)}` yourself, let "
             f'it serve the model under the name {name}, and set {SERVICES_VARIABLE}=\'{{"{prefix}0": '
-            "\"http://127.0.0.1:8000\"}'."
+            '"http://127.0.0.1:8000"}\'.'
         )
     return [found[n] for n in names]

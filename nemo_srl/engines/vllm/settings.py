@@ -57,4 +57,6 @@ class VllmSettings(ServedSettings):
             check(not own, "engine.extra_options", name, f"this is a setting of the engine. Use engine.{own}")
             check(plain not in _FIXED, "engine.extra_options", name, "the engine sets this option itself. Leave it out")
             well = name == plain
-            check(well, "engine.extra_options", name, f"write the name as {plain!r}, and false for an option with --no-")
+            check(
+                well, "engine.extra_options", name, f"write the name as {plain!r}, and false for an option with --no-"
+            )
