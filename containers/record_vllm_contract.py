@@ -3,8 +3,8 @@
     build/vllm/bin/python containers/record_vllm_contract.py > tests/contracts/vllm-<version>.json
 
 Then let `CONTRACT` in tests/test_engine_vllm.py name the new file. The tests tell which of the names that we use the
-new version does not know. No GPU is needed. If something has moved, this fails with an ImportError that names it. Follow
-it here and in nemo_srl/engines/vllm/.
+new version does not know. No GPU is needed. If something has moved, this fails with an ImportError that names it.
+Follow it here and in nemo_srl/engines/vllm/.
 """
 
 from __future__ import annotations

