@@ -32,7 +32,7 @@ test: install
 
 vllm: install
 	$(BIN)/python -m tools.install_vllm build/vllm
-	$(BIN)/python -m pytest tests/vllm $(ARGS)
+	NEMO_SRL_INSTALL_VLLM=1 $(BIN)/python -m pytest tests/vllm $(ARGS)
 
 check: install
 	$(BIN)/ruff check .
