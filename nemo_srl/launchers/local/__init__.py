@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from nemo_srl.errors import ConfigError
 from nemo_srl.launchers import LauncherBackend
 from nemo_srl.launchers.processes import log_file, nodes_key, run_step, step_failed
-from nemo_srl.launchers.services import RunningServices, running
+from nemo_srl.launchers.services import RunningServices, check_for_a_moment, running
 from nemo_srl.protocols import Job, JobStep, Launcher, Service
 
 
@@ -48,7 +48,8 @@ class LocalLauncher:
             for step in job.steps:
                 env = {**environment(step, job), **services.environment}
                 if code := run_step(_command(step, job), env, log_file(job), services):
-                    services.check()  # if a service died, that explains the failure better than the step's own message
+                    if job.services:
+                        check_for_a_moment(services.failure)
                     raise step_failed(job, step, code)
         except BaseException:
             self.close()
