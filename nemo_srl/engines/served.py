@@ -22,6 +22,7 @@ from typing import Any
 
 from nemo_srl.config.check import check
 from nemo_srl.engines.checks import RequestCheck
+from nemo_srl.engines.openai.dialects import Dialect
 from nemo_srl.engines.openai.settings import ClientSettings
 from nemo_srl.errors import ConfigError
 from nemo_srl.protocols import SERVICES_VARIABLE, GenerationEngine, GenerationRequest, Service
@@ -85,7 +86,7 @@ def served_name(model_dir: Path) -> str:
 
 
 def open_served(
-    cfg: ServedSettings, model_dir: Path, dialect: Any, *, prefix: str, check: RequestCheck, probe: bool
+    cfg: ServedSettings, model_dir: Path, dialect: Dialect, *, prefix: str, check: RequestCheck, probe: bool
 ) -> GenerationEngine:
     """An engine on the job's replicas, which serve `model_dir`. Raises `ConfigError` if the job has none."""
     from nemo_srl.engines.openai.engine import OpenAIEngine, ServerSettings
