@@ -15,10 +15,11 @@ from nemo_srl import engines
 from nemo_srl.engines import open_engine
 from nemo_srl.engines.embedded.settings import EmbeddedSettings
 from nemo_srl.engines.vllm.settings import VllmSettings
-from nemo_srl.errors import EngineError
+from nemo_srl.errors import EngineError, JobFailedError
 from nemo_srl.launchers.services import running
 from nemo_srl.protocols import SERVICES_VARIABLE, GenerationEngine, GenerationRequest, SamplingParams
 from nemo_srl.records import Completion
+from tests import tiny
 from tests.completions import collect
 
 pytestmark = pytest.mark.timeout(3600)
@@ -134,9 +135,20 @@ def test_a_stop_string_ends_a_sample(vllm: GenerationEngine) -> None:
     assert not [c for c in got if "e" in c.text[:-12]], "nothing was generated after the token with the stop string"
 
 
-def test_another_model_is_never_asked(url: str, engine: dict[str, Any], tmp_path: Path, vllm: GenerationEngine) -> None:
-    from tests import tiny
+def test_a_flag_that_vllm_refuses_comes_back_with_its_words(
+    engine: dict[str, Any], model_dir: Path, tmp_path: Path
+) -> None:
+    (needed,) = engines.services(VllmSettings(**{**engine, "extra_options": {"speed": 11}}), model_dir, tmp_path)
+    with (
+        pytest.raises(
+            JobFailedError, match=r"(?s)vllm-0 ended .* before it was ready.*unrecognized arguments: --speed"
+        ),
+        running([needed], job_name="job", log_dir=tmp_path),
+    ):
+        pass
 
+
+def test_another_model_is_never_asked(engine: dict[str, Any], tmp_path: Path, vllm: GenerationEngine) -> None:
     other = tiny.make_model(tmp_path / "other", ["Score: 4"], num_attention_heads=2, num_query_groups=1, seed=2)
     with pytest.raises(EngineError, match=r"this server has model-[0-9a-f]{16}, and the stage asks model-"):
         list(open_engine(VllmSettings(**engine), other).generate([request(80)], SAMPLED))

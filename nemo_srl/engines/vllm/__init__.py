@@ -7,9 +7,10 @@
 The servers are services of the stage's job (`../served.py`). vLLM has an environment of its own, because its packages
 clash with the trainer's: `engine.command=[/envs/vllm/bin/vllm, serve]`. Nothing of vLLM is imported here.
 
-Raises `ConfigError` for bad settings and for a job without servers. Raises `DataError` for prompts over the context,
-before anything is sent: vLLM would cut their completions short without a word. Raises `EngineError` for errors of the
-servers. Run with vLLM 0.32.0 on a CPU (`make vllm`). `tests/contracts/` has the names that this version knows.
+Raises `ConfigError` for bad settings and for a job without servers, and `EngineError` for errors of the servers.
+Prompts over the context are not sent: vLLM would cut their completions short without a word.
+
+Run with vLLM 0.32.0 on a CPU (`make vllm`). `tests/contracts/` has the names that this version knows.
 """
 
 from __future__ import annotations
