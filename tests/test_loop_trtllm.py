@@ -25,14 +25,17 @@ def test_the_loop_on_servers(tmp_path: Path, overrides: list[str]) -> None:
     )
     assert done.returncode == 0, done.stdout[-4000:]
     assert "| M2" in done.stdout
+    logs = {path.name: path.read_text() for path in (tmp_path / "run" / "logs").glob("*-trtllm-0.log")}
+    assert set(logs) == {f"iter_{job}-trtllm-0.log" for job in ("00-evaluation_m0", "00-evaluation", "01-evaluation")}
     for stage, model in (
         ("iter_00-evaluation_m0", "model"),
         ("iter_00-evaluation", "iter_00/sft/hf"),
-        ("iter_01-candidates", "iter_00/sft/hf"),
         ("iter_01-evaluation", "iter_01/policy/hf"),
     ):
-        log = (tmp_path / "run" / "logs" / f"{stage}-trtllm-0.log").read_text()
-        assert f"{model} on GPUs 0" in log
+        assert f"{model} on GPUs 0" in logs[f"{stage}-trtllm-0.log"]
+    # All stages that ask M1 share one start of its servers.
+    kept = [line.split()[-1] for line in logs["iter_00-evaluation-trtllm-0.log"].splitlines() if "kept for" in line]
+    assert kept == [f"iter_01-{stage}" for stage in ("prompts", "candidates", "judgements", "anchor")]
     identity = json.loads((tmp_path / "run" / "iter_01" / "candidates" / "manifest.json").read_text())["identity"]
     assert identity["engine.name"] == "trtllm"
     listed = subprocess.run(["ps", "-ef"], capture_output=True, text=True, check=True).stdout

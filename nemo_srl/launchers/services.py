@@ -5,7 +5,8 @@
 
 Every service runs under `supervisor.py`. It has a port and a log of its own (`log_dir/<job>-<service>.log`). If a
 service does not start in time, or ends before the job, `JobFailedError` is raised with the end of its log. A step that
-runs at that time is ended first. If somebody else took the port of a service, it starts again with another port.
+runs at that time is ended first. If somebody else took the port of a service, it starts again with another port. Runs
+on one machine do not choose each other's ports.
 
 `with_services.py` does this on each node of a job that has several. Not covered: one service that spans nodes.
 """
@@ -57,6 +58,7 @@ class _Running:
     num_starts: int = 0
     healthy: bool = False
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    claim: socket.socket | None = field(default=None, repr=False)
 
     @property
     def url(self) -> str:
@@ -94,6 +96,16 @@ class RunningServices:
     def environment(self) -> dict[str, str]:
         """The variables by which the steps find the services."""
         return environment_of(self.urls)
+
+    def are_healthy(self) -> bool:
+        """Whether all of them run and answer now."""
+        return all(s.ended() is None and is_healthy(s.service, s.host, s.port) for s in self._services)
+
+    def note(self, text: str) -> None:
+        """Add a line to their logs."""
+        for s in self._services:
+            with s.log_path.open("ab") as log:
+                log.write(f"$ {text}\n".encode())
 
     def expect_end(self) -> None:
         """From now on, a service that ends has not failed. Slurm may end all processes, for example at a time limit."""
@@ -186,6 +198,17 @@ def running(
         yield RunningServices(started)
     finally:
         _stop([s.process for s in started if s.process is not None])
+        for s in started:
+            if s.claim is not None:
+                s.claim.close()
+
+
+def check_for_a_moment(failure: Callable[[], str | None]) -> None:
+    """Raise `JobFailedError` if a service died. That explains a step's failure better than what the step said."""
+    for _ in range(round(2 * SETTLE_SECONDS / POLL_SECONDS)):  # the news may come a moment after the step's end
+        if found := failure():
+            raise JobFailedError(found)
+        time.sleep(POLL_SECONDS)
 
 
 def environment_of(urls: Mapping[str, str]) -> dict[str, str]:
@@ -194,7 +217,9 @@ def environment_of(urls: Mapping[str, str]) -> dict[str, str]:
 
 
 def _start(s: _Running, env: Mapping[str, str], *, taken: set[int]) -> None:
-    s.port = free_port(taken, host=s.host)
+    if s.claim is not None:
+        s.claim.close()
+    s.port, s.claim = claimed_port(taken, host=s.host)
     s.num_starts += 1
     command = [part.replace("{port}", str(s.port)).replace("{host}", s.host) for part in s.service.command]
     with s.log_path.open("ab") as log:
@@ -260,17 +285,25 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def free_port(taken: set[int], *, host: str = LOOPBACK) -> int:
-    """A port that is free now on `host`, an address of this machine, and that is not in `taken`."""
+def claimed_port(taken: set[int], *, host: str = LOOPBACK) -> tuple[int, socket.socket]:
+    """A port that is free now on `host`, an address of this machine, and that is not in `taken`.
+
+    A server may bind it a minute later. Until the returned socket is closed, no other run on this machine gets this
+    port here. The end of this process closes it as well.
+    """
     for port in random.sample(PORTS, len(PORTS)):
-        with socket.socket() as s:
-            if port in taken:
-                continue
-            try:
+        if port in taken:
+            continue
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            if sys.platform == "linux":
+                claim.bind(f"\0nemo_srl-port-{port}")  # a name without a file, which only one process can have
+            with socket.socket() as s:
                 s.bind((host, port))
-            except OSError:
-                continue
-            return port
+        except OSError:
+            claim.close()
+            continue
+        return port, claim
     raise JobFailedError(
         f"no port in {PORTS.start}..{PORTS.stop - 1} is free on this machine. End the programs that "
         "use them (ss -ltnp shows them), and run again."

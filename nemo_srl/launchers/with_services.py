@@ -33,8 +33,8 @@ from nemo_srl.errors import ConfigError, JobFailedError, NemoSrlError
 from nemo_srl.launchers.rendezvous import Leader, Member
 from nemo_srl.launchers.services import (
     POLL_SECONDS,
-    SETTLE_SECONDS,
     RunningServices,
+    check_for_a_moment,
     environment_of,
     is_healthy,
     running,
@@ -203,20 +203,12 @@ def _run(
         with services.ending(process, elsewhere=elsewhere):
             code = _wait(process, term)
         if code not in (0, EXIT_STOPPED) and term.came_at is None:
-            _check_for_a_moment(lambda: services.failure() or elsewhere())
+            check_for_a_moment(lambda: services.failure() or elsewhere())
         return code
     finally:
         if process.poll() is None:  # there was an error, and the command must not outlive its services
             os.killpg(process.pid, signal.SIGTERM)
             process.wait()
-
-
-def _check_for_a_moment(failure: Callable[[], str | None]) -> None:
-    """Raise `JobFailedError` if a service died. That explains a command's failure better than what the command said."""
-    for _ in range(round(2 * SETTLE_SECONDS / POLL_SECONDS)):  # the news may come a moment after the command's end
-        if found := failure():
-            raise JobFailedError(found)
-        time.sleep(POLL_SECONDS)
 
 
 def _wait(process: subprocess.Popen[bytes], term: _Term) -> int:

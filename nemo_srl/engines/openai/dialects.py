@@ -111,7 +111,8 @@ class CompletionsDialect:
         if isinstance(ids, list) and all(isinstance(i, int) for i in ids):
             # Servers differ in whether the token that ended a sample is among its ids.
             kept = ids[:-1] if reason == "stop" and ids and ids[-1] in self.end_token_ids else ids
-            text, num_tokens = decode(self.tokenizer, kept), len(kept) + (reason == "stop")
+            by_text = isinstance(choice.get("stop_reason"), str)  # the stop string is among the ids
+            text, num_tokens = decode(self.tokenizer, kept), len(kept) + (reason == "stop" and not by_text)
         else:
             text = _text(choice.get("text"))
             num_tokens = _count(self.tokenizer, text, reason)

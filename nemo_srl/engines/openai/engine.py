@@ -48,6 +48,8 @@ class ServerSettings:
     """URLs up to `/v1`, of replicas of one model."""
     model: str = ""
     """Empty: the only model that the first server lists."""
+    check_model: bool = False
+    """Every server must list `model`. Otherwise nothing is asked."""
     api_key: str = ""
     client: ClientSettings = field(default_factory=ClientSettings)
     use_proxies: bool = True
@@ -160,6 +162,8 @@ class OpenAIEngine:
         )
         async with transport:
             self._model = self._model or await only_model(transport, s.base_urls[0])
+            for url in s.base_urls if s.check_model else ():
+                await check_model(transport, url, self._model)
             if self._probe:
                 shortest = min((one.request for one in todo), key=lambda r: len(r.prompt_token_ids))
                 await self._find_out(transport, shortest, params)
@@ -322,13 +326,26 @@ def seed_of(request: GenerationRequest, salt: int) -> int:
     return int.from_bytes(digest[:4], "little") >> 1
 
 
+async def check_model(transport: Transport, base_url: str, model: str) -> None:
+    """Raise `EngineError` if a server has another model than the one that is to answer."""
+    if model not in (names := await _models(transport, base_url)):
+        raise EngineError(
+            f"{base_url}: this server has {', '.join(names)}, and the stage asks {model}. It belongs to another run or "
+            "is a leftover of one. Run again: the stage then starts servers on other ports."
+        )
+
+
 async def only_model(transport: Transport, base_url: str) -> str:
     """The name of the only model that a server lists."""
-    answer = await transport.get(f"{base_url}/models")
-    try:
-        names = [str(m["id"]) for m in answer.json()["data"]]
-    except (ValueError, KeyError, TypeError) as e:
-        raise EngineError(f"{base_url}/models: not a list of models: {answer.text[:200]!r}") from e
+    names = await _models(transport, base_url)
     if len(names) != 1:
         raise EngineError(f"engine.model='': {base_url} lists {len(names)} models ({', '.join(names[:10])}). Name one.")
     return names[0]
+
+
+async def _models(transport: Transport, base_url: str) -> list[str]:
+    answer = await transport.get(f"{base_url}/models")
+    try:
+        return [str(m["id"]) for m in answer.json()["data"]]
+    except (ValueError, KeyError, TypeError) as e:
+        raise EngineError(f"{base_url}/models: not a list of models: {answer.text[:200]!r}") from e

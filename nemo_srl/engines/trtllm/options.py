@@ -12,6 +12,7 @@ is not set on purpose, because it has mixed up prompts.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,16 @@ def llm_sizes(cfg: TrtllmSettings, *, max_seq_len: int) -> dict[str, int]:
         "max_num_tokens": cfg.max_num_tokens,
         "max_seq_len": max_seq_len,
     }
+
+
+def write_options(cfg: TrtllmSettings, directory: Path) -> Path:
+    """Write the options to a file that is named after its content. So servers that run keep theirs."""
+    from omegaconf import OmegaConf
+
+    text = OmegaConf.to_yaml(OmegaConf.create(llm_options(cfg)))
+    path = directory / f"trtllm_options-{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml"
+    path.write_text(text)
+    return path
 
 
 def serve_command(cfg: TrtllmSettings, model_dir: Path, options_path: Path, *, max_seq_len: int) -> list[str]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from nemo_srl.engines.checks import RequestCheck, length_check
 from nemo_srl.engines.openai.dialects import CompletionsDialect, Sample
+from nemo_srl.engines.served import ending_fields, sequence_limit
 from nemo_srl.engines.trtllm.settings import TrtllmSettings
-from nemo_srl.errors import ConfigError
 from nemo_srl.models.hf import ModelSpec
 from nemo_srl.protocols import GenerationRequest, SamplingParams
 
@@ -36,9 +36,8 @@ class TrtllmDialect:
             # 0 keeps all tokens, and 1 is greedy. What a temperature of 0 means may differ between versions.
             "top_k": 1 if params.temperature == 0 else 0,
             "temperature": params.temperature or 1.0,
-            "stop_token_ids": list(self.completions.end_token_ids),
             # The server compares token ids. A stop string that the model writes in other tokens does not stop it.
-            **({"stop": list(request.stop), "include_stop_str_in_output": True} if request.stop else {}),
+            **ending_fields(request, self.completions.end_token_ids),
         }
 
     def sample(self, choice: Mapping[str, Any], params: SamplingParams) -> Sample:
@@ -47,10 +46,7 @@ class TrtllmDialect:
 
 def max_seq_len(cfg: TrtllmSettings, spec: ModelSpec) -> int:
     """The most tokens that a prompt and its completion may have together. Raises `ConfigError`."""
-    asked, context = cfg.max_seq_len, spec.max_position_embeddings
-    if asked is not None and asked > context:
-        raise ConfigError(f"engine.max_seq_len={asked}: the model's context has {context} tokens. Lower it.")
-    return context if asked is None else asked
+    return sequence_limit("max_seq_len", cfg.max_seq_len, spec.max_position_embeddings)
 
 
 def prompt_check(limit: int) -> RequestCheck:

@@ -1,22 +1,26 @@
 """Runs jobs as processes of this machine: one for each step, or one for each rank under torchrun.
 
 Everything that a job prints goes to `log_dir/<job>.log`. Its progress bars are shown on the console as well. A job that
-fails raises `JobFailedError` with the end of its log. An interrupt first stops the job's whole process group. The job's
-services run as long as its steps do (see `services.py`).
+fails raises `JobFailedError` with the end of its log. An interrupt first stops the job's whole process group.
+
+The job's services run as long as its steps do (see `services.py`). In a run, they stay for the next job if that needs
+the same ones. So all stages in a row that ask one model share one start of its servers. Any other job stops them first:
+its model is another one, or it needs their GPUs. An error stops them, too.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from nemo_srl.errors import ConfigError
 from nemo_srl.launchers import LauncherBackend
 from nemo_srl.launchers.processes import log_file, nodes_key, run_step, step_failed
-from nemo_srl.launchers.services import running
-from nemo_srl.protocols import Job, JobStep
+from nemo_srl.launchers.services import RunningServices, check_for_a_moment, running
+from nemo_srl.protocols import Job, JobStep, Launcher, Service
 
 
 @dataclass
@@ -27,18 +31,49 @@ class LocalSettings:
 
 
 class LocalLauncher:
-    """Implements `nemo_srl.protocols.Launcher`."""
+    """Implements `nemo_srl.protocols.Launcher`. With `keep_services`, services stay until another job or `close`."""
+
+    def __init__(self, *, keep_services: bool = False) -> None:
+        self._keep = keep_services
+        self._needed: Sequence[Service] = ()
+        self._services = RunningServices(())
+        self._stopping = ExitStack()
 
     def run(self, job: Job) -> None:
         """Run the steps one after the other. Raises `JobFailedError` and `ConfigError`."""
         check({nodes_key(job): job.num_nodes})
         job.log_dir.mkdir(parents=True, exist_ok=True)
-        with running(job.services, job_name=job.name, log_dir=job.log_dir) as services:
+        try:
+            services = self._running(job)
             for step in job.steps:
                 env = {**environment(step, job), **services.environment}
                 if code := run_step(_command(step, job), env, log_file(job), services):
-                    services.check()  # if a service died, that explains the failure better than the step's own message
+                    if job.services:
+                        check_for_a_moment(services.failure)
                     raise step_failed(job, step, code)
+        except BaseException:
+            self.close()
+            raise
+        if not self._keep:
+            self.close()
+
+    def close(self) -> None:
+        """Stop the services."""
+        self._needed = ()
+        self._stopping.close()
+
+    def _running(self, job: Job) -> RunningServices:
+        """The services of a job: those of the job before, if it had the same and they are well, and otherwise new ones.
+
+        Services are the same if their commands are. So the model is the same: its path and its digest are in there.
+        """
+        if job.services and job.services == self._needed and self._services.are_healthy():
+            self._services.note(f"kept for {job.name}")
+            return self._services
+        self.close()
+        found = running(job.services, job_name=job.name, log_dir=job.log_dir)
+        self._services, self._needed = self._stopping.enter_context(found), job.services
+        return self._services
 
 
 def check(num_nodes: Mapping[str, int]) -> None:
@@ -66,4 +101,14 @@ def environment(step: JobStep, job: Job) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1", **job.env}
 
 
-BACKEND = LauncherBackend(settings=LocalSettings, open=lambda settings, cluster: LocalLauncher(), check=check)
+def _close(launcher: Launcher) -> None:
+    assert isinstance(launcher, LocalLauncher)
+    launcher.close()
+
+
+BACKEND = LauncherBackend(
+    settings=LocalSettings,
+    open=lambda settings, cluster: LocalLauncher(keep_services=True),
+    check=check,
+    close=_close,
+)
