@@ -21,7 +21,8 @@ import pytest
 from nemo_srl.artifacts import JOURNAL
 from nemo_srl.chat import ChatTemplate
 from tests.processes import wait_for
-from tests.test_loop import ROOT, tiny_settings
+from tests.support import ROOT
+from tests.tiny_loop import tiny_settings
 
 pytestmark = pytest.mark.timeout(5400)
 
