@@ -30,7 +30,10 @@ def load(package: str, name: str, *, key: str = "") -> Any:
     """
     key = key or f"{package.removesuffix('s')}.name"
     if _is_path(name, names(package), key):
-        return imported(name, key=key, attribute="BACKEND")
+        found = imported(name, key=key, attribute="BACKEND")
+        if not hasattr(found, "settings"):
+            raise ConfigError(f"{key}={name!r}: this is a {type(found).__name__}, and not a backend with `settings`.")
+        return found
     return importlib.import_module(f"nemo_srl.{package}.{name}").BACKEND
 
 

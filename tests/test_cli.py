@@ -78,7 +78,9 @@ def test_a_step_that_fails_because_of_the_disk_says_so(
     assert "No space left on device" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argument", ["no_such_key=1", "recipe=none", "judge.max_score=[", "--resolve"])
+@pytest.mark.parametrize(
+    "argument", ["no_such_key=1", "recipe=none", "judge.max_score=[", "engine=nemo_srl.stages:LOOP"]
+)
 def test_what_hydra_refuses_is_one_line(argument: str) -> None:
     command = [sys.executable, str(ROOT / "recipes" / "iterate.py"), argument]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from nemo_srl.artifacts import MANIFEST, SPEC
+from nemo_srl.errors import DataError
 from nemo_srl.records import Candidate, Comparison, Metric
 from nemo_srl.report import comparison
 from nemo_srl.report.browser import CHOSEN, NEITHER, REJECTED
@@ -121,3 +123,11 @@ def test_a_match_is_the_mean_of_its_readable_verdicts() -> None:
 
 def test_a_self_rewarding_run_has_the_other_page(tmp_path: Path) -> None:
     assert "Self-rewarding training of" in render(open_run(make_run(tmp_path / "run")))
+
+
+def test_a_comparison_that_lacks_answers_is_an_error_that_says_so(made_comparison: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(made_comparison, run_dir)
+    (run_dir / "iter_00" / "answers_m.2" / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"lacks answers of one of them"):
+        render(open_run(run_dir))

@@ -2,6 +2,7 @@
 
     python -m tools.fuzz_recipes minutes=20 seed=1 output=benchmarks/results/fuzz-2026-11-26.json
     python -m tools.fuzz_recipes case=1234             # one case again, with its arguments and what it printed
+    setpriv --bounding-set=-dac_override,-dac_read_search python -m tools.fuzz_recipes    # root may read any file
 
 A call may end in success, or with exit status 2 and a message that begins with `error:`. A traceback, another status or
 a call that takes minutes is a failure. All calls run in this process, as `python recipes/<name>.py` would run them. A
@@ -197,7 +198,8 @@ class Case:
         rng = self.rng
         named = " ".join([*RECIPES[self.recipe], *MORE.get(self.recipe, [])])
         used = [self.directory / name for name in re.findall(r"\{d\}/([\w.]+)", named)] + [self.directory / "eft.jsonl"]
-        files = [p for top in used for p in (sorted(top.rglob("*")) if top.is_dir() else [top]) if p.is_file()]
+        found = [p for top in used for p in (sorted(top.rglob("*")) if top.is_dir() else [top])]
+        files = [p for p in found if p.is_file() and os.access(p, os.R_OK)]
         if len(files) < 2:
             return "nothing"
         path = rng.choice(files)

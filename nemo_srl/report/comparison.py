@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_srl.artifacts import read_jsonl
+from nemo_srl.errors import DataError
 from nemo_srl.judging import mean_score
 from nemo_srl.records import Candidate, Comparison, Metric
 from nemo_srl.report import paper
@@ -173,6 +174,11 @@ def browser_data(run: Run, *, max_candidates: int) -> dict[str, Any]:
     verdicts: dict[tuple[str, str], list[Verdict]] = defaultdict(list)
     for (a, b), stage in _played(run).items():
         comparisons = run.table(stage.iteration, stage.name, Comparison, "verdicts")
+        if by_model.get(a, {}).keys() != by_model.get(b, {}).keys():
+            raise DataError(
+                f"{stage.path}: it compares {a} and {b}, and {run.run_dir} lacks answers of one of them. Run "
+                "recipes/evaluate.py again with the same settings. It makes what is missing."
+            )
         for key, match in zip(by_model[a], matches_of(by_model[a], by_model[b], comparisons), strict=True):
             if match.outcome is not None:
                 outcomes[a, key].append(match.outcome)
