@@ -100,12 +100,13 @@ def check_prompts(cfg: Config, prompts: Mapping[str, Sequence[Prompt]]) -> None:
 
     `prompts` are those of each file of `prompts.path`. Raises `ConfigError` or `DataError`.
     """
-    if not cfg.num_iterations:
+    if not cfg.num_iterations or not trainer_backend(cfg.trainer).whole_batches:
         return
     key, size = "dpo.global_batch_size", cfg.dpo.global_batch_size
     why = f"and one step of DPO needs {key}={size} pairs. A prompt gives one pair at most"
     for path, found in prompts.items():
-        if len(found) < size:
+        # Verdicts on damaged answers make two pairs more for a prompt.
+        if len(found) + 2 * min(len(found), cfg.verdict_pairs.num_prompts) < size:
             raise DataError(f"prompts.path={path!r}: it has {len(found)} prompts, {why}. Add some, or lower {key}.")
     if not cfg.prompts.path and cfg.prompts.num_prompts < size:
         raise ConfigError(
@@ -191,7 +192,7 @@ def _check_seed(
                 "%s: %d of %d rows are longer than sft.max_seq_length=%d tokens. They are left out.",
                 key, len(longer), len(texts), limit,
             )  # fmt: skip
-    if num_fitting < cfg.sft.global_batch_size:
+    if trainer_backend(cfg.trainer).whole_batches and num_fitting < cfg.sft.global_batch_size:
         raise _too_few_rows(cfg, spec, num_fitting, too_long)
 
 

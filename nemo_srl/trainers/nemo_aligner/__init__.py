@@ -35,5 +35,6 @@ BACKEND = TrainerBackend(
     check=check_plan,
     memory=training_memory,
     checkpoint_bytes=checkpoint_bytes,
+    whole_batches=True,
     describe=_describe,
 )
