@@ -118,7 +118,8 @@ class Artifact:
     def manifest(self) -> Manifest | None:
         """The manifest that is published here, with any identity. None when the work is not finished."""
         try:
-            return _MANIFEST.validate_json((self.path / MANIFEST).read_bytes(), strict=True)
+            # As JSON again, because strict types take an object for a `Manifest` in JSON only.
+            return _MANIFEST.validate_json(jsonio.dumps(read_json(self.path / MANIFEST)), strict=True)
         except FileNotFoundError:
             return None
         except ValueError as e:

@@ -1,5 +1,6 @@
 """Rubrics and verdicts: what the judge is asked, and what counts as its answer."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -297,7 +298,7 @@ def test_the_prompt_is_never_read() -> None:
     assert parse_score("I do not like it.", max_score=5) is None
 
 
-@pytest.mark.parametrize("path", RUBRICS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in RUBRICS if path.stem != "checked_5pt"], ids=lambda path: path.stem)
 def test_shipped_rubrics_fit_the_schema_and_share_their_beginning(path: Path) -> None:
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JudgeConfig), OmegaConf.load(path)))
     assert isinstance(config, JudgeConfig)
@@ -309,6 +310,17 @@ def test_shipped_rubrics_fit_the_schema_and_share_their_beginning(path: Path) ->
     assert ask.startswith("\n</response>\n")
     assert ask.endswith("Score: <total points>")
     assert all(f"{criterion}. " in head for criterion in range(1, config.max_score + 1))
+    assert parse_score(config.rubric, max_score=config.max_score) is None
+
+
+def test_the_rubric_of_checked_data_names_its_five_points_and_asks_for_the_score_alone() -> None:
+    path = RUBRICS[0].with_name("checked_5pt.yaml")
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JudgeConfig), OmegaConf.load(path)))
+    assert isinstance(config, JudgeConfig)
+    reader(config).check(config)
+    head, material, ask = re.split(r"(?<=\.\n)(Instruction: {instruction}\nResponse: {response}\n)", config.rubric)
+    assert head == "Points: on topic, complete, no repetition, first rule, second rule.\n"
+    assert (material.count("{"), ask) == (2, "Score: <points>")
     assert parse_score(config.rubric, max_score=config.max_score) is None
 
 

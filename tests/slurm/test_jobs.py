@@ -167,7 +167,7 @@ def test_a_service_that_dies_on_the_second_node_fails_the_job_with_its_log(clust
     spec = on_two_nodes(
         cluster, end.parent.name, f"import time; open({str(end)!r}, 'w'); time.sleep(600)", ends_with=str(end)
     )
-    assert run(cluster, spec) == 1
+    assert run(cluster, spec) == 2
     out = spec.with_name("out").read_text()
     assert "the service web1 ended with exit status 7" in out
     assert "| last words" in out
@@ -190,7 +190,7 @@ def test_a_step_with_services_on_two_nodes_saves_before_the_time_limit_and_goes_
 
 def test_a_failing_job_ends_with_its_log_and_is_not_repeated(cluster: Cluster) -> None:
     spec = write_spec(cluster, "fails", "print('the reason'); raise SystemExit(2)", "print('never')")
-    assert run(cluster, spec) == 1
+    assert run(cluster, spec) == 2
     out = spec.with_name("out").read_text()
     assert "exit status 2" in out
     assert "the reason" in out
@@ -200,7 +200,7 @@ def test_a_failing_job_ends_with_its_log_and_is_not_repeated(cluster: Cluster) -
 
 def test_what_slurm_refuses_is_a_setting_of_the_user(cluster: Cluster) -> None:
     spec = write_spec(cluster, "refused", "pass", settings={"partition": "nowhere"})
-    assert run(cluster, spec) == 1
+    assert run(cluster, spec) == 2
     assert "nvalid partition" in spec.with_name("out").read_text()
 
 
@@ -209,7 +209,7 @@ def test_a_run_directory_that_nodes_do_not_share_is_named(cluster: Cluster, tmp_
     local.mkdir()
     spec = write_spec(cluster, "not_shared", "pass", log_dir=str(local / "logs"))
     try:
-        assert run(cluster, spec) == 1
+        assert run(cluster, spec) == 2
         assert "is run_dir on a file system that all nodes share" in spec.with_name("out").read_text()
     finally:
         subprocess.run(["rm", "-rf", str(local)], check=True)
@@ -259,7 +259,7 @@ def test_before_the_time_limit_a_training_saves_and_goes_on_later(cluster: Clust
 
 def test_requeues_are_capped(cluster: Cluster) -> None:
     spec = write_spec(cluster, "capped", "raise SystemExit(75)", launcher={"max_requeues": 0})
-    assert run(cluster, spec) == 1
+    assert run(cluster, spec) == 2
     assert "launcher.max_requeues" in spec.with_name("out").read_text()
 
 

@@ -84,7 +84,7 @@ class Run:
     def ends(self) -> str:
         """Wait for a failure. Returns what was said in all starts."""
         family = self.family()
-        assert self.process.wait(PATIENCE) == 1, self.said()
+        assert self.process.wait(PATIENCE) == 2, self.said()
         all_gone(family)
         return self.said()
 
