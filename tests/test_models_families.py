@@ -69,6 +69,15 @@ def test_its_nemo_settings_come_before_a_llamas(tmp_path: Path) -> None:
     assert plan["model"]["layernorm_zero_centered_gamma"] is True
 
 
+@pytest.mark.parametrize("value", [None, "", {}])
+def test_an_empty_model_type_counts_as_absent(tmp_path: Path, value: object) -> None:
+    model = make_llama(tmp_path / "llama")
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": value}))
+    spec = read_spec(model)
+    assert families.of(spec) is families.of(read_spec(make_llama(tmp_path / "other")))
+
+
 def test_without_registration_it_is_refused_with_the_way_out(tmp_path: Path) -> None:
     trunk = make_trunk(make_llama(tmp_path / "llama"), tmp_path / "trunk")
     with pytest.raises(ModelError, match=r"model_type='trunk', .*TrunkForCausalLM.*Supported is Llama.*model.family"):

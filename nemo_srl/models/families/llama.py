@@ -27,7 +27,7 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
         )
     theta, scaling = rotary(config)
     return ModelSpec(
-        model_type=str(config.get("model_type", "llama")),
+        model_type=str(config.get("model_type") or "llama"),  # absent or empty in some old files
         num_layers=positive(config, "num_hidden_layers"),
         hidden_size=hidden,
         ffn_hidden_size=positive(config, "intermediate_size"),
