@@ -16,17 +16,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 from nemo_srl.artifacts import Table, read_jsonl
 from nemo_srl.data.checked.truth import MAX_SCORE, CheckedInstruction, TrueScore, true_score
 from nemo_srl.errors import DataError
-from nemo_srl.judging import mean_scores
-from nemo_srl.judging.agreement import ScoreGroup, mean_estimate, reward_model_metrics
+from nemo_srl.judging.agreement import mean_estimate
 from nemo_srl.judging.surface import surface_accuracy
 from nemo_srl.records import Candidate, EFTExample, Judgement, Metric
 from nemo_srl.stages.base import Context, Made, Need, figures, table_stage
 from nemo_srl.stages.candidates import answered
+from nemo_srl.stages.evaluation import judging_metrics
 
 BY_MODELS = "model"
 """The category of held-out answers that models wrote, and that nobody damaged."""
@@ -70,20 +70,12 @@ def answering(scores: Mapping[str, Sequence[TrueScore]], *, num_bootstrap: int, 
     ]
 
 
-def judging(
-    examples: Sequence[EFTExample], judgements: Sequence[Judgement], *, num_bootstrap: int, seed: int
-) -> Metric:
+def judging(examples: Sequence[EFTExample], judgements: list[Judgement], *, num_bootstrap: int, seed: int) -> Metric:
     """`pairwise_accuracy_models`."""
-    scores = mean_scores(judgements)
-    groups: dict[str, list[EFTExample]] = defaultdict(list)
-    for x in examples:
-        if x.category == BY_MODELS:
-            groups[x.instruction].append(x)
-    found = reward_model_metrics(
-        [ScoreGroup(human=[float(x.score) for x in g], model=[scores.get(x.key) for x in g]) for g in groups.values()],
-        max_score=MAX_SCORE, num_bootstrap=num_bootstrap, seed=seed,
-    )  # fmt: skip
-    return found["pairwise_accuracy_ties_half"].named("pairwise_accuracy_models")
+    own = [x for x in examples if x.category == BY_MODELS]
+    found = judging_metrics(own, judgements, max_score=MAX_SCORE, num_bootstrap=num_bootstrap, seed=seed)
+    accuracy = next(m for m in found if m.name == "pairwise_accuracy_ties_half")
+    return replace(accuracy, name="pairwise_accuracy_models")
 
 
 def run(ctx: Context) -> Made[Metric]:

@@ -35,12 +35,13 @@ def announcement(
     cfg: Config, model_dir: Path, ift: Sequence[IFTExample], eft: Sequence[EFTExample]
 ) -> str:  # fmt: skip
     """One line for a person who starts a run. Empty if the run does not compute on the CPU of this machine."""
-    import torch
+    if (cfg.engine.name, cfg.launcher.name, cfg.trainer.name) != ("embedded", "local", "nemo_aligner"):
+        return ""
+    import torch  # imported here, because it takes seconds and a launcher does not need it
 
     from nemo_srl.trainers.nemo_aligner.platforms import products
 
-    elsewhere = [name for name in (cfg.engine.name, cfg.launcher.name) if name not in ("embedded", "local")]
-    if elsewhere or torch.cuda.is_available() or cfg.trainer.name != "nemo_aligner":
+    if torch.cuda.is_available():
         return ""
     spec = hf.read_spec(model_dir)
     chat = ChatTemplate(model_dir, chat_template=cfg.model.chat_template)

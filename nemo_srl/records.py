@@ -22,6 +22,8 @@ Points = Annotated[int, Field(ge=0)]
 FinishReason = Literal["stop", "length", "refused", "too_long", "malformed"]
 """How a model call ended. After `stop` and `length` there is a text. The others are calls without an answer: the server
 refused or filtered it, its prompt is too long for the context, or the server gave nothing that can be used."""
+ANSWERED: frozenset[FinishReason] = frozenset({"stop", "length"})
+"""The finish reasons after which there is a text."""
 LEFT_OUT_IF_EMPTY: Mapping[str, Any] = {"left_out_if_empty": True}
 """Metadata of a field that a row has only if it is not the default, because nearly all rows would have the default."""
 Order = Literal["ab", "ba"]
@@ -110,7 +112,7 @@ class Completion:
 
     @property
     def is_answered(self) -> bool:
-        return self.finish_reason in ("stop", "length")
+        return self.finish_reason in ANSWERED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +177,7 @@ class Candidate:
     @property
     def is_answered(self) -> bool:
         is_empty = bool(self.thinking) and not self.response
-        return self.finish_reason in ("stop", "length") and not is_empty
+        return self.finish_reason in ANSWERED and not is_empty
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ import hydra
 from omegaconf import DictConfig
 
 from nemo_srl import cli, jsonio, preflight, report
-from nemo_srl.artifacts import BaseModel, SourceFile, to_line, write_atomic
+from nemo_srl.artifacts import BaseModel, write_atomic
 from nemo_srl.config import Config
 from nemo_srl.data import questions as formats
 from nemo_srl.data import verifiable
@@ -135,13 +135,13 @@ def answer(
     settings: EvaluateSettings, exp: Experiment, models: Mapping[str, BaseModel], asked: Sequence[Question]
 ) -> dict[str, Any]:
     """The answers of each model, as artifacts. Also writes them as files for other programs."""
-    questions = given(exp, "questions", asked, Question)
+    questions = exp.given("questions", asked, Question)
     answered: dict[str, Any] = {}
     for name, path in settings.models.items():
         if name in models:
             y = exp.run(answers.STAGE, 0, policy=models[name], questions=questions, directory=f"answers_{name}")
         else:
-            y = given(exp, f"answers_{name}", formats.read_answers(Path(path), asked), Candidate)
+            y = exp.given(f"answers_{name}", formats.read_answers(Path(path), asked), Candidate)
         answered[name] = y
         write_exports(exp.run_dir / "exports" / name, asked, y.read(), name)
     return answered
@@ -151,9 +151,9 @@ def follow(
     exp: Experiment, models: Mapping[str, BaseModel], verifiable: Sequence[VerifiablePrompt]
 ) -> dict[str, list[Metric]]:
     """The IFEval metrics of each model."""
-    prompts = given(exp, "ifeval", verifiable, VerifiablePrompt)
+    prompts = exp.given("ifeval", verifiable, VerifiablePrompt)
     asked = [Question(question_id=p.key, turns=[p.text], dataset="ifeval") for p in verifiable]
-    questions = given(exp, "ifeval_questions", asked, Question)
+    questions = exp.given("ifeval_questions", asked, Question)
     found = {}
     for name, policy in models.items():
         y = exp.run(answers.STAGE, 0, policy=policy, questions=questions, directory=f"ifeval_answers_{name}")
@@ -169,13 +169,6 @@ def compare(exp: Experiment, judge: BaseModel, answered: Mapping[str, Any]) -> d
         ).read()
         for a, b in itertools.combinations(answered, 2)
     }
-
-
-def given(exp: Experiment, name: str, records: Sequence[Any], record: type) -> SourceFile[Any]:
-    """Write records that no stage made to a file, so that stages can read them."""
-    path = exp.run_dir / "given" / f"{name}.jsonl"
-    write_atomic(path, "".join(map(to_line, records)))
-    return exp.source(str(path), record)
 
 
 def write_exports(directory: Path, asked: Sequence[Question], found: Sequence[Candidate], model: str) -> None:

@@ -15,6 +15,7 @@ from nemo_srl.artifacts import Artifact, BaseModel, SourceFile, Table, to_line
 from nemo_srl.config import Config, JudgeConfig, load
 from nemo_srl.engines.embedded.settings import EmbeddedSettings
 from nemo_srl.errors import ConfigError, DataError
+from nemo_srl.experiment import Experiment
 from nemo_srl.records import Candidate, EFTExample, Question
 from nemo_srl.report.page import render
 from nemo_srl.runs import open_run
@@ -90,6 +91,8 @@ def test_a_judge_that_goes_by_length_alone_gives_even_odds_at_equal_length() -> 
 
 class InProcess:
     """An experiment whose stages run at once, without processes."""
+
+    given = Experiment.given
 
     def __init__(self, cfg: Config, models: dict[str, Path]) -> None:
         self.cfg, self.models = cfg, models

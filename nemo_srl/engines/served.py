@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_srl.config.check import check
+from nemo_srl.engines import EngineSize
 from nemo_srl.engines.checks import RequestCheck
 from nemo_srl.engines.openai.dialects import Dialect
 from nemo_srl.engines.openai.settings import ClientSettings
@@ -58,6 +59,18 @@ class ServedSettings(ClientSettings):
             self.num_nodes,
             f"must divide engine.num_replicas={self.num_replicas}, so that every node has as many",
         )
+
+
+def size_of(cfg: ServedSettings, *, cache_fraction: float, in_process: bool = False) -> EngineSize:
+    """The replicas and their sizes. `cache_fraction` is the share of free memory for keys and values."""
+    return EngineSize(
+        num_replicas=cfg.num_replicas,
+        num_nodes=cfg.num_nodes,
+        tensor_parallel_size=cfg.tensor_parallel_size,
+        pipeline_parallel_size=cfg.pipeline_parallel_size,
+        in_process=in_process,
+        cache_fraction=cache_fraction,
+    )
 
 
 def replicas(

@@ -49,6 +49,12 @@ PairRule = Callable[[Sequence[Scored], PairsConfig], PreferencePair | str]
 """Given the scored answers to one prompt, in the order of their samples: a pair, or the reason why there is none."""
 
 
+def best_complete(scored: Sequence[Scored]) -> Scored | None:
+    """The best of the answers that the model ended itself, by mean score. The first of equals; None without any."""
+    complete = [s for s in scored if s.candidate.finish_reason == "stop" and s.candidate.response]
+    return min(complete, key=lambda s: (-s.score, s.candidate.sample_index), default=None)
+
+
 def best_worst(scored: Sequence[Scored], cfg: PairsConfig) -> PreferencePair | str:
     """The best answer against the worst, by mean score (paper section 2.3).
 
@@ -57,10 +63,8 @@ def best_worst(scored: Sequence[Scored], cfg: PairsConfig) -> PreferencePair | s
     """
     if len(scored) < 2:
         return "unscored"
-    complete = [s for s in scored if s.candidate.finish_reason == "stop" and s.candidate.response]
-    if not complete:
+    if (best := best_complete(scored)) is None:
         return "truncated"
-    best = min(complete, key=lambda s: (-s.score, s.candidate.sample_index))
     worst = min(scored, key=lambda s: (s.score, s.candidate.sample_index))
     if best.score - worst.score <= cfg.min_margin:
         return "tied"

@@ -8,7 +8,7 @@ from statistics import fmean
 from nemo_srl.config import Config
 from nemo_srl.errors import DataError
 from nemo_srl.protocols import GenerationRequest
-from nemo_srl.records import Candidate, Completion, Prompt
+from nemo_srl.records import ANSWERED, Candidate, Completion, Prompt
 from nemo_srl.stages.base import CHAT, MODEL, Context, Made, table_stage
 from nemo_srl.stages.calls import Caller, open_caller
 from nemo_srl.workload import Assumptions, Generated
@@ -39,7 +39,7 @@ def answered(candidates: Iterable[Candidate]) -> list[Candidate]:
 def length_figures(candidates: Sequence[Candidate]) -> dict[str, float]:
     """The mean length of what was generated, and the share of it that was cut off. For models that think: how many were
     still thinking then. At least one call has an answer."""
-    generated = [c for c in candidates if c.finish_reason in ("stop", "length")]
+    generated = [c for c in candidates if c.finish_reason in ANSWERED]
     figures = {
         "mean_tokens": fmean(c.num_tokens for c in generated),
         "truncated_rate": fmean(c.finish_reason == "length" for c in generated),

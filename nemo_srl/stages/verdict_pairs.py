@@ -22,6 +22,7 @@ from nemo_srl.config import JudgeConfig
 from nemo_srl.data import damage
 from nemo_srl.errors import DataError
 from nemo_srl.judging import mean_scores, reader
+from nemo_srl.pairing import Scored, best_complete
 from nemo_srl.records import Candidate, EFTExample, Judgement, PreferencePair
 from nemo_srl.stages.base import Context, Made, table_stage
 
@@ -32,11 +33,11 @@ instruction is off topic, and keeps no rule of this one."""
 
 def best_answers(candidates: Sequence[Candidate], scores: Mapping[str, float]) -> list[Candidate]:
     """The best answer to each prompt by M_t's own scores, among those that were not cut off at `max_tokens`."""
-    by_prompt: dict[str, list[Candidate]] = defaultdict(list)
+    by_prompt: dict[str, list[Scored]] = defaultdict(list)
     for c in candidates:
-        if c.key in scores and c.finish_reason == "stop" and c.response.strip():
-            by_prompt[c.prompt_id].append(c)
-    return [max(group, key=lambda c: (scores[c.key], -c.sample_index)) for group in by_prompt.values()]
+        if c.key in scores:
+            by_prompt[c.prompt_id].append(Scored(c, scores[c.key]))
+    return [best.candidate for group in by_prompt.values() if (best := best_complete(group))]
 
 
 def damaged(answer: Candidate, others: Sequence[Candidate], kind: str, rng: random.Random) -> str | None:

@@ -22,7 +22,7 @@ import os
 from pathlib import Path
 
 from nemo_srl.engines import EngineBackend, EngineSize
-from nemo_srl.engines.served import open_served, replicas, served_name
+from nemo_srl.engines.served import open_served, replicas, served_name, size_of
 from nemo_srl.engines.trtllm.settings import TrtllmSettings
 from nemo_srl.protocols import GenerationEngine, Service
 
@@ -81,14 +81,7 @@ def _check(cfg: TrtllmSettings, model_dir: Path) -> None:
 
 
 def _size(cfg: TrtllmSettings) -> EngineSize:
-    return EngineSize(
-        num_replicas=cfg.num_replicas,
-        num_nodes=cfg.num_nodes,
-        tensor_parallel_size=cfg.tensor_parallel_size,
-        pipeline_parallel_size=cfg.pipeline_parallel_size,
-        in_process=cfg.in_process,
-        cache_fraction=cfg.free_gpu_memory_fraction,
-    )
+    return size_of(cfg, cache_fraction=cfg.free_gpu_memory_fraction, in_process=cfg.in_process)
 
 
 BACKEND = EngineBackend(

@@ -18,7 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nemo_srl.engines import EngineBackend, EngineSize
-from nemo_srl.engines.served import open_served, replicas, sequence_limit, served_name
+from nemo_srl.engines.served import open_served, replicas, sequence_limit, served_name, size_of
 from nemo_srl.engines.vllm.settings import VllmSettings
 from nemo_srl.protocols import GenerationEngine, Service
 
@@ -59,14 +59,8 @@ def _check(cfg: VllmSettings, model_dir: Path) -> None:
 
 
 def _size(cfg: VllmSettings) -> EngineSize:
-    return EngineSize(
-        num_replicas=cfg.num_replicas,
-        num_nodes=cfg.num_nodes,
-        tensor_parallel_size=cfg.tensor_parallel_size,
-        pipeline_parallel_size=cfg.pipeline_parallel_size,
-        # vLLM's share is one of all memory, the weights included. So the plan shows a little too much room.
-        cache_fraction=cfg.gpu_memory_utilization,
-    )
+    # vLLM's share is one of all memory, the weights included. So the plan shows a little too much room.
+    return size_of(cfg, cache_fraction=cfg.gpu_memory_utilization)
 
 
 BACKEND = EngineBackend(
