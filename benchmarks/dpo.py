@@ -5,14 +5,15 @@
     git worktree add earlier 7c0ccd5
     python benchmarks/dpo.py --against earlier --sft [--output FILE]
 
-All train the same model (by default SmolLM2-135M-Instruct) in float32 on the same rows, with the same Adam, a constant
-learning rate and the same rows in a micro-batch.
+All train the same model (by default SmolLM2-135M-Instruct) in float32 on the same rows, with the same Adam and a
+constant learning rate.
 
 DPO: pairs of the EFT seed. Every step sees every pair, so that the order of rows does not matter. TRL runs in both of
 its modes: with a reference model in every step, and with the reference's log-probabilities computed before the first
 step (`precompute_ref_log_probs`), which is not part of any step's time. Activation checkpointing, which TRL turns on by
 itself, is off: it saves memory and takes time.
-SFT (`--sft`): the rows and the batches of the default recipe, `conf/recipe/srl-smollm2-135m-cpu.yaml`.
+SFT (`--sft`): the rows and the batches of the default recipe, `conf/recipe/srl-smollm2-135m-cpu.yaml`. A micro-batch
+has as many rows as the recipe says, and in the earlier version as many as its recipe said.
 
 Each training is a process of its own. They take turns, `--rounds` times. The time of a step is from the end of one step
 to the end of the next one, with everything in between. The first two steps are left out, and the medians of all rounds
@@ -61,10 +62,13 @@ class Method:
     package_dir: Path | None = None
     """Where its package `nemo_srl` lies."""
     precompute: bool = False
+    micro_batch_size: int | None = None
+    """None: that of the task."""
 
     def run(self, task: dict[str, Any], directory: Path) -> dict[str, Any]:
         task_file, result_file = directory / "task.json", directory / "result.json"
-        task_file.write_text(json.dumps({**task, "precompute": self.precompute}))
+        own = {"precompute": self.precompute, "micro_batch_size": self.micro_batch_size or task["micro_batch_size"]}
+        task_file.write_text(json.dumps(task | own))
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(directory / "cache")}
         environment.pop("PYTHONPATH", None)
         if self.package_dir:
@@ -120,7 +124,10 @@ def make_task(args: argparse.Namespace, model_dir: Path) -> dict[str, Any]:
         cfg = recipe()
         size = cfg.sft.global_batch_size
         rows: list[Any] = sft_rows(model_dir, cfg, size * steps)
-        settings = {"learning_rate": cfg.sft.learning_rate, "max_length": cfg.sft.max_seq_length, "micro_batch_size": 4}
+        settings = {
+            "learning_rate": cfg.sft.learning_rate, "max_length": cfg.sft.max_seq_length,
+            "micro_batch_size": cfg.trainer.micro_batch_size,
+        }  # fmt: skip
     else:
         rows, size, settings = dpo_rows(model_dir, args.num_pairs), args.num_pairs, DPO
     return {
@@ -137,7 +144,10 @@ def make_task(args: argparse.Namespace, model_dir: Path) -> dict[str, Any]:
 def make_methods(args: argparse.Namespace) -> dict[str, Method]:
     methods = {"nemo_srl": Method(sys.executable, "training_nemo_srl.py", ROOT)}
     if args.against:
-        methods["earlier"] = Method(sys.executable, "training_nemo_srl.py", args.against.resolve())
+        size = args.earlier_micro_batch_size if args.sft else None
+        methods["earlier"] = Method(
+            sys.executable, "training_nemo_srl.py", args.against.resolve(), micro_batch_size=size
+        )
     if args.trl_python and not args.sft:
         # Not resolved: a virtual environment is found by the name of its link to the interpreter.
         python = str(args.trl_python.absolute())
@@ -182,6 +192,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--trl-python", type=Path, help="an interpreter that has TRL")
     parser.add_argument("--against", type=Path, help="a checkout of an earlier version of this project")
+    parser.add_argument("--earlier-micro-batch-size", type=int, default=4, help="of its SFT; 4 was its recipe's")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     methods = make_methods(args)

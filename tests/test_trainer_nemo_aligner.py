@@ -432,12 +432,11 @@ def test_two_data_parallel_ranks_train_the_same_model(run_of: Callable[..., Run]
 
 
 def test_rows_of_unequal_length_in_a_micro_batch_change_nothing(run_of: Callable[..., Run]) -> None:
-    """Padding is counted, and rows of similar length stand together, so that there is less of it."""
+    """And they need no padding: all of them are one sequence."""
     one, two, all_rows = (run_of("dpo", micro_batch_size=size) for size in (1, 2, 4))
     assert_same_training(one, two)
     assert_same_training(one, all_rows)
-    padding = [run.summary["padding"] for run in (one, two, all_rows)]
-    assert padding[0] == 0 < padding[1] < padding[2] < 0.3
+    assert [run.summary["padding"] for run in (one, two, all_rows)] == [0, 0, 0]
     lengths = sorted(max(len(r.chosen), len(r.rejected)) for r in DPO_ROWS)
     assert lengths[3] > 1.2 * lengths[0]
 
@@ -510,17 +509,18 @@ def test_asked_to_stop_saves_and_goes_on_later(
     assert max_difference(run_of("dpo", tensor_model_parallel_size=2).weights, resumed) < 1e-6
 
 
-def test_a_pair_as_two_sequences_trains_the_same_model(
-    run_of: Callable[..., Run], launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path
+@pytest.mark.parametrize("algorithm", ["dpo", "sft"])
+def test_whole_sequences_train_the_same_model(
+    run_of: Callable[..., Run], launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path, algorithm: str
 ) -> None:
-    """As on a GPU. On the CPU, a pair has its prompt once."""
-    of, work_dir = training("dpo", micro_batch_size=2), tmp_path / "work"
+    """As on a GPU. On the CPU, sequences that begin with the same tokens have these once."""
+    of, work_dir = training(algorithm, micro_batch_size=2), tmp_path / "work"
     of.prepare(model_dir, work_dir)
-    assert launch(work_dir, share_prompts=0) == [0], (work_dir / "log_0.txt").read_text()[-3000:]
-    two = Run(work_dir, tmp_path / "hf", of.export(work_dir, tmp_path / "hf"))
-    one = run_of("dpo", micro_batch_size=2)
-    assert_same_training(one, two)
-    assert two.summary["padding"] > one.summary["padding"] > 0
+    assert launch(work_dir, share_beginnings=0) == [0], (work_dir / "log_0.txt").read_text()[-3000:]
+    whole = Run(work_dir, tmp_path / "hf", of.export(work_dir, tmp_path / "hf"))
+    shared = run_of(algorithm, micro_batch_size=2)
+    assert_same_training(shared, whole)
+    assert whole.summary["padding"] > shared.summary["padding"] == 0
 
 
 def test_megatrons_own_attention_leaves_out_the_other_response_too(run_of: Callable[..., Run]) -> None:

@@ -3,9 +3,8 @@
 Started as `python -m tests.trainer_fork_server`. Reads a JSON object a line from standard input,
 `{"work_dir": ..., "num_ranks": 2, "at_step": null, "signal": null}`, runs one process per rank and answers with a line
 `{"exit_codes": [0, 0]}`. With `"lost_at_save": 2`, rank 1 is gone when its second save ends. With `"chunk_rows": 3`,
-three rows make a chunk of the reference's log-probabilities. With `"share_prompts": 0`, a pair is two sequences, as on
-the other platforms. Everything that the ranks print goes to
-`<work_dir>/log_<rank>.txt`.
+three rows make a chunk of the reference's log-probabilities. With `"share_beginnings": 0`, every sequence is
+whole, as on the other platforms. Everything that the ranks print goes to `<work_dir>/log_<rank>.txt`.
 
 Not covered: that `train` works in a process of its own, which the tests with torchrun and `Trainer` do.
 """
@@ -74,7 +73,7 @@ def _fork(job: dict, rank: int, port: int) -> int:
 
         def adapt_plan(cfg: DictConfig) -> None:
             cpu.adapt_plan(cfg)
-            cfg.model.data.share_prompts = bool(job.get("share_prompts", True))
+            cfg.model.data.share_beginnings = bool(job.get("share_beginnings", True))
 
         run_session(Path(job["work_dir"]), adapt_plan=adapt_plan)
         code = 0

@@ -6,7 +6,7 @@ training_plan.py, feasibility.py   settings + model + data -> NeMo-Aligner's con
 trainer.py                   prepare, train, export                               torch only when called
 run.py                       one rank: environment, platform                      torch, NeMo
 session.py                   one rank: NeMo-Aligner's model, data and loop
-batches.py, micro_batches.py, shared_prompts.py, targets.py   what the model sees, and where logits are needed
+batches.py, micro_batches.py, shared_beginnings.py, targets.py   what the model sees, and where logits are needed
 reference.py, objectives.py, losses.py   what is minimised
 metrics.py, progress.py, divergence.py, stopping.py   what is told of a step, and what ends a training
 platforms/                   CPUs, GPUs with pip packages alone, and NVIDIA's containers

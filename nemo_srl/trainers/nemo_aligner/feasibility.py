@@ -54,7 +54,7 @@ def _check_parallelism(trainer: NemoAlignerSettings, spec: ModelSpec) -> None:
 
 def _check_batches(optim: OptimConfig, trainer: NemoAlignerSettings, spec: ModelSpec, train: DataStatistics) -> None:
     key, size = f"{optim.section}.global_batch_size", optim.global_batch_size
-    micro, ranks = trainer.micro_batch_size, trainer.data_parallel_size
+    micro, ranks = trainer.rows_at_a_time(optim), trainer.data_parallel_size
     reason = (
         f"is not a multiple of micro_batch_size x data-parallel ranks = {micro} x {ranks}. Use a multiple of "
         f"{micro * ranks}, a smaller trainer.micro_batch_size or fewer trainer.devices."

@@ -29,7 +29,7 @@ def training_memory(optim: OptimConfig, trainer: NemoAlignerSettings, spec: Mode
     """Bytes on the fullest rank: the first pipeline stage, which keeps one micro-batch for every stage [N]."""
     tp, pp = trainer.tensor_model_parallel_size, trainer.pipeline_model_parallel_size
     # A pair is two sequences in one forward pass.
-    num_tokens = trainer.micro_batch_size * optim.max_seq_length * (2 if isinstance(optim, DPOConfig) else 1)
+    num_tokens = trainer.rows_at_a_time(optim) * optim.max_seq_length * (2 if isinstance(optim, DPOConfig) else 1)
     layers = spec.num_layers / pp * min(pp, trainer.num_micro_batches(optim))
     per_layer = activation_bytes_per_layer(spec, trainer, num_tokens=num_tokens, dropout=optim.hidden_dropout > 0)
     per_layer += unrotated_bytes_per_layer(spec, trainer, num_tokens=num_tokens)

@@ -1,18 +1,21 @@
-"""A global batch in micro-batches with little padding: rows of similar length together, cut to the longest of them.
+"""A global batch in micro-batches with little padding, and with few tokens twice.
 
-NeMo-Aligner pads every row to the longest of the global batch. The mean over a global batch does not depend on which
-rows share a micro-batch, so the loss and the gradient are the same up to rounding.
+NeMo-Aligner pads every row to the longest of the global batch. Here rows of similar length are together and cut to the
+longest of them; or rows that begin alike are together, and have their common tokens once. The mean over a global batch
+does not depend on which rows share a micro-batch, so the loss and the gradient are the same up to rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
-from nemo_srl.trainers.nemo_aligner import shared_prompts
+from nemo_srl.trainers.nemo_aligner import shared_beginnings
 from nemo_srl.trainers.nemo_aligner.batches import IGNORED_LABEL, round_up
+from nemo_srl.trainers.nemo_aligner.shared_beginnings import Trees
 
 
 class Targets:
@@ -30,43 +33,79 @@ class Targets:
         return self._index.to(device, non_blocking=True)
 
 
+@dataclass(frozen=True)
+class Part:
+    """The rows of a micro-batch."""
+
+    index: torch.Tensor
+    """Their numbers in the global batch."""
+    trees: Trees | None = None
+    """Their sequences, if they share their beginnings."""
+
+
 class MicroBatches:
     """Takes the place of NeMo's `get_iterator_k_split`. It counts tokens, and says where the targets are."""
 
-    def __init__(self, targets: Targets, *, multiple: int, share_prompts: bool = False) -> None:
+    def __init__(self, targets: Targets, *, multiple: int, linear_cost: float | None = None) -> None:
         """The length of every micro-batch is a multiple of `multiple`, as that of the batches must be.
 
-        `share_prompts`: a pair is one sequence (`shared_prompts.py`).
+        With `linear_cost` (`Trees.cost`), sequences that begin with the same tokens have these once, where this is
+        cheaper (`shared_beginnings.py`). None: every sequence is whole.
         """
-        self._targets, self.multiple, self._share_prompts = targets, multiple, share_prompts
+        self._targets, self.multiple, self._linear_cost = targets, multiple, linear_cost
         self._num_tokens = self._num_computed = 0
 
     def __call__(self, batch: dict[str, Any], num_microbatches: int, *_: Any) -> Iterator[dict[str, Any]]:
-        """`batch` of `batches.collate_sft` or `batches.batch_dpo` -> parts of equal size, the longest rows first."""
-        lengths = row_lengths(batch)
-        size = len(lengths) // num_microbatches
-        for index in torch.split(by_length(lengths), size):
-            yield self.part(batch, index)
+        """`batch` of `batches.collate_sft` or `batches.batch_dpo` -> parts of equal size."""
+        for part in self.split(batch, len(row_lengths(batch)) // num_microbatches):
+            yield self.take(batch, part)
 
-    def part(self, batch: dict[str, Any], index: torch.Tensor) -> dict[str, Any]:
-        """The rows `index` of `batch`, cut to the longest of them. Their targets are the next ones in the model."""
-        width = round_up(int(row_lengths(batch)[index].max()), self.multiple)
-        part = {k: v[index][:, :width].contiguous() if v.ndim == 2 else v[index] for k, v in batch.items()}
-        if self._share_prompts and "chosen" in batch:
-            changed, lengths, places = shared_prompts.pack(part, multiple=self.multiple)
-            part |= changed
-            computed = part["chosen"].numel()
-        else:
-            # A pair is two sequences: first all chosen ones, then all rejected ones, as NeMo-Aligner has them.
-            sides = ("chosen_", "rejected_") if "chosen" in batch else ("",)
-            mask = torch.cat([part[f"{side}labels"] for side in sides]) != IGNORED_LABEL
-            row, position = mask.nonzero(as_tuple=True)
-            places = position * len(mask) + row
-            lengths, computed = torch.cat([part[f"{side}length"] for side in sides]), mask.numel()
-        self._targets.set(places)
-        self._num_tokens += int(lengths.sum())
-        self._num_computed += computed
-        return part
+    def split(self, batch: dict[str, Any], size: int) -> list[Part]:
+        """The parts, each with `size` rows or, if that does not divide their number, the last one with fewer.
+
+        Rows of similar length are together, the longest ones first. Where one tree for each part costs less than that,
+        rows that begin alike are together.
+        """
+        apart = torch.split(by_length(row_lengths(batch)), size)
+        if (linear_cost := self._linear_cost) is None:
+            return [Part(index) for index in apart]
+        alike = torch.split(_by_beginning(batch), size)
+        plans = [
+            [(index, self._trees(batch, index, joined=joined)) for index in parts]
+            for parts, joined in ((apart, False), (alike, True))
+        ]
+        cheapest = min(plans, key=lambda plan: sum(trees.cost(linear_cost) for _, trees in plan))
+        return [Part(index, trees) for index, trees in cheapest]
+
+    def _trees(self, batch: dict[str, Any], index: torch.Tensor, *, joined: bool) -> Trees:
+        """A tree of all sequences if `joined`, else one for each row of the batch, so one for a pair."""
+        sides = _sides(batch)
+        ids = torch.cat([batch[side.tokens][index] for side in sides])
+        lengths = torch.cat([batch[side.length][index] for side in sides])
+        groups = [range(len(ids))] if joined else [range(i, len(ids), len(index)) for i in range(len(index))]
+        return shared_beginnings.pack(ids, lengths, groups, multiple=self.multiple)
+
+    def take(self, batch: dict[str, Any], part: Part) -> dict[str, Any]:
+        """The rows of a part, cut to the longest of them. Their targets are the next ones in the model."""
+        width = round_up(int(row_lengths(batch)[part.index].max()), self.multiple)
+        found = {k: v[part.index][:, :width].contiguous() if v.ndim == 2 else v[part.index] for k, v in batch.items()}
+        # A pair is two sequences: first all chosen ones, then all rejected ones, as NeMo-Aligner has them.
+        sides = _sides(batch)
+        mask = torch.cat([found[side.labels] for side in sides]) != IGNORED_LABEL
+        row, position = mask.nonzero(as_tuple=True)
+        if (trees := part.trees) is None:
+            self._targets.set(position * len(mask) + row)
+            self._num_tokens += sum(int(found[side.length].sum()) for side in sides)
+            self._num_computed += mask.numel()
+            return found
+        self._targets.set(trees.places[row, position])
+        trees.enter()
+        self._num_tokens += trees.num_tokens
+        self._num_computed += trees.tokens.numel()
+        # NeMo-Aligner's model puts the rejected sequences behind the chosen ones.
+        none = trees.tokens[:0]
+        first, *others = (side.tokens for side in sides)
+        return found | {first: trees.tokens, **dict.fromkeys(others, none), "position_ids": trees.positions}
 
     def take_padding(self) -> float:
         """The share of padding in all tokens since the last call; on this data-parallel rank."""
@@ -75,11 +114,31 @@ class MicroBatches:
         return share
 
 
+class _Side(NamedTuple):
+    """The keys of one of the sequences of a row."""
+
+    tokens: str
+    labels: str
+    length: str
+
+
+_PAIR = tuple(_Side(side, f"{side}_labels", f"{side}_length") for side in ("chosen", "rejected"))
+_ROW = (_Side("tokens", "labels", "length"),)
+
+
+def _sides(batch: dict[str, Any]) -> tuple[_Side, ...]:
+    return _PAIR if "chosen" in batch else _ROW
+
+
+def _by_beginning(batch: dict[str, Any]) -> torch.Tensor:
+    """The order in which rows that share their first tokens are neighbours."""
+    ids = batch[_sides(batch)[0].tokens].tolist()
+    return torch.tensor(sorted(range(len(ids)), key=ids.__getitem__))
+
+
 def row_lengths(batch: dict[str, Any]) -> torch.Tensor:
     """[rows]: the tokens of a row, for a pair those of its longer side."""
-    if "chosen" in batch:
-        return torch.maximum(batch["chosen_length"], batch["rejected_length"])
-    return torch.as_tensor(batch["length"])
+    return torch.stack([batch[side.length] for side in _sides(batch)]).amax(0)
 
 
 def by_length(lengths: torch.Tensor) -> torch.Tensor:

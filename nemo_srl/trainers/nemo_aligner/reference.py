@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from nemo_srl.errors import ConfigError
 from nemo_srl.trainers.nemo_aligner.batches import batch_dpo, collate_dpo
-from nemo_srl.trainers.nemo_aligner.micro_batches import MicroBatches, by_length, row_lengths
+from nemo_srl.trainers.nemo_aligner.micro_batches import MicroBatches
 from nemo_srl.trainers.nemo_aligner.training_plan import REFERENCE_DIR
 
 CHUNK_ROWS = 64
@@ -77,13 +77,13 @@ def _compute(model: Any, rows: Sequence[dict[str, Any]], micro_batches: MicroBat
     """The log-probabilities of a chunk on the last pipeline stage; None on the others. All ranks of it call this."""
     pad_id, size = model.tokenizer.eos_id, model.cfg.micro_batch_size
     batch = batch_dpo(collate_dpo(rows, pad_id=pad_id), pad_id=pad_id, multiple=micro_batches.multiple)
-    parts = torch.split(by_length(row_lengths(batch)), size)
+    parts = micro_batches.split(batch, size)
     set_sync_funcs(model, forward_only=True)
     set_eval(model)  # no dropout
     with torch.no_grad():
         outputs = get_forward_backward_func()(
             forward_step_func=model.get_forward_output_and_loss_func(logprobs_only=True),
-            data_iterator=(micro_batches.part(batch, index) for index in parts),
+            data_iterator=(micro_batches.take(batch, part) for part in parts),
             model=model.model,
             num_microbatches=len(parts),
             forward_only=True,
@@ -95,9 +95,9 @@ def _compute(model: Any, rows: Sequence[dict[str, Any]], micro_batches: MicroBat
     if not parallel_state.is_pipeline_last_stage():
         return None
     of_row: dict[int, list[torch.Tensor]] = {}
-    for index, output in zip(parts, outputs, strict=True):
+    for part, output in zip(parts, outputs, strict=True):
         sides = output["logprobs"].float().cpu().chunk(2)  # [rows, sequence] of the chosen, then of the rejected
-        of_row |= {int(row): [side[i] for side in sides] for i, row in enumerate(index)}
+        of_row |= {int(row): [side[i] for side in sides] for i, row in enumerate(part.index)}
     chunk: dict[str, list[torch.Tensor]] = {"chosen": [], "rejected": []}
     for number, row in enumerate(rows):
         first = len(row["prompt_ids"]) - 1

@@ -41,7 +41,7 @@ from nemo_aligner.utils.utils import load_from_nemo
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_srl.errors import ConfigError, StoppedError
-from nemo_srl.trainers.nemo_aligner import divergence, losses, objectives, reference, shared_prompts, targets
+from nemo_srl.trainers.nemo_aligner import divergence, losses, objectives, reference, shared_beginnings, targets
 from nemo_srl.trainers.nemo_aligner.batches import batch_dpo, collate_dpo, collate_sft
 from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, read_rows
 from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, MetricsFile
@@ -129,18 +129,27 @@ def _load_model(cfg: DictConfig, trainer: Any, algorithm: str, start_dir: Path) 
 
 
 def _compute_what_is_needed(model: Any, data: DictConfig) -> MicroBatches:
-    """Little padding, logits only where there is a target, and the prompt of a pair once if the platform can."""
+    """Little padding, logits only where there is a target, and common beginnings once if the platform can."""
     where = Targets()
     targets.install(model, where)
-    share_prompts = data.get("share_prompts", False)
-    micro_batches = MicroBatches(where, multiple=data.pad_length_to_multiple_of, share_prompts=share_prompts)
+    linear_cost = _linear_cost(model.cfg) if data.get("share_beginnings", False) else None
+    micro_batches = MicroBatches(where, multiple=data.pad_length_to_multiple_of, linear_cost=linear_cost)
     sft_model.get_iterator_k_split = dpo_model.get_iterator_k_split = micro_batches
     # Micro-batches have lengths of their own. So a pipeline stage sends the shape before the hidden states.
     for module in model.get_model_module_list():
         module.config.variable_seq_lengths = parallel_state.get_pipeline_model_parallel_world_size() > 1
-        if share_prompts:
-            shared_prompts.use_positions(module.rotary_pos_emb)
+        if linear_cost is not None:
+            shared_beginnings.use_positions(module.rotary_pos_emb)
     return micro_batches
+
+
+def _linear_cost(cfg: DictConfig) -> float:
+    """The products of a token with the weights of a layer, in units of its products with another token that it sees.
+
+    Half of the tokens of a sequence are seen, on average; see `Trees.cost`.
+    """
+    queries, keys = (cfg.kv_channels * n for n in (cfg.num_attention_heads, cfg.num_query_groups))
+    return float(cfg.hidden_size * (2 * queries + 2 * keys + 3 * cfg.ffn_hidden_size) / queries)
 
 
 def _build_loader(cfg: DictConfig, algorithm: str, rows: list[dict[str, Any]], pad_id: int, consumed: int) -> Any:

@@ -21,6 +21,7 @@ class NemoAlignerSettings:
     pipeline_model_parallel_size: int = 1
     sequence_parallel: bool = False
     micro_batch_size: int = 1
+    """Rows, or pairs, that a rank has in the model at a time. If it has fewer in a step, these are one micro-batch."""
     num_nodes: int = 1
     devices: int | None = None
     """Ranks per node; null: just enough for one model replica (tensor x pipeline / num_nodes)."""
@@ -59,9 +60,13 @@ class NemoAlignerSettings:
     def data_parallel_size(self) -> int:
         return self.world_size // (self.tensor_model_parallel_size * self.pipeline_model_parallel_size)
 
+    def rows_at_a_time(self, optim: OptimConfig) -> int:
+        """`micro_batch_size`, or all rows of a rank in a step if these are fewer."""
+        return max(1, min(self.micro_batch_size, optim.global_batch_size // self.data_parallel_size))
+
     def num_micro_batches(self, optim: OptimConfig) -> int:
         """Of one rank in one step."""
-        return optim.global_batch_size // (self.micro_batch_size * self.data_parallel_size)
+        return optim.global_batch_size // (self.rows_at_a_time(optim) * self.data_parallel_size)
 
     def pipeline_efficiency(self, optim: OptimConfig) -> float:
         """The share of the time in which a pipeline stage works: m / (m + p - 1) for m micro-batches and p stages.

@@ -135,7 +135,7 @@ def _model_section(
         # O2: bfloat16 weights, with float32 masters in the optimizer. Without O2, weights stay float32 and only the
         # products are bfloat16. At a learning rate of 1e-6 a bfloat16 weight would hardly change.
         "megatron_amp_O2": trainer.precision == "bf16-O2",
-        "micro_batch_size": trainer.micro_batch_size,
+        "micro_batch_size": trainer.rows_at_a_time(optim),
         "global_batch_size": optim.global_batch_size,
         "tensor_model_parallel_size": tp,
         "pipeline_model_parallel_size": trainer.pipeline_model_parallel_size,
@@ -164,7 +164,7 @@ def _model_section(
     if isinstance(optim, DPOConfig):
         model["dpo"] = {
             # The same as in training. Otherwise policy and reference would differ by rounding at step 1.
-            "log_prob_forward_micro_batch_size": trainer.micro_batch_size,
+            "log_prob_forward_micro_batch_size": trainer.rows_at_a_time(optim),
             "ref_policy_kl_penalty": optim.beta,
             "preference_average_log_probs": optim.preference_loss in losses.LENGTH_NORMALIZED,
             "sft_average_log_probs": True,
@@ -263,7 +263,7 @@ def _optim_section(optim: OptimConfig, trainer: NemoAlignerSettings, *, num_step
 
 
 def _data_section(section: str, optim: OptimConfig, trainer: NemoAlignerSettings) -> dict[str, Any]:
-    batch = {"global_batch_size": optim.global_batch_size, "micro_batch_size": trainer.micro_batch_size}
+    batch = {"global_batch_size": optim.global_batch_size, "micro_batch_size": trainer.rows_at_a_time(optim)}
     return {
         "seq_length": optim.max_seq_length,
         "num_workers": 0,

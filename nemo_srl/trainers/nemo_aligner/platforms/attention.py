@@ -13,17 +13,20 @@ import torch
 
 BLOCK = 128
 LONG = 768
-"""From this length on, PyTorch's kernel takes larger blocks, too, and is the faster one."""
+"""From this length on, PyTorch's kernel takes larger blocks, too, and is the faster one without a mask."""
 
 Blocks = list[tuple[slice, slice, torch.Tensor]]
 """Some queries, the keys that they may look at, and what is added to their scores: 0, and -inf for later keys."""
 
 
-def is_faster(query: torch.Tensor) -> bool:
-    """Whether `CausalAttention` is faster than PyTorch's kernel for `query` [sequence, batch, heads, size]."""
+def is_faster(query: torch.Tensor, *, masked: bool) -> bool:
+    """Whether `CausalAttention` is faster than PyTorch's kernel for `query` [sequence, batch, heads, size].
+
+    `masked`: a query does not see all keys before it. PyTorch's kernel is slow then at any length.
+    """
     multiplied_by_onednn = torch.get_float32_matmul_precision() != "highest"
     on_cpu = query.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    return on_cpu and multiplied_by_onednn and query.dtype == torch.float32 and len(query) < LONG
+    return on_cpu and multiplied_by_onednn and query.dtype == torch.float32 and (masked or len(query) < LONG)
 
 
 class CausalAttention(torch.autograd.Function):

@@ -55,7 +55,7 @@ def adapt_plan(cfg: DictConfig) -> None:
     cfg.model.data.pad_length_to_multiple_of = (
         cfg.model.tensor_model_parallel_size if cfg.model.sequence_parallel else 1
     )
-    cfg.model.data.share_prompts = True
+    cfg.model.data.share_beginnings = True
     stand_ins.adapt_plan(cfg)
 
 

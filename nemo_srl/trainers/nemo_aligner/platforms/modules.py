@@ -5,7 +5,7 @@ the same parameter names and the same sharding in checkpoints. They compute what
 a linear map, causal softmax attention. Not covered: LayerNorm, which no family of models here has.
 
 Attention is causal. Rows are padded on the right, so no real token sees padding. The only mask that it takes is that of
-`shared_prompts.py`.
+`shared_beginnings.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from megatron.core.transformer.enums import AttnMaskType
 
 from nemo_srl.trainers.nemo_aligner.platforms.attention import CausalAttention, is_faster
 from nemo_srl.trainers.nemo_aligner.platforms.functions import rms_norm
-from nemo_srl.trainers.nemo_aligner.shared_prompts import LAYOUT
+from nemo_srl.trainers.nemo_aligner.shared_beginnings import LAYOUT
 
 
 def transformer_engine_extension() -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Attention(DotProductAttention):  # type: ignore[misc]
                 visible = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()[None, None]
             mask = ~visible  # True where it must not look
             return super().forward(query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
-        if is_faster(query):
+        if is_faster(query, masked=LAYOUT.visible is not None):
             return CausalAttention.apply(query, key, value, self.softmax_scale, LAYOUT.visible)  # type: ignore[no-any-return, no-untyped-call]
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         out = F.scaled_dot_product_attention(
