@@ -18,6 +18,7 @@ from pathlib import Path
 from nemo_srl import cli
 from nemo_srl.artifacts import read_jsonl, to_line, write_atomic
 from nemo_srl.data.checked import build as checked
+from nemo_srl.data.checked import ifeval
 from nemo_srl.data.checked.instructions import Task
 from nemo_srl.data.checked.truth import MAX_SCORE
 from nemo_srl.errors import DataError
@@ -60,6 +61,7 @@ def main(options: Options) -> None:
     tables: dict[str, Iterable[object]] = {"ift": made.ift, "eft": made.eft, "eft_eval": made.eft_eval}
     tables |= {f"instructions_{split}": xs for split, xs in made.instructions.items()}
     tables |= {f"prompts_{t}": prompts for t, prompts in enumerate(made.prompts, start=1)}
+    tables["ifeval_held_out"] = list(ifeval.prompts(made.instructions["held_out"]))
     for name, records in tables.items():
         write_atomic(Path(options.output_dir) / f"{name}.jsonl", "".join(map(to_line, records)))
         print(f"{len(list(records)):6d}  {name}")

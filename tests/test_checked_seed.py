@@ -14,7 +14,7 @@ import pytest
 from nemo_srl import cli
 from nemo_srl.artifacts import read_jsonl, to_line
 from nemo_srl.config.generation import PromptsConfig
-from nemo_srl.data.checked import damage, rows
+from nemo_srl.data.checked import damage, ifeval, rows
 from nemo_srl.data.checked.build import MAX_ROUGE_L, CheckedSeed
 from nemo_srl.data.checked.constraints import KINDS
 from nemo_srl.data.checked.instructions import Task
@@ -54,6 +54,7 @@ def test_the_committed_files_are_the_output_of_the_generator(seed: CheckedSeed) 
     tables: dict[str, Sequence[object]] = {"ift": seed.ift, "eft": seed.eft, "eft_eval": seed.eft_eval}
     tables |= {f"instructions_{split}": xs for split, xs in seed.instructions.items()}
     tables |= {f"prompts_{t}": prompts for t, prompts in enumerate(seed.prompts, start=1)}
+    tables["ifeval_held_out"] = list(ifeval.prompts(seed.instructions["held_out"]))
     stale = [name for name, records in tables.items() if (DATA / f"{name}.jsonl").read_text() != lines(records)]
     assert stale == [], "run recipes/build_checked_seed.py"
     written = {path.name for path in DATA.glob("*.jsonl")} - {f"{name}.jsonl" for name in tables}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any
 
 import pytest
 
-from nemo_srl.artifacts import Table
+from nemo_srl.artifacts import Table, read_jsonl
 from nemo_srl.config import Config
+from nemo_srl.data.checked import damage, ifeval
+from nemo_srl.data.checked.truth import CheckedInstruction
 from nemo_srl.data.verifiable import Followed, Verifier, read_prompts
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.records import Candidate, VerifiablePrompt
 from nemo_srl.stages import ifeval as stage
 from tests.punkt import make_punkt_tab
-from tests.support import made
+from tests.support import ROOT, made
 
 WORDS = "length_constraints:number_words"
 QUOTED = "startend:quotation"
@@ -54,6 +57,25 @@ def test_both_published_forms_are_read_alike(tmp_path: Path, verifier: Verifier)
     assert (a.prompt_id, b.prompt_id) == ("ifeval-1", "ifeval-2")
     assert a.instruction_ids == b.instruction_ids == [WORDS]
     assert a.arguments == b.arguments == [arguments]
+
+
+def test_its_checks_agree_with_those_of_the_checked_data(verifier: Verifier) -> None:
+    """On good answers to the held-out instructions, and on answers that break one constraint."""
+    data, rng, num_broken = ROOT / "data/checked", random.Random(0), 0
+    prompts = {p.text: p for p in read_prompts(data / "ifeval_held_out.jsonl", verifier)}
+    for x in read_jsonl(data / "instructions_held_out.jsonl", CheckedInstruction):
+        if (p := prompts.get(x.instruction)) is None:
+            assert {c.kind for c in x.checks} <= {"items", "starts_with", "ends_with", "question", "capital_word"}
+            continue
+        assert all(verifier.followed(p, x.response).strict), (x.instruction, x.response)
+        known = ifeval.AS_IFEVAL
+        for constraint in dict.fromkeys(x.checks):
+            bad = damage.broken(x, x.response, constraint, rng)
+            if constraint.kind in known and bad is not None:
+                num_broken += 1
+                assert not all(verifier.followed(p, bad).strict), (x.instruction, bad)
+    assert len(prompts) >= 50
+    assert num_broken >= 50
 
 
 @pytest.mark.parametrize(
