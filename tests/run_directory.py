@@ -17,10 +17,11 @@ from nemo_srl.artifacts import SPEC, Manifest, Table, to_line, write_atomic
 from nemo_srl.config import Config, JudgeConfig, ModelConfig, PairsConfig
 from nemo_srl.data.verifiable import Followed
 from nemo_srl.judging import mean_scores
+from nemo_srl.judging.intervals import rows_of
 from nemo_srl.pairing import build_pairs
 from nemo_srl.records import Candidate, Comparison, EFTExample, IFTExample, Judgement, Metric, Prompt
 from nemo_srl.stages import head_to_head, ifeval
-from nemo_srl.stages.evaluation import answering_metrics, judging_metrics, verdict_metrics
+from nemo_srl.stages.evaluation import answering_metrics, judging_metrics, judging_sums, verdict_metrics
 from nemo_srl.stages.head_to_head import matches_of
 
 HOSTILE = (
@@ -150,14 +151,16 @@ def _evaluation(directory: Path, t: int, rng: random.Random, *, skill: float) ->
     own = [
         Judgement(candidate_key=c.key, judgement_index=0, verdict="", score=float(rng.randint(0, 5))) for c in answers
     ]
+    sums = judging_sums(examples, judged, max_score=5)
     metrics = [
         *answering_metrics(answers, own, PairsConfig()),
-        *judging_metrics(examples, judged, max_score=5, num_bootstrap=100, seed=0),
+        *judging_metrics(sums),
         *verdict_metrics(own + judged, max_score=5),
     ]
     _publish(directory, "evaluation", t, {}, 60.0)
     Table(directory, {}, Metric).write(metrics)
-    for name, part in (("answers", answers), ("self_judgements", own), ("judgements", judged)):
+    parts = {"answers": answers, "self_judgements": own, "judgements": judged, "groups": rows_of(sums)}
+    for name, part in parts.items():
         _write_part(directory, name, part)
 
 
@@ -183,9 +186,10 @@ def make_comparison(run_dir: Path, *, num_questions: int = 20, seed: int = 1) ->
         _publish(directory / f"answers_{name}", "answers", 0, {}, 5.0, inputs=policy)
         Table(directory / f"answers_{name}", {}, Candidate).write(answers)
         _publish(directory / f"ifeval_{name}", "ifeval", 0, {}, 1.0)
-        followed = [Followed(strict=[rng.random() < 0.3], loose=[True, False]) for _ in range(9)]
-        metrics = ifeval.metrics_of(followed, num_bootstrap=50, seed=0)
-        Table(directory / f"ifeval_{name}", {}, Metric).write(metrics)
+        followed = {str(i): Followed(strict=[rng.random() < 0.3], loose=[True, False]) for i in range(9)}
+        sums = ifeval.sums_in_prompts(followed)
+        Table(directory / f"ifeval_{name}", {}, Metric).write(ifeval.metrics_of(sums))
+        _write_part(directory / f"ifeval_{name}", "groups", rows_of(sums))
         _evaluation(directory / f"evaluation_{name}", 0, rng, skill=0.5)
     for a, b in (("m_1", "m.2"), ("m_1", "big")):
         _match(run_dir, a, b, found, rng)

@@ -142,7 +142,6 @@ def test_the_recipe_compares_a_server_with_given_answers_and_writes_every_file(t
         )
         cfg = Config(run_dir=str(tmp_path / "run"), engine=engine, judge=judge)
         cfg.data.eft_eval_path = str(held_out)
-        cfg.evaluation.num_bootstrap = 20
         settings = evaluate.EvaluateSettings(
             models={"x": "dir", "other": str(tmp_path / "other.json")}, questions=str(tmp_path / "q.json")
         )
@@ -178,7 +177,6 @@ def test_the_recipe_measures_ifeval_alone(tmp_path: Path, monkeypatch: pytest.Mo
     shouting = Loopback(lambda body, index: (ids_of("YES, THIS IS ONLY A SENTENCE IN ENGLISH."), "stop"))
     with shouting.running() as url:
         cfg = Config(run_dir=str(tmp_path / "run"), engine=server(url))
-        cfg.evaluation.num_bootstrap = 20
         settings = evaluate.EvaluateSettings(
             models={"x": "dir"}, questions="", judging=False, ifeval=str(tmp_path / "ifeval.jsonl")
         )

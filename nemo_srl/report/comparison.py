@@ -27,6 +27,13 @@ Matches = Mapping[tuple[str, str], Sequence[Metric]]
 """The metrics of each match, by the names of its two models."""
 
 _MAX_UNJUDGED = 0.5
+_RATES = {
+    "order_agreement_rate": "orders agree",
+    "verdict_agreement_rate": "verdicts agree",
+    "first_position_rate": "first preferred",
+    "cut_off_rate": "cut off",
+    "unjudged_rate": "no verdict",
+}
 OUTCOMES = ("win_rate", "tie_rate", "loss_rate")
 IFEVAL = {
     "ifeval_prompt_strict": "prompts, strict",
@@ -92,26 +99,13 @@ def matches(run: Run) -> dict[tuple[str, str], list[Metric]]:
 
 
 def match_cells(found: Matches) -> list[list[str]]:
-    """The cells of a table with a line for each match."""
-    lines = [
-        [
-            "a v b",
-            "a wins",
-            "tied",
-            "b wins",
-            "a wins at equal length",
-            "p",
-            "first preferred",
-            "no verdict",
-            "no answer",
-            "n",
-        ]
-    ]
+    """The cells of a table with a line for each match. Runs of older versions lack some figures."""
+    lines = [["a v b", "a wins", "tied", "b wins", "a wins at equal length", "p", *_RATES.values(), "no answer", "n"]]
     for (a, b), metrics in found.items():
         m = {x.name: x for x in metrics}
         p = with_interval(m["sign_test_p"], "{:.3g}", "")
         outcomes = [_share(m[name]) for name in (*OUTCOMES, "length_controlled_win_rate")]
-        rates = [_share(m[name]) for name in ("first_position_rate", "unjudged_rate")]
+        rates = [_share(m[name]) if name in m else "-" for name in _RATES]
         rates.append(_share(m["unanswered_rate"]) if "unanswered_rate" in m else "0.0%")
         lines.append([f"{a} v {b}", *outcomes, p, *rates, str(m["win_rate"].n)])
     return lines

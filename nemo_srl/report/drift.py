@@ -35,6 +35,6 @@ def drift(run: Run) -> list[Drift]:
             continue
         old, new = ([by_model[name][key] for key in common] for name in (before, model))
         groups = [agreement.ScoreGroup(human=old, model=new)]
-        spearman = agreement.reward_model_metrics(groups, max_score=1.0, num_bootstrap=0)["spearman"].value
+        spearman = agreement.reward_model_metrics(groups, max_score=1.0)["spearman"].value
         rows.append(Drift(model, before, len(common), spearman, fmean(new), fmean(old)))
     return rows
