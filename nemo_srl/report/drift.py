@@ -7,6 +7,7 @@ itself has changed when the rank correlation falls or the mean score climbs.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from statistics import fmean
 from typing import NamedTuple
 
@@ -26,9 +27,9 @@ class Drift(NamedTuple):
     mean_score_before: float
 
 
-def drift(run: Run) -> list[Drift]:
-    """One row for each model with published judgements, except the first."""
-    by_model = {m: mean_scores(run.table(*place, Judgement, "judgements")) for m, place in run.evaluated().items()}
+def drift(run: Run, places: Mapping[str, tuple[int, str]]) -> list[Drift]:
+    """One row for each model with published judgements, except the first. `places` has the models' evaluations."""
+    by_model = {m: mean_scores(run.table(*place, Judgement, "judgements")) for m, place in places.items()}
     rows = []
     for before, model in itertools.pairwise(name for name, scores in by_model.items() if scores):
         if not (common := sorted(by_model[before].keys() & by_model[model].keys())):
