@@ -69,11 +69,13 @@ def make_run(run_dir: Path, *, num_prompts: int = 12, num_iterations: int = 2, s
     sft = run_dir / "iter_00" / "sft"
     _publish(sft, "sft", 0, {"num_steps": 30}, 200.0, inputs={"ift": ift, "policy": base})
     _training(sft, 30, dpo=False)
-    _evaluation(run_dir / "iter_00" / "evaluation_m0", 0, rng, skill=0.0)
-    _evaluation(run_dir / "iter_00" / "evaluation", 0, rng, skill=0.5)
+    _evaluation(run_dir / "iter_00" / "evaluation_m0", 0, rng, skill=0.0, model=base)
+    m = {"kind": "model", "path": str(sft)}
+    _evaluation(run_dir / "iter_00" / "evaluation", 0, rng, skill=0.5, model=m)
     for t in range(1, num_iterations + 1):
-        _iteration(run_dir / f"iter_{t:02d}", t, rng, num_prompts)
-        _evaluation(run_dir / f"iter_{t:02d}" / "evaluation", t, rng, skill=0.5 + 0.1 * t)
+        _iteration(run_dir / f"iter_{t:02d}", t, rng, num_prompts, judge=m)
+        m = {"kind": "model", "path": str(run_dir / f"iter_{t:02d}" / "policy")}
+        _evaluation(run_dir / f"iter_{t:02d}" / "evaluation", t, rng, skill=0.5 + 0.1 * t, model=m)
     return run_dir
 
 
@@ -93,7 +95,7 @@ def _words(rng: random.Random, low: int, high: int) -> str:
     return " ".join(rng.choice(vocabulary) for _ in range(rng.randint(low, high)))
 
 
-def _iteration(directory: Path, t: int, rng: random.Random, num_prompts: int) -> None:
+def _iteration(directory: Path, t: int, rng: random.Random, num_prompts: int, *, judge: dict[str, str]) -> None:
     prompts = [
         Prompt(prompt_id=f"iter{t}-{i:06d}", text=HOSTILE[i] if i < len(HOSTILE) else f"Say {i}: {_words(rng, 3, 20)}?")
         for i in range(num_prompts)
@@ -121,7 +123,14 @@ def _iteration(directory: Path, t: int, rng: random.Random, num_prompts: int) ->
     _publish(directory / "candidates", "candidates", t, {"num_candidates": len(candidates), "mean_tokens": 40.0,
                                                          "truncated_rate": 0.1}, 100.0)  # fmt: skip
     Table(directory / "candidates", {}, Candidate).write(candidates)
-    _publish(directory / "judgements", "judgements", t, {"num_judgements": len(judgements), "valid_rate": valid}, 180.0)
+    _publish(
+        directory / "judgements",
+        "judgements",
+        t,
+        {"num_judgements": len(judgements), "valid_rate": valid},
+        180.0,
+        inputs={"judge": judge},
+    )
     Table(directory / "judgements", {}, Judgement).write(judgements)
     reasons = {f"num_{r}": float(dropped[r]) for r in ("tied", "identical", "unscored", "truncated")}
     per_100 = 100 * len(pairs) / num_prompts
@@ -132,7 +141,7 @@ def _iteration(directory: Path, t: int, rng: random.Random, num_prompts: int) ->
     _training(directory / "policy", 20, dpo=True)
 
 
-def _evaluation(directory: Path, t: int, rng: random.Random, *, skill: float) -> None:
+def _evaluation(directory: Path, t: int, rng: random.Random, *, skill: float, model: dict[str, str]) -> None:
     examples = [
         EFTExample(example_id=f"{i}-{s}", instruction=f"Do {i}.", response=f"Answer {s}", justification="So.", score=s)
         for i in range(8)
@@ -157,7 +166,7 @@ def _evaluation(directory: Path, t: int, rng: random.Random, *, skill: float) ->
         *judging_metrics(sums),
         *verdict_metrics(own + judged, max_score=5),
     ]
-    _publish(directory, "evaluation", t, {}, 60.0)
+    _publish(directory, "evaluation", t, {}, 60.0, inputs={"policy": model})
     Table(directory, {}, Metric).write(metrics)
     parts = {"answers": answers, "self_judgements": own, "judgements": judged, "groups": rows_of(sums)}
     for name, part in parts.items():
@@ -190,7 +199,7 @@ def make_comparison(run_dir: Path, *, num_questions: int = 20, seed: int = 1) ->
         sums = ifeval.sums_in_prompts(followed)
         Table(directory / f"ifeval_{name}", {}, Metric).write(ifeval.metrics_of(sums))
         _write_part(directory / f"ifeval_{name}", "groups", rows_of(sums))
-        _evaluation(directory / f"evaluation_{name}", 0, rng, skill=0.5)
+        _evaluation(directory / f"evaluation_{name}", 0, rng, skill=0.5, model=policy["policy"])
     for a, b in (("m_1", "m.2"), ("m_1", "big")):
         _match(run_dir, a, b, found, rng)
     return run_dir

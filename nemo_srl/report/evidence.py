@@ -1,4 +1,4 @@
-"""The evidence of a run in two tables: how each model does beside the model before it, and what made each table.
+"""The evidence of a run in two tables: each model beside the model before it, and what made each table.
 
 A change is paired: both models met the same items, so most of the difference between items cancels out. That is more
 than a look at two intervals tells. True scores and IFEval's figures are counted by code. The judge's accuracy is its
@@ -104,20 +104,20 @@ def _cell(metric: Metric, m: Measure, *, sign: str) -> str:
 
 
 def made_by_cells(run: Run, names: Mapping[str, str]) -> list[list[str]]:
-    """The cells of a table with a line for each published table and model: the settings that made it, and its judge.
+    """The cells of a table with a line for each stage that a method decides: its settings, and its judge.
 
     Names and settings are those that the artifacts have recorded. `names` is that of `judge_of`.
     """
-    lines = [["", "stage", "settings", "judge", "how it is asked"]]
+    lines = [["", "settings", "judge", "how the judge is asked"]]
     for stage in run.stages:
         name, spec = stage.manifest.stage, read_spec(stage.path)
-        judge, asked = "-", "-"
+        settings, judge, asked = _settings(spec["config"], _SETTINGS.get(name, ())), "", ""
         if name in _BY_CODE:
-            judge, asked = "code", "-"
+            judge = "code"
         elif name in _JUDGED:
             judge, asked = judge_of(spec, names, *_JUDGED[name]), _asked(name, spec["config"]["judge"])
-        settings = _settings(spec["config"], _SETTINGS.get(name, ())) or "-"
-        lines.append([f"{stage.path.parent.name}/{stage.name}", name, settings, judge, asked])
+        if settings or judge:
+            lines.append([f"{stage.path.parent.name}/{stage.name}", settings or "-", judge or "-", asked or "-"])
     return lines
 
 
@@ -148,7 +148,7 @@ def _asked(stage: str, judge: Mapping[str, Any]) -> str:
         mode = "pairwise"
     elif stage == "evaluation" and mode in READERS:
         mode = READERS[mode].absolute or mode
-    return f"{mode}, {judge['num_judgements']} verdict(s), temperature {judge['temperature']:g}"
+    return f"{mode}, K {judge['num_judgements']}, temperature {judge['temperature']:g}"
 
 
 def _settings(config: Mapping[str, Any], keys: Sequence[str]) -> str:
