@@ -187,6 +187,8 @@ def run(config: EvaluateConfig) -> None:
     with Experiment(plain) as exp:
         check(config.evaluate, exp)
         text = evaluate(config.evaluate, exp)
+        if lines := report.evidence_cells(open_run(exp.run_dir)):
+            text += f"\n\n## Changes from the model before, on the same items\n\n{report.markdown(lines)}"
         write_atomic(exp.run_dir / "evaluation.md", f"# {exp.run_dir.name}\n\n{text}\n")
         page = report.write_report(open_run(exp.run_dir))
     print(f"{text}\n\n{page}")

@@ -2,8 +2,7 @@
 
 from nemo_srl.report.card import model_card
 from nemo_srl.report.comparison import ifeval_cells, match_cells, paper_cells, unreadable
-from nemo_srl.report.evidence import of_run as evidence_cells
-from nemo_srl.report.page import write_report
+from nemo_srl.report.page import evidence_cells, write_report
 from nemo_srl.report.text import ROWS, markdown, table
 
 __all__ = [

@@ -69,7 +69,7 @@ def _of_run(run: Run) -> dict[str, Any]:
         "anchor": metric_lines({f"iteration {t}": metrics for t, metrics in anchor.items()}, anchor_rows.values()),
         "alarms": [alarm.text for alarm in alarms(anchor)] if anchor else None,
         "drift": drift(run, run.evaluated()),
-        "evidence": evidence.of_run(run),
+        "evidence": evidence_cells(run),
         "made_by": evidence.made_by_cells(run, evidence.names_of(run)),
         "judging": sections.metric_charts(evaluations, sections.JUDGING),
         "answering": sections.metric_charts(evaluations, sections.ANSWERING),
@@ -89,7 +89,7 @@ def _of_comparison(run: Run) -> dict[str, Any]:
     found, evaluations = comparison.matches(run), comparison.measured(run, evaluation.STAGE)
     following = comparison.measured(run, ifeval.STAGE)
     return {
-        "evidence": comparison.evidence_cells(run),
+        "evidence": evidence_cells(run),
         "made_by": evidence.made_by_cells(run, comparison.names_of(run)),
         "models": comparison.models(run),
         "judges": comparison.judges(run),
@@ -103,6 +103,11 @@ def _of_comparison(run: Run) -> dict[str, Any]:
         "table": cells(evaluations),
         "unanswered": sections.unanswered(run),
     }
+
+
+def evidence_cells(run: Run) -> list[list[str]]:
+    """The cells of the page's first table, as `evidence.evidence_cells` describes them."""
+    return comparison.evidence_cells(run) if comparison.is_comparison(run) else evidence.of_run(run)
 
 
 def write_report(run: Run) -> Path:
