@@ -47,18 +47,22 @@ def compare(
     for c in candidates:
         if c.key in own and c.key in anchor:
             groups[c.prompt_id].append(c)
-    margins: dict[str, tuple[float, float]] = {}
+    margins: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for p in pairs:
         by_text = {c.response: anchor[c.key] for c in groups.get(p.prompt_id, ())}
         if p.chosen in by_text and p.rejected in by_text:
-            margins[p.key] = (p.chosen_score - p.rejected_score, by_text[p.chosen] - by_text[p.rejected])
+            mine, others = p.chosen_score - p.rejected_score, by_text[p.chosen] - by_text[p.rejected]
+            margins[p.prompt_id].append((mine, others))
     difference, points = (-max_score, max_score), (0.0, max_score)
     values: dict[str, tuple[Mapping[str, Sequence[float]], Limits]] = {
         "self_minus_anchor": ({k: [own[c.key] - anchor[c.key] for c in g] for k, g in groups.items()}, difference),
         "anchor_score": ({k: [anchor[c.key] for c in g] for k, g in groups.items()}, points),
-        "own_margin": ({k: [mine] for k, (mine, _) in margins.items()}, difference),
-        "anchor_margin": ({k: [other] for k, (_, other) in margins.items()}, difference),
-        "anchor_agreement": ({k: [0.5 + (m > 0) / 2 - (m < 0) / 2] for k, (_, m) in margins.items()}, SHARE),
+        "own_margin": ({k: [mine for mine, _ in found] for k, found in margins.items()}, difference),
+        "anchor_margin": ({k: [others for _, others in found] for k, found in margins.items()}, difference),
+        "anchor_agreement": (
+            {k: [0.5 + (m > 0) / 2 - (m < 0) / 2 for _, m in found] for k, found in margins.items()},
+            SHARE,
+        ),
     }
     return [ratio(sums_of(found), limits).named(name) for name, (found, limits) in values.items()]
 
