@@ -95,14 +95,17 @@ def test_scores_near_the_end_of_their_scale_are_covered_and_stay_on_it() -> None
 
 
 def test_equal_groups_are_no_certainty() -> None:
+    """0 of 8 groups are others, so up to 41% of all groups may be (Wilson's bound, with t)."""
+    t = scipy.stats.t.ppf(0.975, 7)
+    others = t**2 / (8 + t**2)
+    assert others == pytest.approx(0.41, abs=0.01)
     for value in (0.0, 0.5, 1.0):
         e = ratio({str(i): (3 * value, 3.0) for i in range(8)}, SHARE)
         assert e.value == value
-        assert e.low is not None
-        assert e.high is not None
-        assert e.high - e.low > 0.3
-    never = ratio({str(i): (0.0, 1.0) for i in range(8)}, SHARE)
-    assert (never.low, never.high) == (0, pytest.approx(0.41, abs=0.01))
+        assert (e.low, e.high) == pytest.approx((value - others * value, value + others * (1 - value)))
+    same = {str(i): (float(i), 8.0) for i in range(8)}
+    e = paired_change(same, same, SHARE)
+    assert (e.value, e.low, e.high) == pytest.approx((0, -others, others))
 
 
 def test_one_group_or_none_has_no_interval() -> None:

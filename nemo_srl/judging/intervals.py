@@ -119,13 +119,18 @@ def _with_interval(value: float, errors: _Floats, *, n: int, limits: Limits) -> 
     num_groups, (lowest, highest) = len(errors), limits
     if num_groups < 2:
         return Estimate(value=value, n=n)
-    span = highest - lowest
-    share = min(1.0, max(0.0, (value - lowest) / span))
+    span, t = highest - lowest, float(scipy.stats.t.ppf(0.975, num_groups - 1))
+    share = (value - lowest) / span
     variance = num_groups / (num_groups - 1) * float((errors**2).sum()) / span**2
-    # Equal groups prove no certainty. Then each of them counts as one case.
-    cases = share * (1 - share) / variance if variance > 1e-12 and 0 < share < 1 else num_groups
-    t = float(scipy.stats.t.ppf(0.975, num_groups - 1))
+    if (
+        variance < 1e-12
+    ):  # Equal groups prove no certainty: as many others as Wilson allows for 0 of them may be anywhere.
+        others = t**2 / (num_groups + t**2)
+        return Estimate(
+            value=value, n=n, low=value - others * (value - lowest), high=value + others * (highest - value)
+        )
+    cases = share * (1 - share) / variance
     centre = (share + t**2 / (2 * cases)) / (1 + t**2 / cases)
     half = t / (1 + t**2 / cases) * math.sqrt(share * (1 - share) / cases + (t / (2 * cases)) ** 2)
-    low, high = (lowest + span * min(1.0, max(0.0, x)) for x in (centre - half, centre + half))
-    return Estimate(value=value, n=n, low=min(low, value), high=max(high, value))
+    low, high = (lowest + span * x for x in (centre - half, centre + half))
+    return Estimate(value=value, n=n, low=max(lowest, low), high=min(highest, high))
