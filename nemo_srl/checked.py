@@ -9,24 +9,25 @@ what it makes, and nothing that trains may import it: `make check` tests that.
     surface_accuracy           pairwise accuracy of the surface of the answers (`nemo_srl/judging/surface.py`), fitted
                                on the EFT examples; read the judge's accuracy beside it
 
-The 95% intervals resample instructions.
+The 95% intervals are over instructions (`nemo_srl/judging/intervals.py`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from operator import attrgetter
 
 from nemo_srl.artifacts import Table, read_jsonl
 from nemo_srl.data.checked.truth import MAX_SCORE, CheckedInstruction, TrueScore, true_score
 from nemo_srl.errors import DataError
-from nemo_srl.judging.agreement import mean_estimate
+from nemo_srl.judging.intervals import SHARE, Sums, ratio, rows_of, sums_of
 from nemo_srl.judging.surface import surface_accuracy
 from nemo_srl.records import Candidate, EFTExample, Judgement, Metric
 from nemo_srl.stages.base import Context, Made, Need, figures, table_stage
 from nemo_srl.stages.candidates import answered
-from nemo_srl.stages.evaluation import judging_metrics
+from nemo_srl.stages.evaluation import judging_sums
 
 BY_MODELS = "model"
 """The category of held-out answers that models wrote, and that nobody damaged."""
@@ -57,55 +58,50 @@ def true_scores(
     return found
 
 
-def answering(scores: Mapping[str, Sequence[TrueScore]], *, num_bootstrap: int, seed: int) -> list[Metric]:
-    """The metrics of answers."""
+def answering(scores: Mapping[str, Sequence[TrueScore]]) -> dict[str, Sums]:
+    """What the answers to each instruction add to the metrics of answers."""
 
-    def metric(name: str, groups: Sequence[Sequence[float]]) -> Metric:
-        return mean_estimate(groups, num_bootstrap=num_bootstrap, seed=seed).named(name)
+    def sums(value: Callable[[TrueScore], float]) -> Sums:
+        return sums_of({text: [float(value(s)) for s in group] for text, group in scores.items()})
 
-    points = [field.name for field in fields(TrueScore)]
-    return [
-        metric("true_score", [[float(s.score) for s in group] for group in scores.values()]),
-        *(metric(f"true_{p}", [[float(asdict(s)[p]) for s in group] for group in scores.values()]) for p in points),
-    ]
+    points = {f"true_{field.name}": sums(attrgetter(field.name)) for field in fields(TrueScore)}
+    return {"true_score": sums(attrgetter("score")), **points}
 
 
-def judging(examples: Sequence[EFTExample], judgements: list[Judgement], *, num_bootstrap: int, seed: int) -> Metric:
-    """`pairwise_accuracy_models`."""
+def judging(examples: Sequence[EFTExample], judgements: Sequence[Judgement]) -> Sums:
+    """What each instruction adds to `pairwise_accuracy_models`."""
     own = [x for x in examples if x.category == BY_MODELS]
-    found = judging_metrics(own, judgements, max_score=MAX_SCORE, num_bootstrap=num_bootstrap, seed=seed)
-    accuracy = next(m for m in found if m.name == "pairwise_accuracy_ties_half")
-    return replace(accuracy, name="pairwise_accuracy_models")
+    return judging_sums(own, judgements, max_score=MAX_SCORE)["pairwise_accuracy_ties_half"]
 
 
 def run(ctx: Context) -> Made[Metric]:
-    settings = {"num_bootstrap": ctx.cfg.evaluation.num_bootstrap, "seed": ctx.cfg.seed}
     evaluation: Table[Metric] = ctx.inputs["evaluation"]
     examples = ctx.read("eft_eval", EFTExample)
     scores = true_scores(
         read_jsonl(evaluation.path / "answers.jsonl", Candidate), ctx.read("instructions", CheckedInstruction)
     )
     asked = [x for x in examples if x.instruction in scores]
-    metrics = [
-        *answering(scores, **settings),
-        judging(asked, read_jsonl(evaluation.path / "judgements.jsonl", Judgement), **settings),
-    ]
+    judgements = read_jsonl(evaluation.path / "judgements.jsonl", Judgement)
+    sums = {**answering(scores), "pairwise_accuracy_models": judging(asked, judgements)}
+    limits = {"true_score": (0.0, float(MAX_SCORE))}
+    metrics = [ratio(found, limits.get(name, SHARE)).named(name) for name, found in sums.items()]
     if ctx.has("eft"):
         surface = surface_accuracy(ctx.read("eft", EFTExample), asked, max_score=MAX_SCORE)
         metrics.append(surface.named("surface_accuracy"))
-    return Made(metrics, figures(metrics))
+    return Made(metrics, figures(metrics), {"groups": rows_of(sums)})
 
 
 STAGE = table_stage(
     "checked",
     Metric,
     run,
+    version=2,  # intervals (nemo_srl/judging/intervals.py)
     needs={
         "evaluation": Metric,
         "instructions": CheckedInstruction,
         "eft_eval": EFTExample,
         "eft": Need(EFTExample, optional=True),
     },
-    settings=("evaluation.num_bootstrap", "seed"),
+    settings=(),
     per="model",
 )

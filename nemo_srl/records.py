@@ -260,6 +260,24 @@ class Metric:
         return self.name
 
 
+@dataclass(frozen=True, kw_only=True)
+class GroupSum:
+    """What the cases of one group, such as an instruction, add to a metric, and how many cases they are.
+
+    The metric is the sum of `total` over its groups, divided by the sum of `n`. With these rows, two models can be
+    compared on the same groups.
+    """
+
+    metric: str
+    group: str
+    total: float
+    n: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.metric}/{self.group}"
+
+
 R = TypeVar("R", bound=Record)
 
 

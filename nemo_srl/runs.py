@@ -6,13 +6,15 @@ Raises `DataError` for a directory without a published stage.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nemo_srl.artifacts import DATA, MANIFEST, SPEC, Artifact, Manifest, read_json, read_jsonl
 from nemo_srl.errors import DataError
-from nemo_srl.records import Metric, R
+from nemo_srl.judging.intervals import Sums, sums_in
+from nemo_srl.records import GroupSum, Metric, R
 from nemo_srl.stages import LOOP
 from nemo_srl.trainers import WORK_DIR, read_metrics
 
@@ -58,13 +60,31 @@ class Run:
         """The stage that evaluated each model: (iteration, name) by model name, M0 first."""
         return {"M0": (0, "evaluation_m0")} | {f"M{t + 1}": (t, "evaluation") for t in (0, *self.iterations)}
 
+    def measured(self) -> dict[str, list[tuple[int, str]]]:
+        """The stages that measured each model, as in `evaluated`: its evaluation, and what code knows of it."""
+        return {
+            name: [(t, stage), (t, stage.replace("evaluation", "checked"))]
+            for name, (t, stage) in self.evaluated().items()
+        }
+
     def evaluations(self) -> dict[str, list[Metric]]:
         """The metrics of each evaluated model by model name, M0 first, with those of the stage `checked`."""
         found = {
-            name: [*self.table(t, stage, Metric), *self.table(t, stage.replace("evaluation", "checked"), Metric)]
-            for name, (t, stage) in self.evaluated().items()
+            name: [row for t, stage in places for row in self.table(t, stage, Metric)]
+            for name, places in self.measured().items()
         }
         return {name: metrics for name, metrics in found.items() if metrics}
+
+    def sums(self, places: Mapping[str, Sequence[tuple[int, str]]]) -> dict[str, dict[str, Sums]]:
+        """What each item adds to each metric, by the name of the model. `places` has the stages that measured it.
+
+        Empty for stages of older versions.
+        """
+        found = {
+            model: sums_in(row for t, stage in stages for row in self.table(t, stage, GroupSum, "groups"))
+            for model, stages in places.items()
+        }
+        return {model: {**metrics} for model, metrics in found.items() if metrics}
 
     def models(self) -> dict[str, StageRun]:
         """The stage that made each trained model, M1 first. A refreshed model replaces the one that DPO made."""

@@ -36,7 +36,6 @@ from nemo_srl.data import questions as formats
 from nemo_srl.data import verifiable
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.experiment import Experiment
-from nemo_srl.judging.pairwise import check_rubric
 from nemo_srl.records import Candidate, EFTExample, Metric, Question, VerifiablePrompt
 from nemo_srl.runs import open_run
 from nemo_srl.stages import answers, evaluation, head_to_head
@@ -85,7 +84,7 @@ def check(settings: EvaluateSettings, exp: Experiment) -> None:
     if settings.judging and given:
         exp.source(exp.cfg.data.eft_eval_path, EFTExample, key="data.eft_eval_path")
     if asked and len(settings.models) > 1:
-        check_rubric(exp.cfg.judge)
+        head_to_head.check(exp.cfg.judge)
 
 
 def evaluate(settings: EvaluateSettings, exp: Experiment) -> str:
@@ -188,6 +187,8 @@ def run(config: EvaluateConfig) -> None:
     with Experiment(plain) as exp:
         check(config.evaluate, exp)
         text = evaluate(config.evaluate, exp)
+        if lines := report.evidence_cells(open_run(exp.run_dir)):
+            text += f"\n\n## Changes from the model before, on the same items\n\n{report.markdown(lines)}"
         write_atomic(exp.run_dir / "evaluation.md", f"# {exp.run_dir.name}\n\n{text}\n")
         page = report.write_report(open_run(exp.run_dir))
     print(f"{text}\n\n{page}")

@@ -180,6 +180,8 @@ def run(cfg: Config) -> None:
     started = time.monotonic()
     with Experiment(cfg) as exp:
         table = report.table(iterate(cfg, exp))
+        if lines := report.evidence_cells(open_run(exp.run_dir)):
+            table += f"\n\nChanges on the same items, with 95% intervals:\n\n{report.markdown(lines)}"
         table += "".join(f"\n\nALARM, {alarm.text}" for alarm in found_alarms(exp))
         write_atomic(exp.run_dir / "report.md", f"# {exp.run_dir.name}\n\n{table}\n")
         report.write_report(open_run(exp.run_dir))

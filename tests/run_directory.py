@@ -17,10 +17,11 @@ from nemo_srl.artifacts import SPEC, Manifest, Table, to_line, write_atomic
 from nemo_srl.config import Config, JudgeConfig, ModelConfig, PairsConfig
 from nemo_srl.data.verifiable import Followed
 from nemo_srl.judging import mean_scores
+from nemo_srl.judging.intervals import rows_of
 from nemo_srl.pairing import build_pairs
 from nemo_srl.records import Candidate, Comparison, EFTExample, IFTExample, Judgement, Metric, Prompt
 from nemo_srl.stages import head_to_head, ifeval
-from nemo_srl.stages.evaluation import answering_metrics, judging_metrics, verdict_metrics
+from nemo_srl.stages.evaluation import answering_metrics, judging_metrics, judging_sums, verdict_metrics
 from nemo_srl.stages.head_to_head import matches_of
 
 HOSTILE = (
@@ -68,11 +69,13 @@ def make_run(run_dir: Path, *, num_prompts: int = 12, num_iterations: int = 2, s
     sft = run_dir / "iter_00" / "sft"
     _publish(sft, "sft", 0, {"num_steps": 30}, 200.0, inputs={"ift": ift, "policy": base})
     _training(sft, 30, dpo=False)
-    _evaluation(run_dir / "iter_00" / "evaluation_m0", 0, rng, skill=0.0)
-    _evaluation(run_dir / "iter_00" / "evaluation", 0, rng, skill=0.5)
+    _evaluation(run_dir / "iter_00" / "evaluation_m0", 0, rng, skill=0.0, model=base)
+    m = {"kind": "model", "path": str(sft)}
+    _evaluation(run_dir / "iter_00" / "evaluation", 0, rng, skill=0.5, model=m)
     for t in range(1, num_iterations + 1):
-        _iteration(run_dir / f"iter_{t:02d}", t, rng, num_prompts)
-        _evaluation(run_dir / f"iter_{t:02d}" / "evaluation", t, rng, skill=0.5 + 0.1 * t)
+        _iteration(run_dir / f"iter_{t:02d}", t, rng, num_prompts, judge=m)
+        m = {"kind": "model", "path": str(run_dir / f"iter_{t:02d}" / "policy")}
+        _evaluation(run_dir / f"iter_{t:02d}" / "evaluation", t, rng, skill=0.5 + 0.1 * t, model=m)
     return run_dir
 
 
@@ -92,7 +95,7 @@ def _words(rng: random.Random, low: int, high: int) -> str:
     return " ".join(rng.choice(vocabulary) for _ in range(rng.randint(low, high)))
 
 
-def _iteration(directory: Path, t: int, rng: random.Random, num_prompts: int) -> None:
+def _iteration(directory: Path, t: int, rng: random.Random, num_prompts: int, *, judge: dict[str, str]) -> None:
     prompts = [
         Prompt(prompt_id=f"iter{t}-{i:06d}", text=HOSTILE[i] if i < len(HOSTILE) else f"Say {i}: {_words(rng, 3, 20)}?")
         for i in range(num_prompts)
@@ -120,7 +123,14 @@ def _iteration(directory: Path, t: int, rng: random.Random, num_prompts: int) ->
     _publish(directory / "candidates", "candidates", t, {"num_candidates": len(candidates), "mean_tokens": 40.0,
                                                          "truncated_rate": 0.1}, 100.0)  # fmt: skip
     Table(directory / "candidates", {}, Candidate).write(candidates)
-    _publish(directory / "judgements", "judgements", t, {"num_judgements": len(judgements), "valid_rate": valid}, 180.0)
+    _publish(
+        directory / "judgements",
+        "judgements",
+        t,
+        {"num_judgements": len(judgements), "valid_rate": valid},
+        180.0,
+        inputs={"judge": judge},
+    )
     Table(directory / "judgements", {}, Judgement).write(judgements)
     reasons = {f"num_{r}": float(dropped[r]) for r in ("tied", "identical", "unscored", "truncated")}
     per_100 = 100 * len(pairs) / num_prompts
@@ -131,7 +141,7 @@ def _iteration(directory: Path, t: int, rng: random.Random, num_prompts: int) ->
     _training(directory / "policy", 20, dpo=True)
 
 
-def _evaluation(directory: Path, t: int, rng: random.Random, *, skill: float) -> None:
+def _evaluation(directory: Path, t: int, rng: random.Random, *, skill: float, model: dict[str, str]) -> None:
     examples = [
         EFTExample(example_id=f"{i}-{s}", instruction=f"Do {i}.", response=f"Answer {s}", justification="So.", score=s)
         for i in range(8)
@@ -150,14 +160,16 @@ def _evaluation(directory: Path, t: int, rng: random.Random, *, skill: float) ->
     own = [
         Judgement(candidate_key=c.key, judgement_index=0, verdict="", score=float(rng.randint(0, 5))) for c in answers
     ]
+    sums = judging_sums(examples, judged, max_score=5)
     metrics = [
         *answering_metrics(answers, own, PairsConfig()),
-        *judging_metrics(examples, judged, max_score=5, num_bootstrap=100, seed=0),
+        *judging_metrics(sums),
         *verdict_metrics(own + judged, max_score=5),
     ]
-    _publish(directory, "evaluation", t, {}, 60.0)
+    _publish(directory, "evaluation", t, {}, 60.0, inputs={"policy": model})
     Table(directory, {}, Metric).write(metrics)
-    for name, part in (("answers", answers), ("self_judgements", own), ("judgements", judged)):
+    parts = {"answers": answers, "self_judgements": own, "judgements": judged, "groups": rows_of(sums)}
+    for name, part in parts.items():
         _write_part(directory, name, part)
 
 
@@ -183,10 +195,11 @@ def make_comparison(run_dir: Path, *, num_questions: int = 20, seed: int = 1) ->
         _publish(directory / f"answers_{name}", "answers", 0, {}, 5.0, inputs=policy)
         Table(directory / f"answers_{name}", {}, Candidate).write(answers)
         _publish(directory / f"ifeval_{name}", "ifeval", 0, {}, 1.0)
-        followed = [Followed(strict=[rng.random() < 0.3], loose=[True, False]) for _ in range(9)]
-        metrics = ifeval.metrics_of(followed, num_bootstrap=50, seed=0)
-        Table(directory / f"ifeval_{name}", {}, Metric).write(metrics)
-        _evaluation(directory / f"evaluation_{name}", 0, rng, skill=0.5)
+        followed = {str(i): Followed(strict=[rng.random() < 0.3], loose=[True, False]) for i in range(9)}
+        sums = ifeval.sums_in_prompts(followed)
+        Table(directory / f"ifeval_{name}", {}, Metric).write(ifeval.metrics_of(sums))
+        _write_part(directory / f"ifeval_{name}", "groups", rows_of(sums))
+        _evaluation(directory / f"evaluation_{name}", 0, rng, skill=0.5, model=policy["policy"])
     for a, b in (("m_1", "m.2"), ("m_1", "big")):
         _match(run_dir, a, b, found, rng)
     return run_dir

@@ -23,11 +23,12 @@ from nemo_srl.trainers import nemo_aligner
 from tests.support import composed
 
 OLD: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "run_of_e18f2b0.json").read_text())
-READS_VERDICTS = ("judgements", "evaluation", "anchor", "head_to_head", "eft")
+READS_VERDICTS = ("judgements", "eft")
 CHANGED = {
     **dict.fromkeys(("sft", "policy", "refresh"), r" trainer\.version: 1 -> 2"),
     **dict.fromkeys(("pairs", "candidates", *READS_VERDICTS), r" version: 1 -> 2"),
-    **dict.fromkeys(("prompts", "evaluation"), r" version: 1 -> 3"),
+    **dict.fromkeys(("prompts", "anchor", "head_to_head"), r" version: 1 -> 3"),
+    "evaluation": r" evaluation\.num_bootstrap: 50 -> None\n  version: 1 -> 4",
 }
 """The stages that make something else now than in e18f2b0, and what is said of them."""
 SETTINGS = {
@@ -40,7 +41,6 @@ SETTINGS = {
     "prompts.top_p": 1.0, "prompts.max_tokens": 24, "prompts.max_rounds": 50, "prompts.language": "any",
     "candidates.temperature": 1.0, "candidates.max_tokens": 24,
     "dpo.global_batch_size": 2, "dpo.max_epochs": 1, "dpo.max_seq_length": 128, "dpo.save_interval": 1,
-    "evaluation.num_bootstrap": 50,
     "refresh.num_judgements": 15, "refresh.global_batch_size": 4, "refresh.max_seq_length": 128,
     "refresh.learning_rate": 1e-3, "refresh.min_learning_rate": 1e-4,
 }  # fmt: skip
@@ -116,7 +116,7 @@ def test_a_run_of_an_older_version_counts_as_kept(tmp_path: Path, place: str) ->
 def test_what_is_made_in_another_way_now_is_refused_and_never_mixed_with_the_old(tmp_path: Path, place: str) -> None:
     with pytest.raises(StaleArtifactError, match=CHANGED[OLD[place]["stage"]] + r" \(.*CHANGELOG\.md") as e:
         run_again(place, tmp_path)
-    assert str(e.value).count("->") == 1, "nothing else changed"
+    assert str(e.value).count("->") == CHANGED[OLD[place]["stage"]].count("->"), "nothing else changed"
 
 
 def test_work_that_an_older_version_began_goes_on(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from nemo_srl.artifacts import MANIFEST
 from nemo_srl.records import Candidate, Judgement, PreferencePair
 from nemo_srl.report.browser import CHOSEN, REJECTED, browser_data, island
 from nemo_srl.report.charts import ticks
-from nemo_srl.report.drift import drift
+from nemo_srl.report.drift import Drift, drift
 from nemo_srl.report.page import render
 from nemo_srl.report.sections import costs, funnels, lengths, score_length_correlation
 from nemo_srl.runs import open_run
@@ -133,8 +133,13 @@ def test_funnel_and_cost_count_everything_once(made_run: Path) -> None:
     assert [line[0] for line in cells] == ["iteration", "1", "2"]
 
 
+def measured_drift(run_dir: Path) -> list[Drift]:
+    run = open_run(run_dir)
+    return drift(run, run.evaluated())
+
+
 def test_drift_compares_each_judge_with_the_one_before_on_the_same_answers(made_run: Path) -> None:
-    rows = drift(open_run(made_run))
+    rows = measured_drift(made_run)
     assert [(d.before, d.model, d.n) for d in rows] == [("M0", "M1", 24), ("M1", "M2", 24), ("M2", "M3", 24)]
     assert all(d.spearman is not None and -1 <= d.spearman <= 1 for d in rows)
     assert rows[0].mean_score == rows[1].mean_score_before
@@ -142,7 +147,7 @@ def test_drift_compares_each_judge_with_the_one_before_on_the_same_answers(made_
     old, other = same.read_text(), (made_run / "iter_01" / "evaluation" / "judgements.jsonl").read_text()
     same.write_text(other)
     try:
-        assert drift(open_run(made_run))[1].spearman == pytest.approx(1.0)
+        assert measured_drift(made_run)[1].spearman == pytest.approx(1.0)
     finally:
         same.write_text(old)
 
@@ -151,7 +156,7 @@ def test_a_run_without_published_judgements_has_no_drift(tmp_path: Path) -> None
     run_dir = make_run(tmp_path / "run", num_iterations=1)
     for path in run_dir.glob("iter_*/*/judgements.jsonl"):
         path.unlink()
-    assert drift(open_run(run_dir)) == []
+    assert measured_drift(run_dir) == []
     assert "Drift of the judge" not in render(open_run(run_dir))
 
 

@@ -16,11 +16,11 @@ from nemo_srl.config import Config, JudgeConfig, load
 from nemo_srl.engines.embedded.settings import EmbeddedSettings
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.experiment import Experiment
-from nemo_srl.records import Candidate, EFTExample, Question
+from nemo_srl.records import Candidate, Comparison, EFTExample, FinishReason, Order, Question
 from nemo_srl.report.page import render
 from nemo_srl.runs import open_run
 from nemo_srl.stages import Context, answers, head_to_head
-from nemo_srl.stages.head_to_head import Match, length_controlled, metrics_of, sign_test
+from nemo_srl.stages.head_to_head import Match, matches_of, metrics_of
 from nemo_srl.worker import describe
 from recipes import evaluate
 from tests import tiny
@@ -69,24 +69,43 @@ def test_the_figures_of_a_match() -> None:
 def test_nothing_judged_is_nothing_measured() -> None:
     found = {m.name: m.value for m in metrics_of([match(None, None)])}
     assert found["unjudged_rate"] == 1
-    assert {v for k, v in found.items() if k != "unjudged_rate"} == {None}
-    assert sign_test(0, 0) is None
-    assert sign_test(5, 5) == pytest.approx(1.0)
+    assert {v for k, v in found.items() if k not in ("unjudged_rate", "cut_off_rate")} == {None}
 
 
-def test_a_judge_that_goes_by_length_alone_gives_even_odds_at_equal_length() -> None:
-    by_length = [(1.0 if d > 0 else 0.0, d) for d in [*range(1, 80), *range(-20, 0)]]
-    raw = sum(y for y, _ in by_length) / len(by_length)
-    controlled = length_controlled(by_length)
-    assert raw > 0.75
-    assert controlled is not None
-    assert 0.3 < controlled < 0.7
-    no_matter = [(float(i % 4 > 0), (-1) ** (i // 4) * 10) for i in range(400)]
-    assert length_controlled(no_matter) == pytest.approx(0.75, abs=0.01)
-    swapped = [(1 - y, -d) for y, d in by_length]
-    assert length_controlled(swapped) == pytest.approx(1 - controlled, abs=1e-6)
-    assert length_controlled([(1.0, 5)] * 9) is None
-    assert length_controlled([(1.0, d) for d in range(12)]) is not None
+def verdict(question: str, order: Order, share: float | None, index: int = 0) -> Comparison:
+    return Comparison(question_id=question, order=order, verdict_index=index, verdict="", first_share=share)
+
+
+def answer(question: str, reason: FinishReason = "stop") -> Candidate:
+    return Candidate(
+        prompt_id=question, sample_index=0, prompt="?", response="r", num_tokens=1, finish_reason=reason
+    )  # fmt: skip
+
+
+def test_a_judge_that_disagrees_with_itself_is_seen() -> None:
+    """It knows the better answer of question 1, goes by the order in question 2, and throws dice in question 3."""
+    said = [verdict("1", "ab", 1.0, i) for i in range(2)] + [verdict("1", "ba", 0.0, i) for i in range(2)]
+    said += [verdict("2", order, 1.0, i) for order in ("ab", "ba") for i in range(2)]
+    said += [verdict("3", order, float(i)) for order in ("ab", "ba") for i in range(2)]
+    a = {q: answer(q, "length" if q == "3" else "stop") for q in "123"}
+    matches = matches_of(a, {q: answer(q) for q in "123"}, said)
+    assert [m.outcome for m in matches] == [1.0, 0.5, 0.5]
+    assert [m.orders_agree for m in matches] == [True, False, True]
+    assert [m.repeats for m in matches] == [(2, 2), (2, 2), (0, 2)]
+    found = {m.name: m for m in metrics_of(matches)}
+    assert (found["order_agreement_rate"].value, found["order_agreement_rate"].n) == (2 / 3, 3)
+    assert (found["verdict_agreement_rate"].value, found["verdict_agreement_rate"].n) == (4 / 6, 6)
+    assert (found["cut_off_rate"].value, found["cut_off_rate"].n) == (1 / 3, 3)
+    once = {m.name: m for m in metrics_of(matches_of(a, a, said[:1]))}
+    assert (once["verdict_agreement_rate"].value, once["order_agreement_rate"].value) == (None, None)
+
+
+def test_a_single_sampled_verdict_is_refused() -> None:
+    cfg = JudgeConfig(pairwise_rubric=PAIRWISE, num_judgements=1)
+    with pytest.raises(ConfigError, match=r"judge\.num_judgements=1: with judge\.temperature=0\.7"):
+        head_to_head.check(cfg)
+    head_to_head.check(replace(cfg, temperature=0.0))
+    head_to_head.check(replace(cfg, num_judgements=2))
 
 
 class InProcess:
@@ -138,11 +157,10 @@ def test_the_recipe_compares_a_server_with_given_answers_and_writes_every_file(t
     with Loopback(longer_is_better).running() as url:
         engine = server(url)
         judge = JudgeConfig(
-            rubric="{instruction} {response} Score:", mode="pairwise", pairwise_rubric=PAIRWISE, num_judgements=1
+            rubric="{instruction} {response} Score:", mode="pairwise", pairwise_rubric=PAIRWISE, num_judgements=2
         )
         cfg = Config(run_dir=str(tmp_path / "run"), engine=engine, judge=judge)
         cfg.data.eft_eval_path = str(held_out)
-        cfg.evaluation.num_bootstrap = 20
         settings = evaluate.EvaluateSettings(
             models={"x": "dir", "other": str(tmp_path / "other.json")}, questions=str(tmp_path / "q.json")
         )
@@ -178,7 +196,6 @@ def test_the_recipe_measures_ifeval_alone(tmp_path: Path, monkeypatch: pytest.Mo
     shouting = Loopback(lambda body, index: (ids_of("YES, THIS IS ONLY A SENTENCE IN ENGLISH."), "stop"))
     with shouting.running() as url:
         cfg = Config(run_dir=str(tmp_path / "run"), engine=server(url))
-        cfg.evaluation.num_bootstrap = 20
         settings = evaluate.EvaluateSettings(
             models={"x": "dir"}, questions="", judging=False, ifeval=str(tmp_path / "ifeval.jsonl")
         )
@@ -205,6 +222,8 @@ def test_the_shipped_configuration_composes_with_models_and_another_judge(tmp_pa
     assert cfg.evaluate.models == {"m1": "a/hf", "gpt4": "b.json"}
     assert (cfg.engine_for("judge").model, cfg.engine_for("candidates").name) == ("big", "embedded")
     assert "{response_b}" in cfg.judge.pairwise_rubric
+    head_to_head.check(cfg.judge)
+    assert cfg.candidates.max_tokens == 1536
 
 
 def test_a_second_turn_sees_the_first(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from nemo_srl.config import (
     AnchorConfig,
     CandidatesConfig,
     Config,
-    EvaluationConfig,
     JudgeConfig,
     PromptsConfig,
     RefreshConfig,
@@ -320,9 +319,7 @@ def eft_rows(directory: Path) -> Table[EFTExample]:
 def test_evaluation_counts_missing_questions_and_verdicts_and_measures_the_rest(
     tmp_path: Path, model: BaseModel
 ) -> None:
-    cfg = Config(
-        run_dir="run", judge=JudgeConfig(rubric=RUBRIC, num_judgements=2), evaluation=EvaluationConfig(num_bootstrap=10)
-    )
+    cfg = Config(run_dir="run", judge=JudgeConfig(rubric=RUBRIC, num_judgements=2))
     with Loopback(good, bad=shows_bad(refused("content_filter"))).running() as url:
         cfg.engine = server(url)
         output, figures = made(evaluation.STAGE, cfg, tmp_path / "out", policy=model, eft_eval=eft_rows(tmp_path))

@@ -53,7 +53,6 @@ def tiny_settings(base: Path) -> dict[str, Any]:
         "dpo.max_epochs": 1,
         "dpo.max_seq_length": 128,
         "dpo.save_interval": 1,
-        "evaluation.num_bootstrap": 50,
     }
 
 

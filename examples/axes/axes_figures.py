@@ -3,7 +3,7 @@
     python examples/axes/axes_figures.py runs/axes
 
 Both axes are measured on the held-out instructions of the checked data. A value of a model is the mean over seeds. Its
-95% interval is a bootstrap that resamples instructions, together in all seeds. The gain M_last - M1 is paired: the same
+95% interval is over instructions, each together in all seeds. The gain M_last - M1 is paired: the same
 instruction, or the same pair of answers, of the same seed.
 """
 
@@ -21,7 +21,7 @@ from nemo_srl.checked import true_scores
 from nemo_srl.data.checked.truth import CheckedInstruction
 from nemo_srl.errors import DataError
 from nemo_srl.judging import mean_scores
-from nemo_srl.judging.agreement import Estimate, mean_estimate
+from nemo_srl.judging.intervals import Estimate, Limits, ratio, sums_of
 from nemo_srl.records import Candidate, EFTExample, Judgement, Metric
 from nemo_srl.report.text import markdown
 
@@ -30,7 +30,7 @@ Values = Mapping[str, Sequence[float]]
 
 AXES = {"answering": "True score of held-out answers, 0 to 5", "judging": "Pairwise accuracy of the judge"}
 COLOURS = {"self": "#0072b2", "no_verdict_pairs": "#009e73", "random": "#d55e00"}
-NUM_BOOTSTRAP = 10_000
+LIMITS: Mapping[str, Limits] = {"answering": (0.0, 5.0), "judging": (0.0, 1.0)}
 
 
 def run_dir_of(root: Path, seed: int, name: str) -> Path:
@@ -77,20 +77,20 @@ def _orders(examples: Sequence[EFTExample], scores: Mapping[str, float]) -> Iter
 MEASURES = {"answering": answering, "judging": judging}
 
 
-def mean_of(runs: Sequence[Values]) -> Estimate:
-    """The mean over seeds."""
-    groups = [[x for run in runs for x in run[instruction]] for instruction in runs[0]]
-    return mean_estimate(groups, num_bootstrap=NUM_BOOTSTRAP)
+def mean_of(runs: Sequence[Values], limits: Limits) -> Estimate:
+    """The mean over seeds of values in `limits`."""
+    return ratio(sums_of({text: [x for run in runs for x in run[text]] for text in runs[0]}), limits)
 
 
-def gain(before: Sequence[Values], after: Sequence[Values]) -> Estimate:
+def gain(before: Sequence[Values], after: Sequence[Values], limits: Limits) -> Estimate:
     """The paired difference. Samples of an instruction have no order, so their means are compared."""
+    span = limits[1] - limits[0]
     differences = [
         {k: [sum(b[k]) / len(b[k]) - sum(a[k]) / len(a[k])] * len(a[k]) for k in a if a[k]}
         for a, b in zip(before, after, strict=True)
     ]
     shared = [k for k in differences[0] if all(k in d for d in differences)]
-    return mean_estimate([[x for d in differences for x in d[k]] for k in shared], num_bootstrap=NUM_BOOTSTRAP)
+    return ratio(sums_of({k: [x for d in differences for x in d[k]] for k in shared}), (-span, span))
 
 
 def shown(x: Estimate, form: str) -> str:
@@ -108,15 +108,16 @@ def write(root: Path, seeds: Sequence[int], arms: Sequence[str], num_iterations:
         for arm in arms
         for model in range(1, last + 1)
     }
-    estimates = {key: mean_of(runs) for key, runs in found.items()}
+    estimates = {key: mean_of(runs, LIMITS[key[0]]) for key, runs in found.items()}
     lines = [["axis", "arm", *(f"M{m}" for m in range(1, last + 1)), f"M{last} - M1, paired", "by seed"]]
     for axis, arm in itertools.product(MEASURES, arms):
         form = "{:.2f}" if axis == "answering" else "{:.3f}"
         signed = form.replace(":", ":+")
         first, final = found[axis, arm, 1], found[axis, arm, last]
-        by_seed = [signed.format(gain([a], [b]).value) for a, b in zip(first, final, strict=True)]
+        limits = LIMITS[axis]
+        by_seed = [signed.format(gain([a], [b], limits).value) for a, b in zip(first, final, strict=True)]
         models = [shown(estimates[axis, arm, m], form) for m in range(1, last + 1)]
-        lines.append([axis, arm, *models, shown(gain(first, final), signed), " ".join(by_seed)])
+        lines.append([axis, arm, *models, shown(gain(first, final, limits), signed), " ".join(by_seed)])
     surface = surface_of(root, seeds[0])
     text = f"{markdown(lines)}\n\nSurface baseline of judging: {surface:.3f}. Seeds: {', '.join(map(str, seeds))}."
     (root / "results.md").write_text(text + "\n")

@@ -14,8 +14,6 @@ class EvaluationConfig:
 
     num_prompts: int = 541
     """The highest number of held-out instructions (the paper has 541)."""
-    num_bootstrap: int = 1000
-    """Bootstrap resamples for each confidence interval."""
 
     def __post_init__(self) -> None:
         check(self.num_prompts >= 1, "evaluation.num_prompts", self.num_prompts, "must be at least 1")

@@ -1,9 +1,8 @@
 """How well a judge's scores agree with people's (paper section 3.2.2), and how its scores are spread.
 
 The unit is a group: all responses to one instruction, each with a human and a model score. Every figure comes with its
-number of cases and a 95% interval. The responses to one instruction are not independent, so the intervals are those of
-a bootstrap that resamples groups; a share of independent cases has Wilson's interval (`proportion`). A response whose
-verdict has no score (None) counts in `parse_failure_rate` only; it is never a zero.
+number of cases and a 95% interval (`intervals.py`); the responses to one instruction are not independent. A response
+whose verdict has no score (None) counts in `parse_failure_rate` only; it is never a zero.
 
 Not covered: which human scores are right. A higher human score means a better response, and responses that people
 score equally are in no order.
@@ -13,17 +12,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import scipy  # loads scipy.stats when it is first used, which takes a third of a second
 
 from nemo_srl.errors import DataError
-from nemo_srl.records import Metric
+from nemo_srl.judging.intervals import SHARE, Estimate, Limits, Sums, proportion, ratio
 
-_Floats = npt.NDArray[np.float64]
+CORRELATION: Limits = (-1.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,22 +41,7 @@ class ScoreGroup:
             raise DataError(f"a group has a score that is no number: {self}; give None for a missing score")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A figure over `n` cases, with its 95% interval. None: no case, or for a bootstrap interval, only one group."""
-
-    value: float | None = None
-    n: int = 0
-    low: float | None = None
-    high: float | None = None
-
-    def named(self, name: str) -> Metric:
-        return Metric(name=name, value=self.value, n=self.n, low=self.low, high=self.high)
-
-
-def reward_model_metrics(
-    groups: Sequence[ScoreGroup], *, max_score: float, num_bootstrap: int = 1000, seed: int = 0
-) -> dict[str, Estimate]:
+def reward_model_metrics(groups: Sequence[ScoreGroup], *, max_score: float) -> dict[str, Estimate]:
     """Agreement of the judge with people over `groups`; `max_score` is the judge's highest possible score.
 
     A pair is two scored responses of one group to which people give different scores. The paper does not say how it
@@ -69,42 +52,36 @@ def reward_model_metrics(
     pairwise_accuracy_ties_wrong  the same, a tie of the model counting as wrong; n: all pairs
     tie_rate                      share of the pairs that the model ties; n: all pairs
     exact_match                   share of the groups whose whole order is the same, with its ties; n: groups that
-                                  people order and whose responses all have a model score. The interval is Wilson's.
+                                  people order and whose responses all have a model score
     five_best                     share of the responses with the highest possible score that people rank first, or tied
                                   for first; n: the responses with that score, in groups that people order
     spearman                      mean over groups of the rank correlation; n: groups whose scored responses have at
                                   least two different human scores and two different model scores
     kendall                       mean over groups of Kendall's tau-b; n: the same groups
     parse_failure_rate            share of the responses without a model score; n: all responses
-
-    The bootstrap's intervals are percentiles (2.5, 97.5) over `num_bootstrap` resamples of the groups. All metrics
-    share the resamples, which `seed` decides.
     """
-    names = list(_addends(ScoreGroup(human=(), model=()), max_score))
-    addends = np.array([list(_addends(group, max_score).values()) for group in groups]).reshape(-1, len(names), 2)
-    found = dict(zip(names, _estimates(addends, num_bootstrap=num_bootstrap, seed=seed), strict=True))
-    # Here a group is one case, so the cases are independent. A bootstrap of 0 hits in 8 would say [0, 0].
-    hits, n = addends[:, names.index("exact_match")].sum(axis=0)
+    named = {str(i): group for i, group in enumerate(groups)}
+    return estimates_of(reward_model_sums(named, highest=max_score))
+
+
+def reward_model_sums(groups: Mapping[str, ScoreGroup], *, highest: float) -> dict[str, Sums]:
+    """What each group adds to each metric of `reward_model_metrics`, by the group's name.
+
+    A score counts as the highest possible one (`five_best`) from `highest` on. Stated points reach the maximum, and an
+    expectation is only rounded to it.
+    """
+    names = _addends(ScoreGroup(human=(), model=()), highest)
+    found = {name: _addends(group, highest) for name, group in groups.items()}
+    return {metric: {name: addends[metric] for name, addends in found.items()} for metric in names}
+
+
+def estimates_of(sums: Mapping[str, Sums]) -> dict[str, Estimate]:
+    """The metrics of `reward_model_metrics`, from their sums."""
+    correlations = {"spearman", "kendall"}
+    found = {name: ratio(s, CORRELATION if name in correlations else SHARE) for name, s in sums.items()}
+    # Here a group is one case, so the cases are independent and the interval is the binomial one.
+    hits, n = (sum(pair[side] for pair in sums["exact_match"].values()) for side in (0, 1))
     return found | {"exact_match": proportion(round(hits), round(n))}
-
-
-def proportion(hits: int, n: int) -> Estimate:
-    """Share of `hits` in `n` independent cases, with the interval of Wilson's score."""
-    if n == 0:
-        return Estimate()
-    low, high = scipy.stats.binomtest(hits, n).proportion_ci(method="wilson")
-    return Estimate(value=hits / n, n=n, low=float(low), high=float(high))
-
-
-def sign_test(wins: int, losses: int) -> float | None:
-    """Exact two-sided p-value of the sign test; None without any win or loss."""
-    return float(scipy.stats.binomtest(wins, wins + losses).pvalue) if wins + losses else None
-
-
-def mean_estimate(groups: Sequence[Sequence[float]], *, num_bootstrap: int = 1000, seed: int = 0) -> Estimate:
-    """Mean of all values, with a bootstrap interval that resamples groups of values that depend on each other."""
-    addends = np.array([(sum(group), len(group)) for group in groups], dtype=np.float64).reshape(-1, 1, 2)
-    return _estimates(addends, num_bootstrap=num_bootstrap, seed=seed)[0]
 
 
 def histogram(scores: Sequence[float | None], *, max_score: int) -> tuple[int, ...]:
@@ -126,7 +103,7 @@ def score_entropy(scores: Sequence[float | None], *, max_score: int) -> float | 
     return sum(count / total * math.log(total / count) for count in counts) / math.log(max_score + 1) if total else None
 
 
-def _addends(group: ScoreGroup, max_score: float) -> dict[str, tuple[float, float]]:
+def _addends(group: ScoreGroup, highest: float) -> dict[str, tuple[float, float]]:
     """(numerator, number of cases) of one group for each metric."""
     human_all = np.array(group.human, dtype=np.float64)
     scored = np.array([score is not None for score in group.model], dtype=bool)
@@ -142,45 +119,20 @@ def _addends(group: ScoreGroup, max_score: float) -> dict[str, tuple[float, floa
     num_ties = (ordered & (by_model == 0)).sum()
     people_order = len(set(group.human)) > 1
     whole = people_order and bool(scored.all())
-    best = model >= max_score if people_order else np.zeros(len(model), dtype=bool)
+    best = model >= highest if people_order else np.zeros(len(model), dtype=bool)
     correlated = bool(ordered.any() and by_model.any())
-    five_best = int((best & (human == human_all.max(initial=-np.inf))).sum())
+    five_best = (best & (human == human_all.max(initial=-np.inf))).sum()
     spearman = float(scipy.stats.spearmanr(human, model).statistic) if correlated else 0
     kendall = float(scipy.stats.kendalltau(human, model, variant="b").statistic) if correlated else 0
-    return {
+    found = {
         "pairwise_accuracy": (num_right, num_pairs - num_ties),
         "pairwise_accuracy_ties_half": (num_right + num_ties / 2, num_pairs),
         "pairwise_accuracy_ties_wrong": (num_right, num_pairs),
         "tie_rate": (num_ties, num_pairs),
         "exact_match": (whole and np.array_equal(by_human, by_model), whole),
-        "five_best": (five_best, int(best.sum())),
+        "five_best": (five_best, best.sum()),
         "spearman": (spearman, correlated),
         "kendall": (kendall, correlated),
-        "parse_failure_rate": (int((~scored).sum()), len(scored)),
+        "parse_failure_rate": ((~scored).sum(), len(scored)),
     }
-
-
-def _estimates(addends: _Floats, *, num_bootstrap: int, seed: int) -> list[Estimate]:
-    """The ratio of two sums over groups for each metric; `addends` has shape (group, metric, 2).
-
-    The lower sum counts cases. The intervals come from sums over groups that are drawn with replacement.
-    """
-    num_groups, rng = len(addends), np.random.default_rng(seed)
-    resampled = np.zeros((num_bootstrap, *addends.shape[1:]))
-    for i in range(num_bootstrap if num_groups else 0):
-        times_drawn = np.bincount(rng.integers(num_groups, size=num_groups), minlength=num_groups)
-        resampled[i] = np.tensordot(times_drawn, addends, axes=1)
-    return [_estimate(addends[:, i], resampled[:, i]) for i in range(addends.shape[1])]
-
-
-def _estimate(addends: _Floats, resampled: _Floats) -> Estimate:
-    """Ratio of sums; `addends` has shape (group, 2), `resampled` (num_bootstrap, 2)."""
-    total, num_cases = addends.sum(axis=0)
-    if not num_cases:
-        return Estimate()
-    value, n = float(total / num_cases), round(num_cases)
-    usable = resampled[resampled[:, 1] > 0]
-    if np.count_nonzero(addends[:, 1]) < 2 or not len(usable):
-        return Estimate(value=value, n=n)
-    low, high = np.percentile(usable[:, 0] / usable[:, 1], [2.5, 97.5])
-    return Estimate(value=value, n=n, low=float(low), high=float(high))
+    return {name: (float(total), float(n)) for name, (total, n) in found.items()}

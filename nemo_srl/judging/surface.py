@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from nemo_srl.judging.agreement import Estimate, ScoreGroup, reward_model_metrics
+from nemo_srl.judging.agreement import ScoreGroup, reward_model_metrics
+from nemo_srl.judging.intervals import Estimate
 from nemo_srl.records import EFTExample
 from nemo_srl.words import words
 

@@ -2,11 +2,12 @@
 
 from nemo_srl.report.card import model_card
 from nemo_srl.report.comparison import ifeval_cells, match_cells, paper_cells, unreadable
-from nemo_srl.report.page import write_report
+from nemo_srl.report.page import evidence_cells, write_report
 from nemo_srl.report.text import ROWS, markdown, table
 
 __all__ = [
     "ROWS",
+    "evidence_cells",
     "ifeval_cells",
     "markdown",
     "match_cells",

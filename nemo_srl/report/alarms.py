@@ -4,6 +4,10 @@ The policy learns what its judge likes. Nobody knows whether people like it, too
 be asked. There is an alarm when the anchor agrees less with the pairs, when it sees a smaller margin in them, or when
 it gives the answers lower scores. There is also one when the judge no longer tells answers apart.
 
+Both judges are asked by the same reader (`judge.mode`), so their scores have one scale. What has no meaning for a
+reader is not measured, and raises no alarm: shares of wins cannot rise as a whole, and the entropy is that of stated
+points.
+
 The limits come from runs whose true scores are known (`benchmarks/results/proof-2026-11-24/`). They are tested on
 no other runs. In those runs, a separate model as the anchor (`anchor.model`) raised an alarm in the first iteration
 of all three runs whose true scores later fell, and in none of the three healthy runs. M1 as the anchor noticed random
@@ -25,12 +29,15 @@ MIN_MARGIN_SHARE = 0.5
 MAX_INFLATION = 0.25
 """M_t may score the same answers higher than the anchor by this many points. The lower end of the interval counts."""
 MIN_ENTROPY = 0.5
-"""The least entropy of the scores, from 0 (all the same) to 1."""
+"""The least entropy of stated points, from 0 (all the same) to 1."""
+MAX_TIES = 0.5
+"""At most this share of the pairs of answers may have the same share of wins. It does not come from the runs above. A
+judge that only goes by the order in which it reads two answers ties all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alarm:
-    """`name` is agreement, margin, inflation or entropy. `text` says what was measured and what to do."""
+    """`name` is agreement, margin, inflation, entropy or ties. `text` says what was measured and what to do."""
 
     iteration: int
     name: str
@@ -73,5 +80,10 @@ def _of_iteration(seen: Mapping[str, Metric]) -> dict[str, str]:
         found["entropy"] = (
             f"the entropy of the scores is {entropy:.2f} (below {MIN_ENTROPY}): the judge nearly always gives the same "
             "score, so few answers decide the pairs. Use harder prompts, or judge.mode=expected."
+        )
+    if (ties := values.get("tie_rate", 0.0)) > MAX_TIES:
+        found["ties"] = (
+            f"the judge ties {ties:.0%} of the pairs of answers (above {MAX_TIES:.0%}): it goes by the order in which "
+            "it reads them, or sees no difference. Use another judge (judge.engine), or judge.mode=sampled."
         )
     return found

@@ -27,7 +27,7 @@ _RECIPE = (
 
 _MEASURED = (
     "The run measured these figures on held-out data that no stage trained on. The self-score is the model's own "
-    "opinion of its answers. It does not prove their quality. Intervals are 95% bootstrap intervals."
+    "opinion of its answers. It does not prove their quality. Intervals are 95%."
 )
 
 

@@ -15,18 +15,25 @@ from nemo_srl.artifacts import read_jsonl
 from nemo_srl.errors import DataError
 from nemo_srl.judging import mean_score
 from nemo_srl.records import Candidate, Comparison, Metric
-from nemo_srl.report import paper
+from nemo_srl.report import evidence, paper
 from nemo_srl.report.browser import CHOSEN, NEITHER, REJECTED, Group, Verdict, candidate_row, packed, verdict_text
 from nemo_srl.report.charts import Chart, stacked_bar
 from nemo_srl.report.text import with_interval
 from nemo_srl.runs import Run, StageRun, read_spec
-from nemo_srl.stages import Stage, answers, head_to_head, ifeval
+from nemo_srl.stages import Stage, answers, evaluation, head_to_head, ifeval
 from nemo_srl.stages.head_to_head import matches_of
 
 Matches = Mapping[tuple[str, str], Sequence[Metric]]
 """The metrics of each match, by the names of its two models."""
 
 _MAX_UNJUDGED = 0.5
+_RATES = {
+    "order_agreement_rate": "orders agree",
+    "verdict_agreement_rate": "verdicts agree",
+    "first_position_rate": "first preferred",
+    "cut_off_rate": "cut off",
+    "unjudged_rate": "no verdict",
+}
 OUTCOMES = ("win_rate", "tie_rate", "loss_rate")
 IFEVAL = {
     "ifeval_prompt_strict": "prompts, strict",
@@ -48,15 +55,28 @@ def models(run: Run) -> list[str]:
 
 def judges(run: Run) -> list[str]:
     """The names of the judges of all matches: that of a server's model, of a compared model, or of a directory."""
-    names = {_input(stage, "policy"): name for name, stage in _answered(run).items()}
-    found = []
-    for stage in _played(run).values():
-        config, path = read_spec(stage.path)["config"], _input(stage, "judge", "policy")
-        engine = config["judge"]["engine"] or config["engine"]
-        # The directory of every trained model is called `hf`, so the directories above it are needed to tell it apart.
-        place = "/".join(path.parts[-3:]) if path.name == "hf" else path.name
-        found.append(engine.get("model") or names.get(path, place))
-    return list(dict.fromkeys(found))
+    named, played = names_of(run), _played(run).values()
+    return list(dict.fromkeys(evidence.judge_of(read_spec(stage.path), named, "judge", "policy") for stage in played))
+
+
+def names_of(run: Run) -> dict[str, str]:
+    """The models that answered, by their paths."""
+    return {str(_input(stage, "policy")): name for name, stage in _answered(run).items()}
+
+
+def evidence_cells(run: Run) -> list[list[str]]:
+    """`evidence.evidence_cells` of the models, each beside the one that was given before it."""
+    return evidence.evidence_cells(run.sums(_places_of(run)))
+
+
+def _places_of(run: Run) -> dict[str, list[tuple[int, str]]]:
+    """The stages that measured each model: its evaluation and its IFEval."""
+    kinds = (evaluation.STAGE.name, ifeval.STAGE.name)
+    places: dict[str, list[tuple[int, str]]] = {model: [] for model in models(run)}
+    for s in run.stages:
+        if s.manifest.stage in kinds:
+            places.setdefault(s.name.removeprefix(f"{s.manifest.stage}_"), []).append((s.iteration, s.name))
+    return places
 
 
 def _answered(run: Run) -> dict[str, StageRun]:
@@ -64,10 +84,8 @@ def _answered(run: Run) -> dict[str, StageRun]:
     return {s.name.removeprefix("answers_"): s for s in run.stages if s.name.startswith("answers_")}
 
 
-def _input(stage: StageRun, *names: str) -> Path:
-    """The path of the first of the named inputs that the stage has. Older runs call the judge `policy`."""
-    inputs = read_spec(stage.path)["inputs"]
-    return Path(next(inputs[name]["path"] for name in names if name in inputs))
+def _input(stage: StageRun, name: str) -> Path:
+    return Path(read_spec(stage.path)["inputs"][name]["path"])
 
 
 def measured(run: Run, stage: Stage[Any]) -> dict[str, list[Metric]]:
@@ -92,26 +110,13 @@ def matches(run: Run) -> dict[tuple[str, str], list[Metric]]:
 
 
 def match_cells(found: Matches) -> list[list[str]]:
-    """The cells of a table with a line for each match."""
-    lines = [
-        [
-            "a v b",
-            "a wins",
-            "tied",
-            "b wins",
-            "a wins at equal length",
-            "p",
-            "first preferred",
-            "no verdict",
-            "no answer",
-            "n",
-        ]
-    ]
+    """The cells of a table with a line for each match. Runs of older versions lack some figures."""
+    lines = [["a v b", "a wins", "tied", "b wins", "a wins at equal length", "p", *_RATES.values(), "no answer", "n"]]
     for (a, b), metrics in found.items():
         m = {x.name: x for x in metrics}
         p = with_interval(m["sign_test_p"], "{:.3g}", "")
         outcomes = [_share(m[name]) for name in (*OUTCOMES, "length_controlled_win_rate")]
-        rates = [_share(m[name]) for name in ("first_position_rate", "unjudged_rate")]
+        rates = [_share(m[name]) if name in m else "-" for name in _RATES]
         rates.append(_share(m["unanswered_rate"]) if "unanswered_rate" in m else "0.0%")
         lines.append([f"{a} v {b}", *outcomes, p, *rates, str(m["win_rate"].n)])
     return lines

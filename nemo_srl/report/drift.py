@@ -7,6 +7,7 @@ itself has changed when the rank correlation falls or the mean score climbs.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from statistics import fmean
 from typing import NamedTuple
 
@@ -26,15 +27,15 @@ class Drift(NamedTuple):
     mean_score_before: float
 
 
-def drift(run: Run) -> list[Drift]:
-    """One row for each model with published judgements, except the first."""
-    by_model = {m: mean_scores(run.table(*place, Judgement, "judgements")) for m, place in run.evaluated().items()}
+def drift(run: Run, places: Mapping[str, tuple[int, str]]) -> list[Drift]:
+    """One row for each model with published judgements, except the first. `places` has the models' evaluations."""
+    by_model = {m: mean_scores(run.table(*place, Judgement, "judgements")) for m, place in places.items()}
     rows = []
     for before, model in itertools.pairwise(name for name, scores in by_model.items() if scores):
         if not (common := sorted(by_model[before].keys() & by_model[model].keys())):
             continue
         old, new = ([by_model[name][key] for key in common] for name in (before, model))
         groups = [agreement.ScoreGroup(human=old, model=new)]
-        spearman = agreement.reward_model_metrics(groups, max_score=1.0, num_bootstrap=0)["spearman"].value
+        spearman = agreement.reward_model_metrics(groups, max_score=1.0)["spearman"].value
         rows.append(Drift(model, before, len(common), spearman, fmean(new), fmean(old)))
     return rows

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from nemo_srl.artifacts import write_atomic
 from nemo_srl.records import Metric
-from nemo_srl.report import comparison, paper, sections
+from nemo_srl.report import comparison, evidence, paper, sections
 from nemo_srl.report.alarms import alarms
 from nemo_srl.report.browser import MAX_CANDIDATES, browser_data, island
 from nemo_srl.report.drift import drift
@@ -68,7 +68,9 @@ def _of_run(run: Run) -> dict[str, Any]:
         "finished": run.find(config["num_iterations"], "evaluation") is not None,
         "anchor": metric_lines({f"iteration {t}": metrics for t, metrics in anchor.items()}, anchor_rows.values()),
         "alarms": [alarm.text for alarm in alarms(anchor)] if anchor else None,
-        "drift": drift(run),
+        "drift": drift(run, run.evaluated()),
+        "evidence": evidence_cells(run),
+        "made_by": evidence.made_by_cells(run, evidence.names_of(run)),
         "judging": sections.metric_charts(evaluations, sections.JUDGING),
         "answering": sections.metric_charts(evaluations, sections.ANSWERING),
         "table": cells(evaluations),
@@ -87,6 +89,8 @@ def _of_comparison(run: Run) -> dict[str, Any]:
     found, evaluations = comparison.matches(run), comparison.measured(run, evaluation.STAGE)
     following = comparison.measured(run, ifeval.STAGE)
     return {
+        "evidence": evidence_cells(run),
+        "made_by": evidence.made_by_cells(run, comparison.names_of(run)),
         "models": comparison.models(run),
         "judges": comparison.judges(run),
         "unreadable": comparison.unreadable(found),
@@ -99,6 +103,11 @@ def _of_comparison(run: Run) -> dict[str, Any]:
         "table": cells(evaluations),
         "unanswered": sections.unanswered(run),
     }
+
+
+def evidence_cells(run: Run) -> list[list[str]]:
+    """The cells of the page's first table, as `evidence.evidence_cells` describes them."""
+    return comparison.evidence_cells(run) if comparison.is_comparison(run) else evidence.of_run(run)
 
 
 def write_report(run: Run) -> Path:

@@ -40,6 +40,10 @@ UNANSWERED_ROWS: Sequence[tuple[str, str, str]] = (
 """Rows that are shown if a model has the metric, which it has if something is missing."""
 
 
+NO_VALUE = "not identifiable"
+"""Stands where the data allow an interval and no value."""
+
+
 def table(evaluations: Mapping[str, Sequence[Metric]]) -> str:
     """A Markdown table of `{model name: its metrics}`. Each value has its `n`."""
     return markdown(cells(evaluations))
@@ -74,12 +78,11 @@ def _cell(metric: Metric | None, form: str) -> str:
 
 
 def with_interval(metric: Metric, form: str, bounds: str) -> str:
-    """The value and its interval, in the formats `form` and `bounds`."""
-    if metric.value is None:
-        return "-"
+    """The value and its interval, in the formats `form` and `bounds`. It may be an interval alone."""
+    value = "-" if metric.value is None else form.format(metric.value)
     if metric.low is None or metric.high is None:
-        return form.format(metric.value)
-    return f"{form.format(metric.value)} [{bounds.format(metric.low)}, {bounds.format(metric.high)}]"
+        return value
+    return f"{NO_VALUE if value == '-' else value} [{bounds.format(metric.low)}, {bounds.format(metric.high)}]"
 
 
 def score_shares(metrics: Sequence[Metric]) -> list[float]:

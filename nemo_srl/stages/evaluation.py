@@ -5,7 +5,8 @@ lengths, ties, pairs per 100 prompts). Judging: it judges the held-out EFT answe
 (pairwise accuracy and the other metrics of the paper's table 4). Both use scores that can be compared between models,
 even if the iterations compare candidates in pairs.
 
-The answers and all judgements are published beside the metrics, as parts.
+The answers and all judgements are published beside the metrics, as parts. So is what each instruction adds to the
+metrics of judging (`groups`), which shows whether a model judges the same answers better than another model.
 
 A question without an answer, and an answer without a verdict, are missing and no zeros. `unanswered_rate` and
 `unanswered_verdict_rate` count them, if there are any. The other metrics are over the rest, as their `n` shows.
@@ -13,13 +14,14 @@ A question without an answer, and an answer without a verdict, are missing and n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from nemo_srl.config import Config, PairsConfig
 from nemo_srl.judging import agreement, mean_scores
+from nemo_srl.judging.intervals import Sums, rows_of
 from nemo_srl.pairing import build_pairs
-from nemo_srl.records import Candidate, EFTExample, Judgement, Metric, Prompt
+from nemo_srl.records import Candidate, EFTExample, Judgement, Metric, Prompt, Record
 from nemo_srl.stages.base import CHAT, MODEL, Context, Made, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
 from nemo_srl.stages.candidates import answered, answers_to, length_figures
@@ -56,20 +58,24 @@ def _share(name: str, number: float, n: int) -> Metric:
     return Metric(name=name, value=number / n if n else None, n=n)
 
 
-def judging_metrics(
-    examples: Sequence[EFTExample], judgements: list[Judgement], *, max_score: int, num_bootstrap: int, seed: int
-) -> list[Metric]:
-    """How well the model's scores agree with the given scores, per instruction."""
+def judging_sums(examples: Sequence[EFTExample], judgements: Sequence[Judgement], *, max_score: int) -> dict[str, Sums]:
+    """How well the model's scores agree with the given scores: what each instruction adds to each metric."""
     scores = mean_scores(judgements)
+    # An expectation never reaches the highest score. It counts as that score if it is rounded to it.
+    is_expected = any(j.coverage is not None for j in judgements)
     by_instruction: dict[str, list[EFTExample]] = {}
     for x in examples:
         by_instruction.setdefault(x.instruction, []).append(x)
-    groups = [
-        agreement.ScoreGroup(human=[float(x.score) for x in group], model=[scores.get(x.key) for x in group])
-        for group in by_instruction.values()
-    ]
-    found = agreement.reward_model_metrics(groups, max_score=max_score, num_bootstrap=num_bootstrap, seed=seed)
-    return [estimate.named(name) for name, estimate in found.items()]
+    groups = {
+        text: agreement.ScoreGroup(human=[float(x.score) for x in group], model=[scores.get(x.key) for x in group])
+        for text, group in by_instruction.items()
+    }
+    return agreement.reward_model_sums(groups, highest=max_score - 0.5 if is_expected else max_score)
+
+
+def judging_metrics(sums: Mapping[str, Sums]) -> list[Metric]:
+    """The metrics of `judging_sums`."""
+    return [estimate.named(name) for name, estimate in agreement.estimates_of(sums).items()]
 
 
 def verdict_metrics(judgements: list[Judgement], *, max_score: int) -> list[Metric]:
@@ -98,13 +104,19 @@ def run(ctx: Context) -> Made[Metric]:
         own = judge.ask(mine, title="self-judgements", prefix="self/")
         given = {x.key: (x.instruction, x.response) for x in examples}
         judgements = judge.ask(given, title="held-out judgements", prefix="eft/")
-    num_bootstrap = cfg.evaluation.num_bootstrap
+    sums = judging_sums(examples, judgements, max_score=max_score)
     metrics = [
         *answering_metrics(answers, own, cfg.pairs),
-        *judging_metrics(examples, judgements, max_score=max_score, num_bootstrap=num_bootstrap, seed=cfg.seed),
+        *judging_metrics(sums),
         *verdict_metrics(own + judgements, max_score=max_score),
     ]
-    return Made(metrics, caller.figures(), {"answers": answers, "self_judgements": own, "judgements": judgements})
+    parts: dict[str, Sequence[Record]] = {
+        "answers": answers,
+        "self_judgements": own,
+        "judgements": judgements,
+        "groups": rows_of(sums),
+    }
+    return Made(metrics, caller.figures(), parts)
 
 
 def work(cfg: Config, a: Assumptions) -> Generated:
@@ -123,7 +135,7 @@ STAGE = table_stage(
     "evaluation",
     Metric,
     run,
-    version=3,  # what counts as the score of a verdict (nemo_srl/judging/form.py); thoughts are no part of a response
+    version=4,  # intervals of few groups (nemo_srl/judging/intervals.py), and what counts as a 5 in expected mode
     needs={"policy": MODEL, "eft_eval": EFTExample},
     settings=(
         "evaluation",

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nemo_srl.errors import EngineError
-from nemo_srl.judging.agreement import proportion
+from nemo_srl.judging.intervals import proportion
 from nemo_srl.records import Completion, Metric
 
 PREFIX = "calls_"

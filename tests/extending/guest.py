@@ -47,7 +47,6 @@ class Guest:
             "pairs.rule": "house_guest.rule:best_next",
             "num_iterations": "1",
             "anchor.num_prompts": "0",
-            "evaluation.num_bootstrap": "20",
             "tracking.tensorboard": "false",
         }
 
