@@ -3,8 +3,9 @@
 Containers are stand-ins. So is TensorRT-LLM, with a replica on each of the 2 nodes.
 
 One run is left alone. Another one meets four faults in turn: the warning before a time limit in the middle of SFT, a
-node that dies in the middle of generation, a killed orchestrator, and a node that dies in the middle of DPO. Both must
-have published the same bytes. No model call that was completed may be made again.
+node that dies in the middle of generation, a killed orchestrator, and a node that dies in the middle of DPO. All the
+time, its storage shows files late. Both must have published the same bytes. No model call that was completed may be
+made again.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from tests.slurm.conftest import PROJECT, Cluster, kill, wait_for
 from tests.tiny_loop import published, tiny_settings
 
 IMAGE = "nvcr.io#nvidia/nemo:25.02"
+LATE_SECONDS = 5
+"""Longer than a job takes to start, which is what counts. On a cluster it may be a minute."""
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +65,10 @@ def overrides(cluster: Cluster) -> list[str]:
 class Run:
     """An orchestrator on the login node and its run directory."""
 
-    def __init__(self, cluster: Cluster, name: str, overrides: list[str]) -> None:
+    def __init__(self, cluster: Cluster, name: str, overrides: list[str], *, late_seconds: float = 0) -> None:
         self.cluster, self.run_dir, self.log = cluster, cluster.shared / name, cluster.shared / f"{name}.log"
-        self._command = [sys.executable, "recipes/iterate.py", f"run_dir={self.run_dir}", *overrides]
+        late = ["-m", "tests.slurm.late_storage", str(late_seconds)] if late_seconds else []
+        self._command = [sys.executable, *late, "recipes/iterate.py", f"run_dir={self.run_dir}", *overrides]
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -158,7 +162,8 @@ def test_all_faults_in_one_run_leave_what_an_undisturbed_run_leaves(
 
     began = time.monotonic()
     # Slower servers, so that there is a middle of the generation in which a node can die.
-    run = Run(cluster, "disturbed", [*overrides, "+cluster.env.NEMO_SRL_STUB_FAULTS='{\"slow_seconds\": 0.5}'"])
+    slow = "+cluster.env.NEMO_SRL_STUB_FAULTS='{\"slow_seconds\": 0.5}'"
+    run = Run(cluster, "disturbed", [*overrides, slow], late_seconds=LATE_SECONDS)
 
     disturb(cluster, run, record_property)
     record_property("seconds_disturbed", time.monotonic() - began)
