@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -32,10 +33,14 @@ LATE_SECONDS = 5
 
 @pytest.fixture(scope="module")
 def overrides(cluster: Cluster) -> list[str]:
-    """As in tests/test_loop.py, with enough steps in a row for an interruption."""
+    """As in tests/test_loop.py, with enough steps in a row for an interruption.
+
+    The model is a directory of links, as in a cache of Hugging Face. A container sees only what is mounted.
+    """
     path = f"{PROJECT / 'tests' / 'stubs'}:{Path(sys.executable).parent}:/usr/bin:/bin"
     settings = {
         **tiny_settings(cluster.shared / "tiny"),
+        "model.path": str(snapshot_of(cluster.shared / "tiny" / "model", cluster.shared / "hub")),
         "engine": "trtllm",
         "engine.max_concurrency": 1,
         "engine.num_nodes": 2,
@@ -62,6 +67,16 @@ def overrides(cluster: Cluster) -> list[str]:
     return [f"{key}={value}" for key, value in settings.items()]
 
 
+def snapshot_of(model_dir: Path, hub: Path) -> Path:
+    """The model, as Hugging Face's cache has it."""
+    snapshot = hub / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    shutil.move(model_dir, hub / "blobs")
+    for path in (hub / "blobs").iterdir():
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    return snapshot
+
+
 class Run:
     """An orchestrator on the login node and its run directory."""
 
@@ -81,7 +96,7 @@ class Run:
     def wait_for_lines(self, path: str, number: int) -> None:
         """Wait until a stage has so many calls in its journal, or has trained so many steps."""
         file = self.run_dir / path
-        wait_for(lambda: self._going() and file.exists() and file.read_bytes().count(b"\n") >= number, 240)
+        wait_for(lambda: self._going() and file.exists() and file.read_bytes().count(b"\n") >= number, 500)
 
     def _going(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()[-4000:]
@@ -114,7 +129,7 @@ class Run:
         return sum(log.read_text().count("answered a sample") for log in logs)
 
     def finish(self) -> None:
-        assert self.process.wait(400) == 0, self.log.read_text()[-4000:]
+        assert self.process.wait(900) == 0, self.log.read_text()[-4000:]
 
 
 def disturb(cluster: Cluster, run: Run, record_property: Callable[[str, object], None]) -> None:
@@ -134,7 +149,7 @@ def disturb(cluster: Cluster, run: Run, record_property: Callable[[str, object],
     cluster.node_returns(first)
 
     # Early, so that the job still runs when the new orchestrator looks for it.
-    wait_for(lambda: (run.run_dir / "logs" / "iter_01-judgements.log").exists(), 240)
+    wait_for(lambda: (run.run_dir / "logs" / "iter_01-judgements.log").exists(), 500)
     run.restart()
     table = run.status()
     assert re.search(rf"^iter_01/candidates +published +{run.job_id('iter_01-candidates')} +\d+ s$", table, re.M), table
