@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Cluster:
     """All nodes see the directory `shared` under the same path."""
 
     shared: Path
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def run(self, *command: str) -> str:
         """Run a command on the login node, and return its output."""
@@ -49,10 +50,12 @@ class Cluster:
     def start(self, *command: str, log: Path, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start a command on the login node, in the background, in a process group of its own."""
         with log.open("ab") as f:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [str(SIM), "exec", *command], stdout=f, stderr=subprocess.STDOUT, cwd=PROJECT, start_new_session=True,
                 env={**os.environ, "PYTHONPATH": str(PROJECT), **(env or {})},
             )  # fmt: skip
+        self.started.append(process)
+        return process
 
     def control(self, *arguments: str) -> None:
         subprocess.run([str(SIM), *arguments], check=True, capture_output=True)
@@ -95,9 +98,13 @@ def cluster() -> Iterator[Cluster]:
     if started.returncode:
         shutil.rmtree(root, ignore_errors=True)
         pytest.skip(f"no Slurm on this machine: {started.stderr.strip().splitlines()[-1:]}")
+    found = Cluster(root / "shared")
     try:
-        yield Cluster(root / "shared")
+        yield found
     finally:
+        for process in found.started:  # those of tests that failed
+            if process.poll() is None:
+                kill(process)
         subprocess.run([str(SIM), "stop"], check=False, capture_output=True)
         shutil.rmtree(root, ignore_errors=True)
 
