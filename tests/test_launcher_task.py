@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nemo_srl.launchers.slurm.steps import TASK_SCRIPT
 from tests.processes import wait_for
+from tests.test_launcher_nodes import free_port
 
 SAVES = """
 import pathlib, signal, sys, time
@@ -44,13 +46,29 @@ def start(directory: Path, *arguments: str, seconds: int = 30, **env: str) -> su
         "NEMO_SRL_STOPPED": str(directory / "stopped"),
         "NEMO_SRL_RANKS_PER_NODE": "2",
         "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
     }  # fmt: skip
     with (directory / "out").open("wb") as out:
-        return subprocess.Popen(
+        task = subprocess.Popen(
             ["bash", str(TASK_SCRIPT), *arguments], env={**os.environ, **known, **env}, cwd=directory, stdout=out,
             stderr=out, start_new_session=True,
         )  # fmt: skip
+    STARTED.append(task)
+    return task
+
+
+STARTED: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture(autouse=True)
+def _end_all() -> Iterator[None]:
+    """End what a failed test has left."""
+    yield
+    while STARTED:
+        task = STARTED.pop()
+        if task.poll() is None:
+            os.killpg(task.pid, signal.SIGKILL)
+            task.wait(30)
 
 
 def said(directory: Path) -> str:
