@@ -29,7 +29,7 @@ RANKS = """
 import os, pathlib, signal, sys, time
 def save(*_):
     time.sleep(1.0)  # a second TERM to torchrun in this time would make it leave
-    pathlib.Path(f"saved_{os.environ['RANK']}").touch()
+    pathlib.Path(f"saved_{os.environ['RANK']}").write_text(os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
     sys.exit(75)
 signal.signal(signal.SIGTERM, save)
 pathlib.Path(f"trains_{os.environ['RANK']}").touch()
@@ -104,6 +104,7 @@ def test_torchrun_gets_one_term_and_lets_its_ranks_save(directory: Path, send: o
     send(task.pid, signal.SIGTERM)
     assert task.wait(60) != 0
     assert all((directory / f"saved_{i}").exists() for i in range(2)), said(directory)
+    assert (directory / "saved_0").read_text() == "600", "the time that a newer torchrun gives them"
 
 
 @pytest.mark.parametrize("status", [0, 3, 75])

@@ -129,7 +129,7 @@ class Run:
         return sum(log.read_text().count("answered a sample") for log in logs)
 
     def finish(self) -> None:
-        assert self.process.wait(900) == 0, self.log.read_text()[-4000:]
+        assert self.process.wait(600) == 0, self.log.read_text()[-4000:]
 
 
 def disturb(cluster: Cluster, run: Run, record_property: Callable[[str, object], None]) -> None:

@@ -45,6 +45,8 @@ case $kind in
   torchrun)
     # This is torchrun's static rendezvous. The one of c10d can end a successful run with a traceback. torchrun takes the
     # place of this shell, because it passes TERM on itself, and a second TERM would make it leave its ranks.
+    # It gives the ranks this time to save. An older torch does not know the variable, and gives them 30 s.
+    export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
     python=$1
     shift
     exec "$python" -m torch.distributed.run --nnodes="$SLURM_NNODES" --node-rank="$SLURM_NODEID" \
