@@ -9,7 +9,7 @@ from dataclasses import MISSING, asdict, fields
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 import omegaconf
 
@@ -198,12 +198,8 @@ class Experiment:
         sizes = [_size(self.cfg.engine_for(role)) for role in stage.engines]
         in_process = max((s.gpus_per_replica for s in sizes if s.in_process), default=0)
         # Directories outside the run directory that the stage reads, and those to which their links lead.
-        outside: set[Path] = set()
-        for x in inputs.values():
-            if isinstance(x, BaseModel):
-                outside |= {*shared_storage.directories_of(x.model_dir)}
-            elif isinstance(x, SourceFile):
-                outside |= {*shared_storage.directories_of(x.path)}
+        given = [x.model_dir if isinstance(x, BaseModel) else x.path for x in inputs.values() if _is_given(x)]
+        outside = {directory for path in given for directory in shared_storage.directories_of(path)}
         return Job(
             name=name,
             steps=self._job_steps(stage, output),
@@ -224,6 +220,11 @@ class Experiment:
         if self.cfg.trainer.world_size == 1:
             return [JobStep(name=", ".join(names), command=[*command, *names])]
         return [JobStep(name=s.name, command=[*command, s.name], distributed=s.distributed) for s in stage.steps]
+
+
+def _is_given(x: Input) -> TypeGuard[BaseModel | SourceFile[Any]]:
+    """Whether it is the user's, and lies outside the run directory."""
+    return isinstance(x, BaseModel | SourceFile)
 
 
 def _size(engine: Any) -> EngineSize:
