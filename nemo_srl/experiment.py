@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 import omegaconf
-from filelock import FileLock, Timeout
 
-from nemo_srl import lineage, models, worker
+from nemo_srl import lineage, models, shared_storage, worker
 from nemo_srl.artifacts import Artifact, BaseModel, Model, Schema, SourceFile, to_line, write_atomic
 from nemo_srl.config import Config, Role
 from nemo_srl.engines import EngineBackend, EngineSize, engine_backend, services
-from nemo_srl.errors import ConfigError, DataError, JobFailedError, RunDirBusyError
+from nemo_srl.errors import ConfigError, DataError, JobFailedError
 from nemo_srl.judging import reader
 from nemo_srl.launchers import launcher_backend, open_launcher
+from nemo_srl.locks import DirectoryLock
 from nemo_srl.models import hf
 from nemo_srl.protocols import Job, JobStep, Service
 from nemo_srl.records import R
@@ -48,27 +46,21 @@ class Experiment:
             reader(cfg.judge).check(cfg.judge)
         self._launcher = open_launcher(cfg.launcher, cfg.cluster)
         self._close_launcher = partial(launcher_backend(cfg.launcher).close, self._launcher)
-        self._lock = FileLock(self.run_dir / ".lock", timeout=0)
+        self._lock = DirectoryLock(
+            self.run_dir / ".lock",
+            busy=f"run_dir={self.run_dir}: another orchestrator uses it ({{owner}}). Wait for it, end it, or use "
+            "another run_dir.",
+        )
 
     def __enter__(self) -> Experiment:
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        owner = self.run_dir / ".owner"
-        try:
-            self._lock.acquire()
-        except Timeout:
-            who = owner.read_text().strip() if owner.exists() else "unknown"
-            raise RunDirBusyError(
-                f"run_dir={self.run_dir}: another orchestrator uses it ({who}). Wait for it, end it, or use another "
-                "run_dir."
-            ) from None
-        owner.write_text(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        self._lock.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         try:
             self._close_launcher()
         finally:
-            self._lock.release()
+            self._lock.__exit__(kind, e, tb)
 
     def base_model(self, path: str = "", *, key: str = "model.path") -> BaseModel:
         """M0, or another model of the user. It is checked, and downloaded if this package knows its name.
@@ -129,7 +121,9 @@ class Experiment:
         else:
             worker.run_steps(output.path, [s.name for s in stage.steps])
         # A cluster's job of an earlier start may have published it, with other settings.
-        found = output.manifest() if output.is_published(self._schema(stage)) else None
+        is_published = partial(output.is_published, self._schema(stage))
+        shared_storage.appears(is_published, output.path, launcher_backend(self.cfg.launcher).visible_seconds)
+        found = output.manifest() if is_published() else None
         if found is None:
             raise JobFailedError(
                 f"{name} ended without publishing {output.path}. Its output is in {self.run_dir / 'logs'}. The next "
@@ -203,9 +197,9 @@ class Experiment:
         served = max(sum(s.num_gpus for s in servers if s.node == node) for node in range(num_nodes))
         sizes = [_size(self.cfg.engine_for(role)) for role in stage.engines]
         in_process = max((s.gpus_per_replica for s in sizes if s.in_process), default=0)
-        # Directories outside the run directory that the stage reads.
-        outside = {x.model_dir.absolute() for x in inputs.values() if isinstance(x, BaseModel)}
-        outside |= {x.path.absolute().parent for x in inputs.values() if isinstance(x, SourceFile)}
+        # Directories outside the run directory that the stage reads, and those to which their links lead.
+        given = [x.model_dir if isinstance(x, BaseModel) else x.path for x in inputs.values() if _is_given(x)]
+        outside = {directory for path in given for directory in shared_storage.directories_of(path)}
         return Job(
             name=name,
             steps=self._job_steps(stage, output),
@@ -226,6 +220,11 @@ class Experiment:
         if self.cfg.trainer.world_size == 1:
             return [JobStep(name=", ".join(names), command=[*command, *names])]
         return [JobStep(name=s.name, command=[*command, s.name], distributed=s.distributed) for s in stage.steps]
+
+
+def _is_given(x: Input) -> TypeGuard[BaseModel | SourceFile[Any]]:
+    """Whether it is the user's, and lies outside the run directory."""
+    return isinstance(x, BaseModel | SourceFile)
 
 
 def _size(engine: Any) -> EngineSize:

@@ -175,6 +175,8 @@ class Service:
     node: int = 0
     """The node of the job on which it runs. Steps that are not distributed run on node 0."""
     env: Mapping[str, str] = field(default_factory=dict)
+    uses_mpi: bool = False
+    """Whether it starts its ranks through MPI. Inside a Slurm job, the launcher then starts it with `mpirun -n 1`."""
 
 
 @dataclass(frozen=True, kw_only=True)

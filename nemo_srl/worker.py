@@ -17,16 +17,16 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from nemo_srl import jsonio, registry
+from nemo_srl import jsonio, registry, shared_storage
 from nemo_srl.artifacts import SPEC, STEPS, Artifact, BaseModel, Model, SourceFile, Table, read_json, write_atomic
 from nemo_srl.config import Config, load
-from nemo_srl.errors import OF_THE_DISK, NemoSrlError, RunDirBusyError, StoppedError, explained
+from nemo_srl.errors import OF_THE_DISK, NemoSrlError, StoppedError, explained
+from nemo_srl.locks import DirectoryLock
 from nemo_srl.models import families
 from nemo_srl.protocols import EXIT_STOPPED
 from nemo_srl.stages import Context, Input, Stage, stage_at
@@ -76,13 +76,15 @@ def set_up(cfg: Config) -> None:
 
 
 def run_steps(stage_dir: Path, step_names: Sequence[str]) -> None:
-    """Run steps of a stage, one after the other. Raises `RunDirBusyError` while another process runs steps of it."""
-    try:
-        with FileLock(stage_dir / f".lock-{rank()}", timeout=0):
-            for name in step_names:
-                _run_step(stage_dir, name)
-    except Timeout:
-        raise RunDirBusyError(f"{stage_dir}: another worker still runs in this directory. Wait, or end it.") from None
+    """Run steps of a stage, one after the other. Raises `RunDirBusyError` while another process runs steps of it.
+
+    Rank 0 has the lock for all ranks, which cannot work without it.
+    """
+    shared_storage.appears((stage_dir / SPEC).exists, stage_dir, shared_storage.seconds_to_wait())
+    busy = f"{stage_dir}: another worker still runs in this directory ({{owner}}). Wait, or end it."
+    with DirectoryLock(stage_dir / ".lock", busy=busy) if rank() == 0 else nullcontext():
+        for name in step_names:
+            _run_step(stage_dir, name)
 
 
 def _run_step(stage_dir: Path, step_name: str) -> None:

@@ -44,6 +44,7 @@ def lines(run_dir: Path) -> list[str]:
 
 
 def _job(run_dir: Path, name: str) -> tuple[str, str]:
+    name = _latest(run_dir / "logs", name)
     record = read_record(record_file(run_dir / "logs", name))
     if record is None or record.job_id is None:
         return "-", ""
@@ -54,6 +55,13 @@ def _job(run_dir: Path, name: str) -> tuple[str, str]:
     restarts = f", restart {found.restarts}" if found.restarts else ""
     reason = f" ({found.reason})" if found.name == "PENDING" else ""
     return record.job_id, f"{found.name.lower()}{reason}{restarts}"
+
+
+def _latest(log_dir: Path, name: str) -> str:
+    """The job of a stage that was submitted last. A training on several nodes has one for each of its steps."""
+    names = [name, *(f"{name}-{step}" for step in ("prepare", "export"))]
+    submitted = [found for found in names if record_file(log_dir, found).exists()]
+    return max(submitted, key=lambda found: record_file(log_dir, found).stat().st_mtime, default=name)
 
 
 def _progress(directory: Path) -> str:

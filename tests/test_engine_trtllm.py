@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from nemo_srl import engines
+from nemo_srl import engines, shared_storage
 from nemo_srl.artifacts import BaseModel, Table
 from nemo_srl.config import CandidatesConfig, Config, JudgeConfig
 from nemo_srl.engines import trtllm
@@ -111,7 +111,18 @@ def test_the_recommended_settings_are_written_out_and_can_be_overridden(tmp_path
         trtllm.services(config(max_seq_len=2048), model_dir, tmp_path)
 
 
-def test_replicas_are_spread_evenly_over_the_nodes_of_a_job(tmp_path: Path, model_dir: Path) -> None:
+def test_a_bare_program_is_started_by_mpirun_and_a_command_of_the_users_is_left_alone(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    own = ["apptainer", "exec", "image.sif", "trtllm-serve"]
+    for command, uses_mpi in ((["trtllm-serve"], True), (["/opt/bin/trtllm-serve"], True), (own, False)):
+        (found,) = trtllm.services(config(command=command), model_dir, tmp_path)
+        assert found.uses_mpi == uses_mpi
+
+
+def test_replicas_are_spread_evenly_over_the_nodes_of_a_job(
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cfg = config(num_replicas=4, num_nodes=2, tensor_parallel_size=2)
     assert [s.node for s in trtllm.services(cfg, model_dir, tmp_path)] == [0, 0, 1, 1]
     with pytest.raises(ConfigError, match=r"engine\.num_nodes=2: must divide engine\.num_replicas=3"):
@@ -123,6 +134,7 @@ def test_replicas_are_spread_evenly_over_the_nodes_of_a_job(tmp_path: Path, mode
         def run(self, job: Job) -> None:
             self.job = job
 
+    monkeypatch.setattr(shared_storage, "appears", lambda *arguments: False)  # nothing will be published
     exp, launcher = experiment(tmp_path, cfg, launcher=SlurmSettings()), Launcher()
     exp._launcher = launcher
     with exp, pytest.raises(JobFailedError, match="without publishing"):

@@ -7,7 +7,9 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -15,8 +17,19 @@ import pytest
 from nemo_srl import worker
 from nemo_srl.artifacts import MANIFEST, SPEC, BaseModel, SourceFile, Table
 from nemo_srl.config import Config, JudgeConfig, load
-from nemo_srl.errors import ConfigError, DataError, InputError, NoPairsError, RunDirBusyError, StaleArtifactError
+from nemo_srl.errors import (
+    ConfigError,
+    DataError,
+    InputError,
+    JobFailedError,
+    NoPairsError,
+    RunDirBusyError,
+    StaleArtifactError,
+)
 from nemo_srl.experiment import Experiment
+from nemo_srl.launchers import slurm
+from nemo_srl.launchers.slurm.settings import SlurmSettings
+from nemo_srl.protocols import Job
 from nemo_srl.records import Candidate, EFTExample, IFTExample, Judgement
 from nemo_srl.stages import judgements, pairs, prompts
 from tests.support import server
@@ -118,6 +131,33 @@ def test_a_second_orchestrator_says_so_and_leaves(tmp_path: Path) -> None:
             pass
     with Experiment(cfg):
         pass
+
+
+@pytest.mark.parametrize("seconds", [0.7, None])
+def test_what_a_job_on_another_node_publishes_may_appear_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float | None
+) -> None:
+    """`seconds` after the job's end, or never. Storage that nodes share may take a minute."""
+
+    class OnAnotherNode:
+        def run(self, job: Job) -> None:
+            directory = Path(job.steps[0].command[2])
+            table = Table(directory, json.loads((directory / SPEC).read_text())["identity"], Judgement)
+            publish = partial(table.publish, stage="judgements", digest=table.write([]), metrics={}, seconds=0)
+            if seconds is not None:
+                Timer(seconds, publish).start()
+
+    backend = replace(slurm.BACKEND, visible_seconds=60.0 if seconds else 0.2)
+    monkeypatch.setattr(slurm, "BACKEND", backend)
+    answers = {"judge": BaseModel(tmp_path, "digest"), "candidates": inputs(tmp_path, (1.0,))["candidates"]}
+    cfg = replace(config(tmp_path / "run"), launcher=SlurmSettings())
+    with Experiment(replace(cfg, judge=replace(cfg.judge, engine=server("http://judge/v1")))) as exp:
+        exp._launcher = OnAnotherNode()
+        if seconds:
+            assert exp.run(judgements.STAGE, 1, **answers).manifest() is not None
+        else:
+            with pytest.raises(JobFailedError, match="without publishing"):
+                exp.run(judgements.STAGE, 1, **answers)
 
 
 def test_seed_files_are_read_at_set_up(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ import pytest
 
 from nemo_srl.errors import JobFailedError
 from nemo_srl.launchers.rendezvous import Leader, Member
-from nemo_srl.launchers.with_services import start_token, to_spec, without_step
+from nemo_srl.launchers.services import without_step
+from nemo_srl.launchers.with_services import start_token, to_spec
 from nemo_srl.protocols import SERVICES_VARIABLE, Job, Service
 from tests.processes import alive, wait_for
 from tests.test_launcher_services import pids, service

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,38 @@ def test_around_a_command_in_an_allocation(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "out of GPUs" in done.stderr
+
+
+STEP = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "64", "PMIX_RANK": "0", "PMI_SIZE": "64"}
+TELLS = "print(sorted(k for k in os.environ if k.startswith(('SLURM', 'PMI'))), flush=True)"
+
+
+def test_no_server_takes_the_step_of_slurm_for_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one node of an allocation with several, and also where a user starts the whole run inside a step."""
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    LocalLauncher().run(job(tmp_path, "pass", service(tmp_path, "local", before=TELLS)))
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(to_spec(job(tmp_path, "", service(tmp_path, "one-node", before=TELLS)))))
+    subprocess.run([sys.executable, "-m", "nemo_srl.launchers.with_services", str(spec), "true"], check=True)
+    for name in ("local", "one-node"):
+        assert "\n[]\n" in (tmp_path / f"job-{name}.log").read_text(), name
+
+
+def test_in_a_job_of_slurm_a_server_that_uses_mpi_is_started_by_mpirun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stubs = Path(__file__).with_name("stubs")  # its mpirun refuses other options, and the variables of a step
+    monkeypatch.setenv("PATH", str(stubs), prepend=os.pathsep)
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(to_spec(job(tmp_path, "", replace(service(tmp_path), uses_mpi=True)))))
+    subprocess.run([sys.executable, "-m", "nemo_srl.launchers.with_services", str(spec), "true"], check=True)
+    log = (tmp_path / "job-server.log").read_text()
+    assert log.startswith("$ mpirun -n 1 --oversubscribe --bind-to none --allow-run-as-root ")
+    LocalLauncher().run(job(tmp_path, "pass", replace(service(tmp_path, "local"), uses_mpi=True)))
+    assert "mpirun" not in (tmp_path / "job-local.log").read_text()
 
 
 def running_(directory: Path, *needed: Service):  # type: ignore[no-untyped-def]

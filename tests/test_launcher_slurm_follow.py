@@ -37,14 +37,20 @@ def controller(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
                 raise answer
             return answer
 
-        def find(comment: str) -> str | None:
+        def find(comment: str, script: Path) -> str | None:
             calls.append(f"find {comment}")
             return known
 
         def cancel(job_id: str) -> None:
             calls.append(f"cancel {job_id}")
 
-        for function in (submit, state, find, cancel):
+        def ask_to_stop(job_id: str) -> None:
+            calls.append(f"ask {job_id}")
+
+        def release(job_id: str) -> None:
+            calls.append(f"release {job_id}")
+
+        for function in (submit, state, find, cancel, ask_to_stop, release):
             monkeypatch.setattr(client, function.__name__, function)
         monkeypatch.setattr(slurm, "SETTLE_SECONDS", 5.0)
         return calls
@@ -146,6 +152,99 @@ def test_a_finished_job_of_an_earlier_start_is_not_followed(
     calls = controller([JobState("FAILED", 1), RUNNING, COMPLETED])
     launcher().run(job(tmp_path))
     assert calls == ["submit"]
+
+
+def training(tmp_path: Path) -> Job:
+    """A training on two nodes."""
+    steps = [JobStep(name=name, command=["-c", "pass"], distributed=name == "train") for name in STEPS]
+    return Job(name="job", log_dir=tmp_path / "logs", steps=steps, role="trainer", num_nodes=2)
+
+
+STEPS = ("prepare", "train", "export")
+
+
+def test_a_training_holds_its_nodes_only_while_it_trains(tmp_path: Path, controller: Callable[..., list[str]]) -> None:
+    calls = controller([COMPLETED])
+    launcher().run(training(tmp_path))
+    assert calls == ["submit"] * 3
+    for name, nodes, steps in (("job-prepare", 1, STEPS[:1]), ("job", 2, STEPS[:2]), ("job-export", 1, STEPS[2:])):
+        script = (tmp_path / "logs" / f"{name}.sbatch").read_text()
+        assert f"#SBATCH --nodes={nodes}\n" in script
+        assert [line.split()[1] for line in script.splitlines() if line.startswith("run_step ")] == list(steps)
+
+
+def test_a_training_under_way_is_followed_and_not_prepared_beside_it(
+    tmp_path: Path, controller: Callable[..., list[str]]
+) -> None:
+    calls = controller([COMPLETED, RUNNING, COMPLETED])
+    (tmp_path / "logs").mkdir()
+    for job_id, name in (("5", "job-prepare"), ("6", "job")):
+        record = {"token": name, "job_id": job_id, "num_submissions": 1}
+        (tmp_path / "logs" / f"{name}.slurm.json").write_text(json.dumps(record))
+    launcher().run(training(tmp_path))
+    assert calls == ["submit"]
+    assert (tmp_path / "logs" / "job-export.sbatch").exists()
+
+
+HELD = JobState("PENDING", reason="launch_failed_requeued_held")
+
+
+def test_a_job_that_slurm_could_not_start_and_holds_is_released(
+    tmp_path: Path, controller: Callable[..., list[str]]
+) -> None:
+    calls = controller([HELD, RUNNING, COMPLETED])
+    launcher().run(job(tmp_path))
+    assert calls == ["submit", "release 1"]
+
+
+def test_a_job_that_slurm_can_never_start_is_given_up(tmp_path: Path, controller: Callable[..., list[str]]) -> None:
+    calls = controller([HELD])
+    with pytest.raises(JobFailedError, match=r"could not start job 1 in 4 tries.*exclude in cluster\.engine\.sbatch"):
+        launcher().run(job(tmp_path))
+    assert calls == ["submit", "release 1", "release 1", "release 1", "cancel 1"]
+
+
+class Interrupted(Answers):
+    """The user presses Ctrl-C while the state is asked for, at each of these places."""
+
+    def __init__(self, *places: int, answers: Answers) -> None:
+        super().__init__(answers)
+        self._places, self._asked = places, 0
+
+    def pop(self, index: int = -1) -> JobState | Exception:  # type: ignore[override]
+        self._asked += 1
+        if self._asked in self._places:
+            raise KeyboardInterrupt
+        return super().pop(index)
+
+
+def test_ctrl_c_lets_a_job_save_its_work_and_ctrl_c_again_cancels_it(
+    tmp_path: Path, controller: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "LOG_SECONDS", 0.01)
+    stopped = JobState("FAILED", 75)
+    calls = controller(Interrupted(2, answers=[RUNNING, RUNNING, stopped, stopped]))
+    with pytest.raises(KeyboardInterrupt):
+        launcher().run(job(tmp_path))
+    assert calls == ["submit", "ask 1"]
+    assert (tmp_path / "logs" / "job.cancelled").exists(), "the job must not be requeued"
+
+    # The second start goes on where the job stopped, and the user is less patient.
+    calls = controller(Interrupted(3, 4, answers=[stopped, RUNNING, stopped, stopped]))
+    with pytest.raises(KeyboardInterrupt):
+        launcher().run(job(tmp_path))
+    assert calls == ["submit", "ask 1", "cancel 1"]
+
+
+def test_ctrl_c_cancels_a_job_that_is_pending(
+    tmp_path: Path, controller: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "LOG_SECONDS", 0.01)
+    pending, cancelled = JobState("PENDING", reason="Priority"), JobState("CANCELLED")
+    calls = controller(Interrupted(2, answers=[pending, pending, cancelled, cancelled]))
+    with pytest.raises(KeyboardInterrupt):
+        launcher().run(job(tmp_path))
+    assert calls == ["submit", "ask 1", "cancel 1"]
 
 
 def test_progress_bars_of_the_log_reach_the_console(

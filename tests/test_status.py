@@ -137,3 +137,12 @@ def test_the_command_prints_the_table(run_dir: Path) -> None:
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "\n".join(status.lines(run_dir)) + "\n"
+
+
+def test_of_the_jobs_of_a_training_the_latest_is_shown(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    begin(run_dir, "iter_01/policy")
+    for time, (job, job_id) in enumerate([("policy-prepare", "41"), ("policy", "42"), ("policy-export", "43")]):
+        submitted(run_dir, f"iter_01/{job}", job_id)
+        os.utime(record_file(run_dir / "logs", f"iter_01-{job}"), (time, time))
+        assert rows(run_dir)["iter_01/policy"][1] == job_id

@@ -495,9 +495,11 @@ def test_a_training_that_diverges_ends_at_that_step_and_publishes_nothing(
 def test_asked_to_stop_saves_and_goes_on_later(
     run_of: Callable[..., Run], launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path
 ) -> None:
-    """SIGTERM to one of two ranks: both stop at the same step, between two checkpoints."""
+    """SIGTERM to one of two ranks: both stop at the same step.
+
+    The save is the second one, after that of step 1. What a first save starts, a stop must not have ended.
+    """
     of = training("dpo", tensor_model_parallel_size=2)
-    of.optim.save_interval = 100
     of.prepare(model_dir, tmp_path / "work")
     assert launch(tmp_path / "work", num_ranks=2, at_step=2, number=signal.SIGTERM) == [1, 1]
     assert "StoppedError" in (tmp_path / "work" / "log_1.txt").read_text()

@@ -15,7 +15,7 @@ import torch
 from nemo_srl.errors import ConfigError
 from nemo_srl.trainers.nemo_aligner.platforms import Machine, check_offload, check_precision, choose, cpu, describe
 from nemo_srl.trainers.nemo_aligner.platforms.adam import FusedAdam
-from nemo_srl.trainers.nemo_aligner.run import out_of_memory
+from nemo_srl.trainers.nemo_aligner.run import forget_attention_choice, out_of_memory
 from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 
 CPU = Machine(torch="2.13.0+cpu")
@@ -203,6 +203,26 @@ assert devices == (torch.cuda.current_device, torch.cuda.Stream, torch.Tensor.cu
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_sites_choice_of_attention_does_not_end_megatron_core(capsys: pytest.CaptureFixture[str]) -> None:
+    environ = {"RANK": "0", "NVTE_FLASH_ATTN": "0", "NVTE_UNFUSED_ATTN": "1", "NVTE_DEBUG": "1"}
+    forget_attention_choice(environ)
+    assert environ == {"RANK": "0", "NVTE_DEBUG": "1"}
+    assert "NVTE_FLASH_ATTN=0, NVTE_UNFUSED_ATTN=1: not used" in capsys.readouterr().err
+    code = """
+import os
+from types import SimpleNamespace
+from megatron.core.models.common.language_module.language_module import LanguageModule
+from megatron.core.transformer.enums import AttnBackend
+from nemo_srl.trainers.nemo_aligner.run import forget_attention_choice
+forget_attention_choice(os.environ)
+LanguageModule._set_attention_backend(SimpleNamespace(config=SimpleNamespace(attention_backend=AttnBackend.auto)))
+"""
+    site = {**os.environ, "RANK": "1", "NVTE_FUSED_ATTN": "0"}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=site)
+    assert done.returncode == 0, done.stderr
+    assert "NVTE" not in done.stderr, "one rank says so"
 
 
 def test_a_stop_request_leaves_the_manager_of_checkpoints_alive(tmp_path: Path) -> None:

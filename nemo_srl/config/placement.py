@@ -19,6 +19,8 @@ class ResourcesConfig:
     partition: str | None = None
     time: str | None = None
     """Time limit in a format of Slurm (`04:00:00`, `2-00:00:00`, minutes)."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Environment variables, over those of the whole cluster."""
     cpus_per_task: int | None = None
     """null: with `cluster.exclusive`, tasks share all cores of their node."""
     sbatch: dict[str, Any] = field(default_factory=dict)
@@ -36,14 +38,16 @@ class ClusterConfig:
     gpus_per_node: int | None = None
     """GPUs of a node. null: do not ask Slurm for GPUs, because it has no GRES for them or there are none."""
     exclusive: bool = True
-    """true: whole nodes. false: nodes are shared with other jobs; then set `cpus_per_task` and `sbatch: {mem: ...}`."""
+    """true: whole nodes with all their memory. false: nodes are shared with other jobs; then set `cpus_per_task` and
+    `sbatch: {mem: ...}`."""
     mpi: str | None = None
     """`srun --mpi`. null: the cluster's default. Containers of NGC mostly need `pmix`."""
     mounts: list[str] = field(default_factory=list)
     """Directories to mount into containers, as `/host` or `/host:/container`. The run directory, this project, models
-    and data are always mounted, at their own paths."""
+    and data are always mounted, at their own paths, and also where links in them lead."""
     env: dict[str, str] = field(default_factory=dict)
-    """Environment variables of every step. They override those of a container image."""
+    """Environment variables of every step. They override those of a container image. `trainer`, `engine` and `stages`
+    have variables of their own beside them."""
     setup: list[str] = field(default_factory=list)
     """Shell lines that run on the first node of a job before its steps, outside the container: `module load ...`."""
     trainer: ResourcesConfig = field(default_factory=ResourcesConfig)

@@ -74,8 +74,9 @@ def size_of(cfg: ServedSettings, *, cache_fraction: float, in_process: bool = Fa
 
 
 def replicas(
-    cfg: ServedSettings, prefix: str, command: Sequence[str], env: Mapping[str, str] | None = None
-) -> tuple[Service, ...]:
+    cfg: ServedSettings, prefix: str, command: Sequence[str], env: Mapping[str, str] | None = None, *,
+    uses_mpi: bool = False,
+) -> tuple[Service, ...]:  # fmt: skip
     """One service for each replica, named `<prefix>0` and so on. All have the same command."""
     return tuple(
         Service(
@@ -86,6 +87,7 @@ def replicas(
             num_gpus=cfg.tensor_parallel_size * cfg.pipeline_parallel_size,
             node=i * cfg.num_nodes // cfg.num_replicas,
             env=env or {},
+            uses_mpi=uses_mpi,
         )
         for i in range(cfg.num_replicas)
     )

@@ -23,6 +23,8 @@ class LauncherBackend:
     """Raises `ConfigError`, at set-up, for a number of nodes that it cannot use. Given: the setting's key and value."""
     close: Callable[[Launcher], None] = lambda launcher: None
     """Called at the end of a run, also after an error, with what `open` returned. Stops what the launcher kept."""
+    visible_seconds: float = 0.0
+    """So late may the files of a job appear here, because it runs on another machine."""
 
 
 def launcher_backend(settings: Any) -> LauncherBackend:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -15,8 +17,12 @@ from nemo_srl.launchers.logs import how_it_ended, tail
 from nemo_srl.launchers.services import RunningServices
 from nemo_srl.protocols import Job, JobStep
 
+SAVE_SECONDS = 600
+"""After Ctrl-C, a step may save its work for so long. A checkpoint of 70B parameters takes minutes."""
 GRACE_SECONDS = 30
-"""Time between TERM and KILL when a job is stopped."""
+"""Time between TERM and KILL when a step is ended."""
+
+log = logging.getLogger(__name__)
 
 
 def nodes_key(job: Job) -> str:
@@ -35,13 +41,17 @@ def step_failed(job: Job, step: JobStep, code: int) -> JobFailedError:
 
 
 def run_step(
-    command: Sequence[str], env: Mapping[str, str], log_path: Path, services: RunningServices | None = None
-) -> int:
-    """Run a command to its end and return its exit status. Its output goes to the log."""
+    command: Sequence[str], env: Mapping[str, str], log_path: Path, services: RunningServices | None = None,
+    ask_to_stop: Callable[[], None] | None = None,
+) -> int:  # fmt: skip
+    """Run a command to its end and return its exit status. Its output goes to the log.
+
+    After Ctrl-C, `ask_to_stop` is called, which lets it save its work and end. By default, it gets TERM.
+    """
     services = services or RunningServices(())
-    with log_path.open("ab") as log:
-        log.write(f"$ {' '.join(command)}\n".encode())
-        log.flush()
+    with log_path.open("ab") as file:
+        file.write(f"$ {' '.join(command)}\n".encode())
+        file.flush()
         process = subprocess.Popen(
             command, env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -49,10 +59,12 @@ def run_step(
         assert process.stdout is not None
         try:
             with process.stdout as output, services.ending(process):
-                _copy_output(output, log)
+                _copy_output(output, file)
                 return process.wait()
-        except BaseException:
-            _stop(process)
+        except BaseException as e:
+            if isinstance(e, KeyboardInterrupt):
+                log.warning("stopping: what runs may save its work. Ctrl-C again ends it at once.")
+            _stop(process, ask_to_stop or (lambda: send(process, signal.SIGTERM)))
             raise
 
 
@@ -65,14 +77,23 @@ def _copy_output(source: IO[bytes], log: IO[bytes]) -> None:
     console.end()
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the process group that `run_step` started: TERM, a grace period, KILL."""
-    for sig in (signal.SIGTERM, signal.SIGKILL):
+def send(process: subprocess.Popen[bytes], sig: signal.Signals) -> None:
+    """Send a signal to the process group that `run_step` started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, sig)
+
+
+def _stop(process: subprocess.Popen[bytes], ask: Callable[[], None]) -> None:
+    """Ask the step to save its work and end. Then TERM, a grace period, and KILL. Ctrl-C ends the waiting."""
+    ways = (
+        (ask, SAVE_SECONDS),
+        (lambda: send(process, signal.SIGTERM), GRACE_SECONDS),
+        (lambda: send(process, signal.SIGKILL), GRACE_SECONDS),
+    )
+    for way, seconds in ways:
         try:
-            os.killpg(process.pid, sig)
-            process.wait(GRACE_SECONDS)
+            way()
+            process.wait(seconds)
             return
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
             continue

@@ -45,6 +45,8 @@ LOOPBACK = "127.0.0.1"
 SETTLE_SECONDS = 1.0
 """A signal for all processes of a step may reach a server a moment before it reaches this process."""
 
+_OF_THE_STEP = re.compile(r"SLURM_|PMI_|PMIX_|OMPI_")
+"""How the names of variables begin that describe a step to MPI."""
 _ADDRESS_IN_USE = re.compile(rb"address already in use|failed to bind|errno 98|EADDRINUSE", re.IGNORECASE)
 
 
@@ -175,20 +177,20 @@ def running(
     job_name: str,
     log_dir: Path,
     host: str = LOOPBACK,
-    environ: Mapping[str, str] = os.environ,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Iterator[RunningServices]:
     """Start `services`, wait until all are healthy, and stop them at the end, also after an error.
 
-    They listen on `host`, an address of this machine, and start with the variables `environ`. While they load,
-    `meanwhile` is called. It may raise, which ends the waiting.
+    They listen on `host`, an address of this machine. While they load, `meanwhile` is called. It may raise, which ends
+    the waiting.
     """
     devices = _devices(services)
     started = [_Running(s, log_dir / f"{job_name}-{s.name}.log", host) for s in services]
 
     def start(s: _Running) -> None:
         own = {"CUDA_VISIBLE_DEVICES": found} if (found := devices[s.service.name]) is not None else {}
-        _start(s, {**environ, "PYTHONUNBUFFERED": "1", **s.service.env, **own}, taken={x.port for x in started})
+        environ = {**without_step(os.environ), "PYTHONUNBUFFERED": "1", **s.service.env, **own}
+        _start(s, environ, taken={x.port for x in started})
 
     log_dir.mkdir(parents=True, exist_ok=True)
     try:
@@ -214,6 +216,12 @@ def check_for_a_moment(failure: Callable[[], str | None]) -> None:
 def environment_of(urls: Mapping[str, str]) -> dict[str, str]:
     """The variables by which steps find services (`protocols.SERVICES_VARIABLE`)."""
     return {SERVICES_VARIABLE: json.dumps(dict(urls))} if urls else {}
+
+
+def without_step(environ: Mapping[str, str]) -> dict[str, str]:
+    """Without the variables of a Slurm step or of MPI. With them, a server that uses MPI would take the job's nodes for
+    its own: every replica would start its workers on the first node, or wait for ranks that do not exist."""
+    return {key: value for key, value in environ.items() if not _OF_THE_STEP.match(key)}
 
 
 def _start(s: _Running, env: Mapping[str, str], *, taken: set[int]) -> None:

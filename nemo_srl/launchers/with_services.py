@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -42,11 +41,10 @@ from nemo_srl.launchers.services import (
 from nemo_srl.protocols import EXIT_STOPPED, Job, Service
 
 PASS_ON_SECONDS = 1.0
-"""Slurm mostly sends TERM to every process of a step. The command should not get a second one while it leaves. So TERM
-is passed on only if the command still runs after this time."""
-
-_OF_THE_STEP = re.compile(r"SLURM_|PMI_|PMIX_|OMPI_")
-"""How the names of variables begin that describe a step to MPI."""
+"""Some Slurms send TERM to every process of a step. The command should not get a second one while it leaves. So TERM is
+passed on only if the command still runs after this time."""
+MPIRUN = ("mpirun", "-n", "1", "--oversubscribe", "--bind-to", "none", "--allow-run-as-root")
+"""TensorRT-LLM's documents start `trtllm-serve` so under Slurm. `--bind-to none`: else all threads share one core."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,9 @@ class Spec:
     @classmethod
     def read(cls, path: Path) -> Spec:
         spec = json.loads(path.read_text())
-        services = [Service(**{**s, "health_paths": tuple(s["health_paths"])}) for s in spec["services"]]
+        services = [
+            _started_by_mpi(Service(**{**s, "health_paths": tuple(s["health_paths"])})) for s in spec["services"]
+        ]
         return cls(spec["job_name"], Path(spec["log_dir"]), spec["num_nodes"], services)
 
     def on(self, node: int) -> list[Service]:
@@ -75,6 +75,11 @@ class Spec:
     @property
     def start_timeout_seconds(self) -> float:
         return max(s.start_timeout_seconds for s in self.services)
+
+
+def _started_by_mpi(service: Service) -> Service:
+    """Inside a job, a program that uses MPI would take itself for a rank of the step, and wait for the others."""
+    return replace(service, command=(*MPIRUN, *service.command)) if service.uses_mpi else service
 
 
 def to_spec(job: Job) -> dict[str, Any]:
@@ -135,7 +140,7 @@ def _lead(spec: Spec, command: Sequence[str], term: _Term) -> int:
         services={node: [s.name for s in spec.on(node)] for node in range(1, spec.num_nodes)},
         timeout_seconds=spec.start_timeout_seconds,
     )  # fmt: skip
-    with leader, spec.running(0, environ=without_step(os.environ), meanwhile=leader.check) as services:
+    with leader, spec.running(0, meanwhile=leader.check) as services:
         urls = dict(services.urls)
         for node, (host, ports) in sorted(leader.ports(services.check).items()):
             for s in spec.on(node):
@@ -155,8 +160,7 @@ def _follow(spec: Spec, node: int, term: _Term) -> int:
     )  # fmt: skip
     with member:
         try:
-            environ = without_step(os.environ)
-            with spec.running(node, host=member.host, environ=environ, meanwhile=member.check) as services:
+            with spec.running(node, host=member.host, meanwhile=member.check) as services:
                 # From here on, the first node says when the job has ended. After TERM, the command may still need these
                 # services while it saves.
                 term.note_only(services)
@@ -229,12 +233,6 @@ def start_token(environ: Mapping[str, str]) -> str:
     """The token of this start of this step. Other submissions, other steps and earlier starts have other tokens."""
     names = ("NEMO_SRL_TOKEN", "SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")
     return ".".join(environ.get(name, "") for name in names)
-
-
-def without_step(environ: Mapping[str, str]) -> dict[str, str]:
-    """Without the variables of the step. With them, `mpirun` in a server would take the job's nodes for its own. Every
-    replica would then start its workers on the first node."""
-    return {key: value for key, value in environ.items() if not _OF_THE_STEP.match(key)}
 
 
 def _variable(name: str) -> str:

@@ -2,8 +2,9 @@
 
 Each node is a set of namespaces (network, processes, mounts, host name) with a slurmd of its own. So
 MASTER_ADDR=127.0.0.1 or a file in /tmp fails as on a cluster. `simpyxis.c` takes the options of pyxis and stands in for
-containers. The tests need root, the right to make namespaces, and Debian's packages. These are installed only if the
-environment allows it (`NEMO_SRL_INSTALL_SLURM=1`). Elsewhere the tests are skipped.
+containers. Signals reach only the tasks of a step, as with cgroups (`proctrack_leaders.c`). The tests need root, the
+right to make namespaces, and Debian's packages. These are installed only if the environment allows it
+(`NEMO_SRL_INSTALL_SLURM=1`). Elsewhere the tests are skipped.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class Cluster:
     """All nodes see the directory `shared` under the same path."""
 
     shared: Path
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def run(self, *command: str) -> str:
         """Run a command on the login node, and return its output."""
@@ -48,10 +50,12 @@ class Cluster:
     def start(self, *command: str, log: Path, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start a command on the login node, in the background, in a process group of its own."""
         with log.open("ab") as f:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [str(SIM), "exec", *command], stdout=f, stderr=subprocess.STDOUT, cwd=PROJECT, start_new_session=True,
                 env={**os.environ, "PYTHONPATH": str(PROJECT), **(env or {})},
             )  # fmt: skip
+        self.started.append(process)
+        return process
 
     def control(self, *arguments: str) -> None:
         subprocess.run([str(SIM), *arguments], check=True, capture_output=True)
@@ -87,15 +91,20 @@ def cluster() -> Iterator[Cluster]:
         "SLURMSIM_ROOT": str(root),
         "SLURMSIM_NODES": str(NUM_NODES),
         "SLURMSIM_PYXIS": str(HERE / "simpyxis.c"),
+        "SLURMSIM_PROCTRACK": str(HERE / "proctrack_leaders.c"),
         "SLURMSIM_SHARED": " ".join(sorted(p for p in needed if p.startswith("/tmp/"))),
     }
     started = subprocess.run([str(SIM), "start"], text=True, capture_output=True, check=False)
     if started.returncode:
         shutil.rmtree(root, ignore_errors=True)
         pytest.skip(f"no Slurm on this machine: {started.stderr.strip().splitlines()[-1:]}")
+    found = Cluster(root / "shared")
     try:
-        yield Cluster(root / "shared")
+        yield found
     finally:
+        for process in found.started:  # those of tests that failed
+            if process.poll() is None:
+                kill(process)
         subprocess.run([str(SIM), "stop"], check=False, capture_output=True)
         shutil.rmtree(root, ignore_errors=True)
 

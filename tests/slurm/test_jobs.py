@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -82,6 +84,7 @@ def test_ranks_over_two_nodes_in_containers(cluster: Cluster, idiom: str) -> Non
     settings = {
         "gpus_per_node": 8, "mpi": "pmix", "env": {"PATH_OF_IMAGE": "ours, with a comma"},
         "trainer": {"container": IMAGE, "python": sys.executable}, "mounts": [f"{sys.prefix}:{sys.prefix}"],
+        "exclusive": True,
     }  # fmt: skip
     names = ("PATH_OF_IMAGE", "CUDA_VISIBLE_DEVICES", "MASTER_ADDR")
     code = WHO + f"os.write(1, (' '.join(os.environ[n] for n in {names}) + '\\n').encode())"
@@ -98,6 +101,26 @@ def test_ranks_over_two_nodes_in_containers(cluster: Cluster, idiom: str) -> Non
     mine = [c for c in cluster.containers() if c["job"] == int(job_id_of(spec) or 0)]
     assert len(mine) == (4 if idiom == "srun" else 2)
     assert all(c["image"] == IMAGE and str(PROJECT) in c["mounts"] for c in mine)
+
+
+def test_the_steps_of_a_job_share_one_unpacked_image_which_is_removed_at_the_end(cluster: Cluster) -> None:
+    removed = cluster.shared / "image" / "removed"
+    settings = {
+        "trainer": {"container": IMAGE, "python": sys.executable}, "mounts": [f"{sys.prefix}:{sys.prefix}"],
+        "setup": [f"export PATH={removed.parent}/bin:$PATH"],
+    }  # fmt: skip
+    spec = write_spec(cluster, removed.parent.name, "pass", "pass", settings=settings)
+    enroot = removed.parent / "bin" / "enroot"
+    enroot.parent.mkdir()
+    enroot.write_text(f'#!/bin/sh\necho "$@" >> {removed}\n')
+    enroot.chmod(0o755)
+    assert run(cluster, spec) == 0, spec.with_name("out").read_text() + log_of(spec)
+    job_id = job_id_of(spec) or ""
+    first, second = [c for c in cluster.containers() if c["job"] == int(job_id)]
+    assert (first["unpacked"], second["unpacked"]) == (True, False)
+    wait_for(lambda: removed.exists() and removed.read_text().count("\n") == 2)
+    names = [line.split()[-1] for line in removed.read_text().splitlines()]
+    assert names == [f"pyxis_{first['name']}", f"pyxis_{job_id}_{first['name']}"]
 
 
 def test_services_are_healthy_before_the_step_and_gone_after_it(cluster: Cluster) -> None:
@@ -236,13 +259,52 @@ def test_a_killed_orchestrator_finds_its_job_again(cluster: Cluster) -> None:
     assert cluster.job(job_id or "")["JobState"] == "COMPLETED"
 
 
-def test_an_interrupt_cancels_the_job(cluster: Cluster) -> None:
-    spec = write_spec(cluster, "interrupted", "import time; time.sleep(600)")
+def test_after_an_interrupt_the_job_saves_its_work_and_is_not_requeued(cluster: Cluster) -> None:
+    saved = cluster.shared / "interrupted" / "saved"
+    spec = write_spec(cluster, saved.parent.name, TRAINS.format(saved=str(saved)))
     orchestrator = start(cluster, spec)
-    wait_for(lambda: "step s0" in log_of(spec))
+    wait_for(lambda: "training" in log_of(spec))
     kill(orchestrator, signal.SIGINT)
     assert orchestrator.returncode != 0
+    assert saved.read_text() == "step 3"
+    assert "not requeued" in log_of(spec)
+    found = cluster.job(job_id_of(spec) or "")
+    assert (found["JobState"], found["Restarts"]) == ("FAILED", "0")
+
+
+def test_a_second_interrupt_cancels_the_job(cluster: Cluster) -> None:
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); "
+    spec = write_spec(cluster, "impatient", code + "time.sleep(600)")
+    orchestrator = start(cluster, spec)
+    wait_for(lambda: "deaf" in log_of(spec))
+    os.killpg(orchestrator.pid, signal.SIGINT)
+    wait_for(lambda: "Ctrl-C again" in spec.with_name("out").read_text())
+    kill(orchestrator, signal.SIGINT)
     assert cluster.job(job_id_of(spec) or "")["JobState"] == "CANCELLED"
+
+
+def test_after_an_interrupt_a_step_inside_an_allocation_saves_its_work(cluster: Cluster) -> None:
+    saved = cluster.shared / "interrupted_inside" / "saved"
+    spec = write_spec(cluster, saved.parent.name, TRAINS.format(saved=str(saved)), launcher={"name": "srun"})
+    command = (sys.executable, "-m", "tests.slurm.run_job", str(spec))
+    outer = cluster.start("salloc", "--nodes=1", "--time=5", *command, log=spec.with_name("out"))
+    wait_for(lambda: "training" in log_of(spec))
+    (pid,) = processes_of(*command)
+    os.kill(pid, signal.SIGINT)
+    outer.wait(120)  # salloc ends with 0 when a signal has ended its command
+    assert "may save its work" in spec.with_name("out").read_text()
+    assert saved.read_text() == "step 3"
+
+
+def processes_of(*command: str) -> list[int]:
+    """The processes with exactly this command line."""
+    wanted = b"".join(word.encode() + b"\0" for word in command)
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes() == wanted:
+                found.append(int(path.parent.name))
+    return found
 
 
 def test_before_the_time_limit_a_training_saves_and_goes_on_later(cluster: Cluster) -> None:

@@ -3,8 +3,9 @@
 Containers are stand-ins. So is TensorRT-LLM, with a replica on each of the 2 nodes.
 
 One run is left alone. Another one meets four faults in turn: the warning before a time limit in the middle of SFT, a
-node that dies in the middle of generation, a killed orchestrator, and a node that dies in the middle of DPO. Both must
-have published the same bytes. No model call that was completed may be made again.
+node that dies in the middle of generation, a killed orchestrator, and a node that dies in the middle of DPO. All the
+time, its storage shows files late. Both must have published the same bytes. No model call that was completed may be
+made again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -25,14 +27,20 @@ from tests.slurm.conftest import PROJECT, Cluster, kill, wait_for
 from tests.tiny_loop import published, tiny_settings
 
 IMAGE = "nvcr.io#nvidia/nemo:25.02"
+LATE_SECONDS = 5
+"""Longer than a job takes to start, which is what counts. On a cluster it may be a minute."""
 
 
 @pytest.fixture(scope="module")
 def overrides(cluster: Cluster) -> list[str]:
-    """As in tests/test_loop.py, with enough steps in a row for an interruption."""
+    """As in tests/test_loop.py, with enough steps in a row for an interruption.
+
+    The model is a directory of links, as in a cache of Hugging Face. A container sees only what is mounted.
+    """
     path = f"{PROJECT / 'tests' / 'stubs'}:{Path(sys.executable).parent}:/usr/bin:/bin"
     settings = {
         **tiny_settings(cluster.shared / "tiny"),
+        "model.path": str(snapshot_of(cluster.shared / "tiny" / "model", cluster.shared / "hub")),
         "engine": "trtllm",
         "engine.max_concurrency": 1,
         "engine.num_nodes": 2,
@@ -59,12 +67,23 @@ def overrides(cluster: Cluster) -> list[str]:
     return [f"{key}={value}" for key, value in settings.items()]
 
 
+def snapshot_of(model_dir: Path, hub: Path) -> Path:
+    """The model, as Hugging Face's cache has it."""
+    snapshot = hub / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    shutil.move(model_dir, hub / "blobs")
+    for path in (hub / "blobs").iterdir():
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    return snapshot
+
+
 class Run:
     """An orchestrator on the login node and its run directory."""
 
-    def __init__(self, cluster: Cluster, name: str, overrides: list[str]) -> None:
+    def __init__(self, cluster: Cluster, name: str, overrides: list[str], *, late_seconds: float = 0) -> None:
         self.cluster, self.run_dir, self.log = cluster, cluster.shared / name, cluster.shared / f"{name}.log"
-        self._command = [sys.executable, "recipes/iterate.py", f"run_dir={self.run_dir}", *overrides]
+        late = ["-m", "tests.slurm.late_storage", str(late_seconds)] if late_seconds else []
+        self._command = [sys.executable, *late, "recipes/iterate.py", f"run_dir={self.run_dir}", *overrides]
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -77,7 +96,7 @@ class Run:
     def wait_for_lines(self, path: str, number: int) -> None:
         """Wait until a stage has so many calls in its journal, or has trained so many steps."""
         file = self.run_dir / path
-        wait_for(lambda: self._going() and file.exists() and file.read_bytes().count(b"\n") >= number, 240)
+        wait_for(lambda: self._going() and file.exists() and file.read_bytes().count(b"\n") >= number, 500)
 
     def _going(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()[-4000:]
@@ -110,7 +129,7 @@ class Run:
         return sum(log.read_text().count("answered a sample") for log in logs)
 
     def finish(self) -> None:
-        assert self.process.wait(400) == 0, self.log.read_text()[-4000:]
+        assert self.process.wait(600) == 0, self.log.read_text()[-4000:]
 
 
 def disturb(cluster: Cluster, run: Run, record_property: Callable[[str, object], None]) -> None:
@@ -130,7 +149,7 @@ def disturb(cluster: Cluster, run: Run, record_property: Callable[[str, object],
     cluster.node_returns(first)
 
     # Early, so that the job still runs when the new orchestrator looks for it.
-    wait_for(lambda: (run.run_dir / "logs" / "iter_01-judgements.log").exists(), 240)
+    wait_for(lambda: (run.run_dir / "logs" / "iter_01-judgements.log").exists(), 500)
     run.restart()
     table = run.status()
     assert re.search(rf"^iter_01/candidates +published +{run.job_id('iter_01-candidates')} +\d+ s$", table, re.M), table
@@ -158,7 +177,8 @@ def test_all_faults_in_one_run_leave_what_an_undisturbed_run_leaves(
 
     began = time.monotonic()
     # Slower servers, so that there is a middle of the generation in which a node can die.
-    run = Run(cluster, "disturbed", [*overrides, "+cluster.env.NEMO_SRL_STUB_FAULTS='{\"slow_seconds\": 0.5}'"])
+    slow = "+cluster.env.NEMO_SRL_STUB_FAULTS='{\"slow_seconds\": 0.5}'"
+    run = Run(cluster, "disturbed", [*overrides, slow], late_seconds=LATE_SECONDS)
 
     disturb(cluster, run, record_property)
     record_property("seconds_disturbed", time.monotonic() - began)

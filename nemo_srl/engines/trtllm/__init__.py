@@ -27,6 +27,7 @@ from nemo_srl.engines.trtllm.settings import TrtllmSettings
 from nemo_srl.protocols import GenerationEngine, Service
 
 SERVICE_PREFIX = "trtllm-"
+PROGRAM = "trtllm-serve"
 
 
 def services(cfg: TrtllmSettings, model_dir: Path, directory: Path) -> tuple[Service, ...]:
@@ -44,7 +45,8 @@ def services(cfg: TrtllmSettings, model_dir: Path, directory: Path) -> tuple[Ser
         write_options(cfg, directory),
         max_seq_len=max_seq_len(cfg, read_spec(model_dir)),
     )
-    return replicas(cfg, SERVICE_PREFIX, command)
+    # A user who puts something before the program has chosen how it starts.
+    return replicas(cfg, SERVICE_PREFIX, command, uses_mpi=Path(cfg.command[0]).name == PROGRAM)
 
 
 def _link(model_dir: Path, link: Path) -> Path:

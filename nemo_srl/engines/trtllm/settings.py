@@ -17,8 +17,8 @@ class TrtllmSettings(ServedSettings):
     max_batch_size: int = 32
     """Sequences that one replica decodes together."""
     command: list[str] = field(default_factory=lambda: ["trtllm-serve"])
-    """The program, and what stands before it. Under Slurm, TensorRT-LLM wants
-    `[mpirun, -n, "1", --oversubscribe, --allow-run-as-root, trtllm-serve]`."""
+    """The program, and what stands before it. In a Slurm job, `mpirun -n 1` is put before a bare `trtllm-serve`, which
+    would hang without it."""
     in_process: bool = False
     """Use TensorRT-LLM's `LLM` class in the stage's own process, with one replica and no servers."""
     backend: str = "pytorch"

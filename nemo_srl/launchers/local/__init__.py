@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from nemo_srl.errors import ConfigError
 from nemo_srl.launchers import LauncherBackend
-from nemo_srl.launchers.processes import log_file, nodes_key, run_step, step_failed
+from nemo_srl.launchers.processes import SAVE_SECONDS, log_file, nodes_key, run_step, step_failed
 from nemo_srl.launchers.services import RunningServices, check_for_a_moment, running
 from nemo_srl.protocols import Job, JobStep, Launcher, Service
 
@@ -98,7 +98,9 @@ def environment(step: JobStep, job: Job) -> dict[str, str]:
     """This process's environment, the job's own, and one share of the cores for each rank."""
     ranks = job.num_ranks_per_node if step.distributed else 1
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)
-    return {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1", **job.env}
+    # So long, torchrun lets ranks save after Ctrl-C. An older torch does not know the variable, and gives them 30 s.
+    ours = {"OMP_NUM_THREADS": str(threads), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVE_SECONDS)}
+    return {**ours, **os.environ, "PYTHONUNBUFFERED": "1", **job.env}
 
 
 def _close(launcher: Launcher) -> None:

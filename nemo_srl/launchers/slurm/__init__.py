@@ -11,9 +11,12 @@ submission (`.slurm.json`). The record is written before sbatch is called, and c
 record's token as its comment. So an orchestrator may die at any point: when it is started again, it finds its running
 job and follows it, and does not submit a second one.
 
+A training on several nodes is three jobs, since its first and last step need one node only: `iter_01-policy-prepare`,
+`iter_01-policy` and `iter_01-policy-export`.
+
 A job that Slurm stopped (time limit, preemption, dead node) requeues itself. If it did not, it is submitted again here.
-Both together happen at most `launcher.max_requeues` times. Ctrl-C cancels the job. A killed orchestrator leaves it
-running.
+Both together happen at most `launcher.max_requeues` times. After Ctrl-C, the job saves its work and ends. A second
+Ctrl-C cancels it at once. A killed orchestrator leaves it running.
 
 Raises `JobFailedError` with the end of the log when a job fails, and `ConfigError` when Slurm refuses it.
 """
@@ -39,15 +42,21 @@ from nemo_srl.launchers.slurm import client
 from nemo_srl.launchers.slurm.client import JobState, SlurmUnavailableError
 from nemo_srl.launchers.slurm.script import render
 from nemo_srl.launchers.slurm.settings import SlurmSettings
-from nemo_srl.launchers.slurm.steps import write_step_files
+from nemo_srl.launchers.slurm.steps import cancelled_file, parts, write_step_files
 from nemo_srl.protocols import EXIT_STOPPED, Job
+from nemo_srl.shared_storage import VISIBLE_SECONDS
 
 SETTLE_SECONDS = 45.0
 """If a state such as NODE_FAIL lasts longer, the job has ended. A job that is requeued has it as well, for a moment."""
 LOG_SECONDS = 1.0
 """Time between two looks at the log."""
 CANCEL_SECONDS = 60.0
-"""After Ctrl-C, the launcher waits so long for the cancelled job to end."""
+"""The launcher waits so long for a cancelled job to end."""
+MAX_RELEASES = 3
+"""A job that Slurm could not start is released so often."""
+
+LAUNCH_FAILED = "LAUNCH_FAILED"
+"""Our name for the end of a job that Slurm could not start."""
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +100,12 @@ class SlurmLauncher:
     def run(self, job: Job) -> None:
         """Run the job, or follow the one that runs already."""
         job.log_dir.mkdir(parents=True, exist_ok=True)
-        submission = self._find(job)
+        found = [(part, self._find(part)) for part in parts(job)]
+        under_way = [i for i, (_, submission) in enumerate(found) if submission is not None]
+        for part, submission in found[max(under_way, default=0) :]:
+            self._run(part, submission)
+
+    def _run(self, job: Job, submission: Submission | None) -> None:
         if submission is not None:
             log.info("%s: job %s is under way, following it", job.name, submission.job_id)
         else:
@@ -100,6 +114,8 @@ class SlurmLauncher:
             end = self._follow(job, submission)
             if end.name == "COMPLETED":
                 return
+            if end.name == LAUNCH_FAILED:
+                client.cancel(submission.job_id or "")
             if not _was_stopped(end) or submission.num_submissions > self._launcher.max_requeues:
                 raise JobFailedError(_explain(job, submission, end))
             log.info("%s: job %s ended as %s and was not requeued", job.name, submission.job_id, end.name)
@@ -110,9 +126,10 @@ class SlurmLauncher:
     def _submit(self, job: Job, *, num_submissions: int) -> Submission:
         submission = Submission(secrets.token_hex(8), num_submissions=num_submissions)
         text = render(job, launcher=self._launcher, cluster=self._cluster, token=submission.token)
-        script = job.log_dir / f"{job.name}.sbatch"
+        script = _script_file(job)
         write_atomic(script, text)
         write_step_files(job, token=submission.token)
+        cancelled_file(job).unlink(missing_ok=True)
         record = record_file(job.log_dir, job.name)
         write_atomic(record, json.dumps(asdict(submission)) + "\n")
         submission = replace(submission, job_id=client.submit(script))
@@ -128,7 +145,7 @@ class SlurmLauncher:
         while True:
             try:
                 if found.job_id is None:
-                    job_id = client.find(found.comment)
+                    job_id = client.find(found.comment, _script_file(job))
                     if job_id is None:
                         return None  # the orchestrator died before sbatch had submitted the job
                     found = replace(found, job_id=job_id)
@@ -147,22 +164,37 @@ class SlurmLauncher:
         try:
             return _Follower(job, submission.job_id, console, self._launcher.poll_seconds).to_the_end()
         except KeyboardInterrupt:
-            log.warning("%s: cancelling job %s", job.name, submission.job_id)
-            self._cancel(job, submission.job_id)
+            self._stop(job, submission.job_id)
             raise
         finally:
             console.end()
 
-    def _cancel(self, job: Job, job_id: str) -> None:
+    def _stop(self, job: Job, job_id: str) -> None:
+        """After Ctrl-C: let the job save its work. A checkpoint of 70B parameters takes minutes."""
+        log.warning("%s: job %s saves its work and ends. Ctrl-C again cancels it at once.", job.name, job_id)
+        try:
+            cancelled_file(job).touch()
+            client.ask_to_stop(job_id)
+            if self._ends(job, job_id, self._launcher.signal_seconds):
+                return
+        except KeyboardInterrupt:
+            pass
+        log.warning("%s: cancelling job %s", job.name, job_id)
         client.cancel(job_id)
-        deadline = time.monotonic() + CANCEL_SECONDS
+        self._ends(job, job_id, CANCEL_SECONDS)
+
+    def _ends(self, job: Job, job_id: str, seconds: float) -> bool:
+        """Wait for a job that was told to end. Returns whether it did. One that is pending does not by itself."""
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
-                if client.state(job_id, exit_file=_exit_file(job)).name in client.FINAL:
-                    return
+                state = client.state(job_id, exit_file=_exit_file(job))
+                if state.name in client.FINAL or state.name == "PENDING":
+                    return state.name in client.FINAL
             except SlurmUnavailableError as e:
                 log.warning("%s", e)
             time.sleep(LOG_SECONDS)
+        return False
 
 
 class _Follower:
@@ -174,6 +206,7 @@ class _Follower:
         self._log_path = log_file(job)
         self._position = self._log_path.stat().st_size if self._log_path.exists() else 0
         self._restarts = 0
+        self._releases = 0
 
     def to_the_end(self) -> JobState:
         """The state in which the job ended."""
@@ -191,6 +224,8 @@ class _Follower:
                 else:
                     warned = False
                     self._tell(state)
+                    if state.reason == client.LAUNCH_FAILED and not self._release():
+                        return JobState(LAUNCH_FAILED)
                     # A final state through which jobs may pass counts only after it has lasted for SETTLE_SECONDS.
                     if state.name not in client.PASSING:
                         settled_at = float("inf")
@@ -207,6 +242,15 @@ class _Follower:
             self._restarts = state.restarts
         if state.name == "PENDING":
             self._console.show(f"job {self._job_id} is pending ({state.reason})")
+
+    def _release(self) -> bool:
+        """Let Slurm try again to start the job. Returns False after several times."""
+        self._releases += 1
+        if self._releases > MAX_RELEASES:
+            return False
+        log.warning("%s: Slurm could not start job %s and holds it; releasing it", self._job.name, self._job_id)
+        client.release(self._job_id)
+        return True
 
     def _show_log(self) -> None:
         try:
@@ -236,13 +280,22 @@ def _explain(job: Job, submission: Submission, end: JobState) -> str:
         "GONE": " Slurm does not know it any more, and it left no exit status.",
     }
     hint = hints.get(end.name, "")
+    if end.name == LAUNCH_FAILED:
+        return (
+            f"{job.name} failed: Slurm could not start job {submission.job_id} in {MAX_RELEASES + 1} tries. `sinfo -R` "
+            f"may name a bad node. Leave it out (exclude in cluster.{job.role}.sbatch), and run again to go on."
+        )
     if not log_path.exists():
         hint += f" Slurm could not write {log_path}: is run_dir on a file system that all nodes share?"
     return f"{job.name} failed: Slurm job {submission.job_id} ended as {how}.{hint}\n{tail(log_path)}"
+
+
+def _script_file(job: Job) -> Path:
+    return job.log_dir / f"{job.name}.sbatch"
 
 
 def _exit_file(job: Job) -> Path:
     return job.log_dir / f"{job.name}.exit"
 
 
-BACKEND = LauncherBackend(settings=SlurmSettings, open=SlurmLauncher)
+BACKEND = LauncherBackend(settings=SlurmSettings, open=SlurmLauncher, visible_seconds=VISIBLE_SECONDS)

@@ -1,8 +1,8 @@
 """Slurm's commands, and what they say about a job.
 
 The controller knows a job's state. Once it has forgotten the job, the accounting database knows it. On clusters without
-accounting, the job's script leaves a file. If the controller does not answer, that says nothing about the job, and
-`SlurmUnavailableError` is raised. The commands are Slurm's own, from PATH.
+accounting, or without `sacct` on this node, the job's script leaves a file. If the controller does not answer, that
+says nothing about the job, and `SlurmUnavailableError` is raised. The commands are Slurm's own, from PATH.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ FINAL = frozenset(
 """States in which nothing of a job runs any more. GONE is ours: Slurm does not know the job any more."""
 PASSING = frozenset(("NODE_FAIL", "PREEMPTED", "BOOT_FAIL"))
 """Final states that a job also has for a moment on its way back into the queue."""
+LAUNCH_FAILED = "launch_failed_requeued_held"
+"""Why a job is pending that Slurm could not start, for example because a node's prolog failed. Slurm holds it."""
 
 
 class SlurmUnavailableError(JobFailedError):
@@ -50,16 +53,17 @@ def submit(script: Path) -> str:
     return done.stdout.strip().split(";")[0]
 
 
-def find(comment: str) -> str | None:
-    """The id of this user's job with that comment, if the controller knows one."""
-    done = _slurm("squeue", "--me", "--noheader", "--states=all", "--format=%i|%k")
+def find(comment: str, script: Path) -> str | None:
+    """The id of this user's job with that comment, if the controller knows one.
+
+    Some sites write comments of their own. So without such a job, it is the latest job of this script.
+    """
+    done = _slurm("squeue", "--me", "--noheader", "--states=all", "--sort=-i", "--format=%i|%k|%o")
     if done.returncode:
         raise SlurmUnavailableError(f"squeue: {done.stderr.strip()}")
-    for line in done.stdout.splitlines():
-        job_id, _, found = line.strip().partition("|")
-        if found == comment:
-            return job_id
-    return None
+    jobs = [line.strip().split("|") for line in done.stdout.splitlines()]
+    of_comment = [job[0] for job in jobs if comment in job[1:-1]]
+    return next(iter(of_comment + [job[0] for job in jobs if job[-1] == str(script)]), None)
 
 
 def state(job_id: str, *, exit_file: Path) -> JobState:
@@ -72,17 +76,31 @@ def state(job_id: str, *, exit_file: Path) -> JobState:
         return JobState(name[1], _exit_status(code), reason[1] if reason else "", int(restarts[1]) if restarts else 0)
     if "Invalid job id" not in done.stderr:
         raise SlurmUnavailableError(f"scontrol: {done.stderr.strip() or done.stdout.strip()}")
-    done = _slurm("sacct", "--allocations", "--noheader", "--parsable2", "--jobs", job_id, "--format=State,ExitCode")
-    if done.returncode == 0 and (rows := done.stdout.split("\n")[:-1]):
-        name_field, _, code_field = rows[-1].partition("|")
-        return JobState(name_field.split()[0], _exit_status(re.match(r"(\d+):(\d+)", code_field)))  # "CANCELLED by 0"
+    if shutil.which("sacct"):
+        command = ("sacct", "--allocations", "--noheader", "--parsable2", "--jobs", job_id, "--format=State,ExitCode")
+        done = _slurm(*command)
+        if done.returncode == 0 and (rows := done.stdout.split("\n")[:-1]):
+            name_field, _, code_field = rows[-1].partition("|")
+            status = _exit_status(re.match(r"(\d+):(\d+)", code_field))
+            return JobState(name_field.split()[0], status)  # the name may be "CANCELLED by 0"
     if exit_file.exists() and (words := exit_file.read_text().split())[:1] == [job_id]:
         return JobState("COMPLETED" if words[1] == "0" else "FAILED", int(words[1]))
     return JobState("GONE")
 
 
 def cancel(job_id: str) -> None:
+    """End the job at once."""
     _slurm("scancel", job_id)
+
+
+def ask_to_stop(job_id: str) -> None:
+    """Send the job's script what it gets before a time limit. It lets the steps save their work."""
+    _slurm("scancel", "--batch", "--signal=USR1", job_id)
+
+
+def release(job_id: str) -> None:
+    """Let a held job start."""
+    _slurm("scontrol", "release", job_id)
 
 
 def _exit_status(code: re.Match[str] | None) -> int | None:

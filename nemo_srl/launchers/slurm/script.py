@@ -15,7 +15,15 @@ import jinja2
 from nemo_srl.config import ClusterConfig
 from nemo_srl.errors import ConfigError
 from nemo_srl.launchers.slurm.settings import SlurmSettings
-from nemo_srl.launchers.slurm.steps import gpus_per_node, resources, step_command, step_environment
+from nemo_srl.launchers.slurm.steps import (
+    cancelled_file,
+    container_name,
+    gpus_per_node,
+    removal_of,
+    resources,
+    step_command,
+    step_environment,
+)
 from nemo_srl.protocols import EXIT_STOPPED, Job
 
 TEMPLATE = Path(__file__).with_name("job.sbatch.jinja")
@@ -24,6 +32,7 @@ TEMPLATE = Path(__file__).with_name("job.sbatch.jinja")
 def render(job: Job, *, launcher: SlurmSettings, cluster: ClusterConfig, token: str) -> str:
     """The script. `token` names this submission: in the job's comment, and in the canary file."""
     env = step_environment(cluster, job, token=token)
+    name = container_name(cluster, job, token) if len(job.steps) > 1 else ""
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -34,10 +43,15 @@ def render(job: Job, *, launcher: SlurmSettings, cluster: ClusterConfig, token: 
         directives=_directives(job, launcher, cluster, token),
         env=env,
         exit_stopped=EXIT_STOPPED,
+        cancelled_file=cancelled_file(job),
         max_requeues=launcher.max_requeues,
+        remove_container=removal_of(name, job.num_nodes) if name else (),
         setup=cluster.setup,
         signal_seconds=launcher.signal_seconds,
-        steps=[step_command(s, job, rank_idiom=launcher.rank_idiom, cluster=cluster, env=env) for s in job.steps],
+        steps=[
+            step_command(s, job, rank_idiom=launcher.rank_idiom, cluster=cluster, env=env, container_name=name)
+            for s in job.steps
+        ],
     )
 
 
@@ -76,6 +90,8 @@ def _directives(
         options["cpus-per-task"] = asked.cpus_per_task * job.num_ranks_per_node
     if cluster.exclusive:
         options["exclusive"] = None
+        if not {"mem", "mem-per-cpu", "mem-per-gpu"} & asked.sbatch.keys():
+            options["mem"] = 0  # all of the node's; without it, Slurm gives its default, which may be 4 GB per core
     return list((options | asked.sbatch).items())
 
 

@@ -6,15 +6,31 @@
 #   task.sh rank COMMAND...       one rank of a training
 #   task.sh torchrun PYTHON ...   one node of a training, whose ranks torch's launcher starts
 #
-# The environment holds MASTER_ADDR, MASTER_PORT, NEMO_SRL_RANKS_PER_NODE and the paths and token used below.
+# The environment holds MASTER_ADDR, MASTER_PORT, NEMO_SRL_RANKS_PER_NODE and the paths, times and token used below.
 # Ends with status 2 on a node that does not see the run directory.
 set -u
 
-if [ "$(cat "$NEMO_SRL_CANARY" 2> /dev/null)" != "$NEMO_SRL_TOKEN" ]; then
-  echo "error: $(hostname) does not see $NEMO_SRL_CANARY: run_dir must lie on a file system that all nodes" \
-    "share (and be visible in the container: cluster.mounts)" >&2
-  exit 2
-fi
+# A network file system may show a new file late. To list the directory makes it ask its server again.
+while [ "$(cat "$NEMO_SRL_CANARY" 2> /dev/null)" != "$NEMO_SRL_TOKEN" ]; do
+  if [ "$SECONDS" -ge "$NEMO_SRL_VISIBLE_SECONDS" ]; then
+    echo "error: $(hostname) does not see $NEMO_SRL_CANARY: run_dir must lie on a file system that all nodes" \
+      "share (and be visible in the container: cluster.mounts)" >&2
+    exit 2
+  fi
+  sleep 0.5
+  ls "$(dirname "$NEMO_SRL_CANARY")" > /dev/null 2>&1
+done
+
+# A container may lack the home directory of its user. And compiled kernels belong on the node's own storage.
+scratch=/tmp
+if [ -w "${TMPDIR:-}" ]; then scratch=$TMPDIR; fi
+for name in HOME XDG_CACHE_HOME TRITON_CACHE_DIR; do
+  directory=${!name:-}
+  if [ -z "$directory" ] || ! mkdir -p "$directory" 2> /dev/null || [ ! -w "$directory" ]; then
+    export "$name=$scratch/nemo_srl-$(id -u)/$name"
+    mkdir -p "${!name}"
+  fi
+done
 
 kind=$1
 shift
@@ -27,20 +43,36 @@ case $kind in
     export LOCAL_WORLD_SIZE=$NEMO_SRL_RANKS_PER_NODE GROUP_RANK=$SLURM_NODEID
     ;;
   torchrun)
-    # This is torchrun's static rendezvous. The one of c10d can end a successful run with a traceback.
+    # This is torchrun's static rendezvous. The one of c10d can end a successful run with a traceback. torchrun takes the
+    # place of this shell, because it passes TERM on itself, and a second TERM would make it leave its ranks.
+    # It gives the ranks this time to save. An older torch does not know the variable, and gives them 30 s.
+    export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
     python=$1
     shift
-    set -- "$python" -m torch.distributed.run --nnodes="$SLURM_NNODES" --node-rank="$SLURM_NODEID" \
+    exec "$python" -m torch.distributed.run --nnodes="$SLURM_NNODES" --node-rank="$SLURM_NODEID" \
       --nproc-per-node="$NEMO_SRL_RANKS_PER_NODE" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" "$@"
     ;;
 esac
 
-# This shell must outlive TERM. The command does get TERM, because a trap is not inherited. A command that saved its work
-# and stopped because of TERM ends with status 75. With such a status, Slurm would kill the ranks that are still saving.
-# So a file tells the batch script, and this task ends with status 0.
-trap : TERM
-"$@"
-status=$?
+# With cgroups, Slurm sends TERM to this shell alone, and otherwise to the command as well. So it is passed on. The
+# command takes a second one for the first. A command that saved its work and stopped because of TERM ends with status
+# 75. With such a status, Slurm would kill the ranks that are still saving. So a file tells the batch script, and this
+# task ends with status 0.
+child=''
+told=''
+pass_on() {
+  told=1
+  if [ -n "$child" ]; then kill -TERM "$child" 2> /dev/null; fi
+}
+trap pass_on TERM
+"$@" &
+child=$!
+if [ -n "$told" ]; then pass_on; fi
+while :; do # a trapped signal ends `wait` early
+  wait "$child"
+  status=$?
+  if [ "$status" -le 128 ] || ! kill -0 "$child" 2> /dev/null; then break; fi
+done
 if [ "$status" -eq 75 ]; then
   touch "$NEMO_SRL_STOPPED"
   exit 0

@@ -1,27 +1,37 @@
 """Runs every stage as steps inside the Slurm allocation that the orchestrator itself runs in.
 
 Use it with `sbatch recipes/iterate.sbatch`, or in an interactive `salloc`. No stage waits in the queue. On the other
-hand, the allocation holds all its nodes while a stage uses fewer. Logs, failures and Ctrl-C are as with the local
-launcher. When Slurm tells the steps to save and leave, this raises `StoppedError`, so that the batch script can
-requeue.
+hand, the allocation holds all its nodes while a stage uses fewer. Each node unpacks an image once. Logs, failures and
+Ctrl-C are as with the local launcher. When Slurm tells the steps to save and leave, this raises `StoppedError`, so that
+the batch script can requeue.
 
 Raises `ConfigError` outside an allocation, and for more nodes than it has.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import subprocess
 from collections.abc import Mapping
+from functools import partial
 
 from nemo_srl.config import ClusterConfig
 from nemo_srl.errors import ConfigError, StoppedError
 from nemo_srl.launchers import LauncherBackend
 from nemo_srl.launchers.processes import log_file, nodes_key, run_step, step_failed
 from nemo_srl.launchers.slurm.settings import SrunSettings
-from nemo_srl.launchers.slurm.steps import step_command, step_environment, stopped_file, write_step_files
-from nemo_srl.protocols import Job
+from nemo_srl.launchers.slurm.steps import (
+    container_name,
+    removal_of,
+    step_command,
+    step_environment,
+    stopped_file,
+    write_step_files,
+)
+from nemo_srl.protocols import Job, Launcher
+from nemo_srl.shared_storage import VISIBLE_SECONDS
 
 
 class SrunLauncher:
@@ -30,6 +40,8 @@ class SrunLauncher:
     def __init__(self, launcher: SrunSettings, cluster: ClusterConfig) -> None:
         self._launcher = launcher
         self._cluster = cluster
+        self._containers: dict[str, int] = {}
+        """The names of unpacked images, and the number of nodes that may have them."""
 
     def run(self, job: Job) -> None:
         """Run the steps one after the other."""
@@ -41,14 +53,45 @@ class SrunLauncher:
         stopped = stopped_file(job)
         stopped.unlink(missing_ok=True)
         env = {**os.environ, **_meeting_point(os.environ), **own}
+        container = container_name(self._cluster, job, os.environ["SLURM_JOB_ID"])
+        if container:
+            self._containers[container] = max(job.num_nodes, self._containers.get(container, 0))
+        name = f"nemo_srl-{token}"
         for step in job.steps:
-            rank_idiom = self._launcher.rank_idiom
-            command = step_command(step, job, rank_idiom=rank_idiom, cluster=self._cluster, env=own)
-            code = run_step([*command.srun, *command.command], env, log_file(job))
+            command = step_command(
+                step, job, rank_idiom=self._launcher.rank_idiom, cluster=self._cluster, env=own,
+                container_name=container,
+            )  # fmt: skip
+            srun, *options = command.srun
+            code = run_step(
+                [srun, f"--job-name={name}", *options, *command.command], env, log_file(job),
+                ask_to_stop=partial(_ask_to_stop, name),
+            )  # fmt: skip
             if stopped.exists():
                 raise StoppedError(f"{job.name} was asked to stop in its step {step.name!r}. Run again to go on.")
             if code:
                 raise step_failed(job, step, code)
+
+    def close(self) -> None:
+        """Remove the unpacked images."""
+        for name, num_nodes in self._containers.items():
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                subprocess.run(removal_of(name, num_nodes), capture_output=True, timeout=120, check=False)
+        self._containers = {}
+
+
+def _ask_to_stop(name: str) -> None:
+    """Send TERM to the tasks of the step with this name. srun itself would end them at once."""
+    command = ["squeue", "--steps", "--noheader", f"--jobs={os.environ['SLURM_JOB_ID']}", "--format=%i|%j"]
+    for line in subprocess.run(command, text=True, capture_output=True, check=False).stdout.splitlines():
+        step, _, found = line.strip().partition("|")
+        if found == name:
+            subprocess.run(["scancel", "--signal=TERM", step], capture_output=True, check=False)
+
+
+def _close(launcher: Launcher) -> None:
+    assert isinstance(launcher, SrunLauncher)
+    launcher.close()
 
 
 def _check_allocation(job: Job, environ: Mapping[str, str]) -> None:
@@ -74,4 +117,4 @@ def _meeting_point(environ: Mapping[str, str]) -> dict[str, str]:
     return {"MASTER_ADDR": done.stdout.split()[0], "MASTER_PORT": str(port)}
 
 
-BACKEND = LauncherBackend(settings=SrunSettings, open=SrunLauncher)
+BACKEND = LauncherBackend(settings=SrunSettings, open=SrunLauncher, close=_close, visible_seconds=VISIBLE_SECONDS)

@@ -21,10 +21,13 @@ from nemo_srl.trainers.nemo_aligner import platforms
 from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 from nemo_srl.trainers.nemo_aligner.versions import check_versions
 
+ATTENTION_VARIABLES = ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN")
+
 
 def train(work_dir: Path, settings: NemoAlignerSettings) -> None:
     """Train what `prepare` wrote into `work_dir`. Called on every rank."""
     adopt_rank_environment(os.environ)
+    forget_attention_choice(os.environ)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # checkpoints are written by forked processes
     if not sys.warnoptions:
         # NeMo makes hundreds of warnings, of deprecations and of missing optional packages. Errors stay errors.
@@ -43,6 +46,17 @@ def train(work_dir: Path, settings: NemoAlignerSettings) -> None:
         run_session(work_dir, adapt_plan=platform.adapt_plan)
     except torch.OutOfMemoryError as e:
         raise NemoSrlError(out_of_memory(settings, *torch.cuda.mem_get_info(), torch.cuda.memory_reserved())) from e
+
+
+def forget_attention_choice(environ: dict[str, str] | os._Environ[str]) -> None:
+    """Remove what a site or an image says about the attention of Transformer Engine.
+
+    megatron-core sets these variables itself. It ends with an assertion when one of them has another value
+    (`LanguageModule._set_attention_backend`).
+    """
+    found = [f"{name}={environ.pop(name)}" for name in ATTENTION_VARIABLES if name in environ]
+    if found and environ["RANK"] == "0":
+        print(f"{', '.join(found)}: not used, since megatron-core chooses the attention", file=sys.stderr, flush=True)
 
 
 def choose_platform(settings: NemoAlignerSettings) -> tuple[str, str]:

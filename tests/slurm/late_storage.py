@@ -1,0 +1,44 @@
+"""`python -m tests.slurm.late_storage SECONDS SCRIPT ARGS...`: run an orchestrator on storage that shows files late.
+
+What the orchestrator writes for a job reaches the nodes so much later, and so does what a job publishes reach the
+orchestrator. NFS does this, because a client remembers for a while that a file was not there.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from nemo_srl import artifacts, worker
+from nemo_srl.launchers.slurm import steps
+
+
+def install(seconds: float) -> None:
+    write, read = artifacts.write_atomic, artifacts.Artifact.manifest
+
+    def write_late(path: Path, text: str) -> None:
+        if path.name == artifacts.SPEC or path.suffix == ".canary" or path.name.endswith(".services.json"):
+            path.unlink(missing_ok=True)
+            threading.Timer(seconds, write, [path, text]).start()
+        else:
+            write(path, text)
+
+    def read_late(self: artifacts.Artifact) -> Any:
+        path = self.path / artifacts.MANIFEST
+        if path.exists() and time.time() - path.stat().st_mtime < seconds:
+            return None
+        return read(self)
+
+    vars(worker)["write_atomic"] = vars(steps)["write_atomic"] = write_late
+    artifacts.Artifact.manifest = read_late  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    install(float(sys.argv[1]))
+    sys.argv = sys.argv[2:]
+    sys.path.insert(0, str(Path(sys.argv[0]).parent))
+    runpy.run_path(sys.argv[0], run_name="__main__")
