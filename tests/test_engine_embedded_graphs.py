@@ -27,7 +27,7 @@ from tests.tiny import make_model
 SAMPLED = SamplingParams(temperature=1.0, top_p=0.95, max_tokens=40)
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2"])
+@pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3"])
 def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("graphs") / "model"
     return make_model(directory, ["a tiny text"], vocab_size=300, family=request.param)
