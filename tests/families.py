@@ -13,7 +13,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3")
 OTHERS = FAMILIES[1:]
 _SETTINGS: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": None}, "phi3": {"pad_token_id": 2}}
 _FIXED_HEAD_DIM = ("phi3", "qwen2")

@@ -73,7 +73,7 @@ def test_round_trip_is_bit_exact(tmp_path: Path, family: str, tied: bool) -> Non
     assert num_parameters(spec) == sum(tensor.numel() for tensor in weights(source).values())
 
 
-@pytest.mark.parametrize("family", ["llama"])
+@pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_exported_model_loads_in_transformers_and_answers_the_same(tmp_path: Path, family: str) -> None:
     source = make_llama(tmp_path / "hf", family=family)
     hf_to_nemo(source, tmp_path / "nemo")
