@@ -48,6 +48,7 @@ DPO_ROWS = [
 ]
 SFT_ROWS = [SFTRow(prompt=PROMPT.format(q), response=a) for q in QUESTIONS for a in (*GOOD[:1], *BAD[:1])]
 BETA = 0.3
+LEARNING_RATE = 1e-3
 ADAM_BETA1 = 0.9
 
 
@@ -160,7 +161,7 @@ def training(
     algorithm: str, *, optim: dict[str, Any] | None = None, rows: int | None = None, **trainer: Any
 ) -> Training:
     """`optim` and `trainer` are settings that differ from the usual ones."""
-    usual = {"learning_rate": 1e-3, "min_learning_rate": 1e-4, "max_seq_length": 128, "gradient_clip_val": 0.0}
+    usual = {"learning_rate": LEARNING_RATE, "min_learning_rate": 1e-4, "max_seq_length": 128, "gradient_clip_val": 0.0}
     usual |= {"global_batch_size": 4, "save_interval": 1, "max_epochs": 2 if algorithm == "sft" else 3}
     config = SFTConfig if algorithm == "sft" else partial(DPOConfig, beta=BETA)
     settings = NemoAlignerSettings(**{"precision": "32", **trainer})
@@ -758,8 +759,11 @@ def test_a_step_of_every_family_equals_transformers(
     assert run.steps[0]["loss"] == pytest.approx(loss, rel=1e-5)
     assert run.steps[0]["grad_norm"] == pytest.approx(grad_norm, rel=1e-4)
     if layout:
-        plain = run_of(algorithm, family, optim=ONE_STEP[algorithm])
-        assert max_difference(run.weights, plain.weights) < 1e-4
+        plain = run_of(algorithm, family, optim=ONE_STEP[algorithm]).weights
+        # Adam moves every weight by the learning rate, up or down. Where the gradient is almost 0, rounding decides.
+        assert max_difference(run.weights, plain) < 2.1 * LEARNING_RATE
+        differences = torch.cat([(weight - plain[name]).flatten().abs() for name, weight in run.weights.items()])
+        assert differences.mean() < 0.01 * LEARNING_RATE
     elif algorithm == "dpo":
         assert_reference_is_that_of_transformers(run.work_dir.parent, model_of(family))
 
