@@ -721,7 +721,7 @@ ONE_STEP: dict[str, dict[str, Any]] = {"sft": ALL_ROWS, "dpo": {"max_epochs": 1}
 FAMILY_LAYOUTS: dict[str, dict[str, Any]] = {
     "PP=2": {"pipeline_model_parallel_size": 2},
     "TP=2": {"tensor_model_parallel_size": 2},
-    "TP=2+SP": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+    "TP=2+SP": {"tensor_model_parallel_size": 2, "sequence_parallel": True, "micro_batch_size": 2},
 }
 
 
