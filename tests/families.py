@@ -1,7 +1,7 @@
 """Random models of every family, in transformers' own code, which knows nothing of this package.
 
-Transformers has Qwen3 from version 4.51 on, and the versions that NeMo 2.2 works with have not. So it is here, in the
-terms of transformers' Llama. `test_models_families.py` compares it with what transformers 4.57 computed.
+Transformers has Qwen3 from version 4.51 on, and NeMo 2.2 asks for 4.48. So it is here, in the terms of transformers'
+Llama. `test_models_families.py` compares it with what transformers 4.57 computed.
 """
 
 from __future__ import annotations
