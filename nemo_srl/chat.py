@@ -10,11 +10,11 @@ before an assistant's message.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_srl import markers
+from nemo_srl import jsonio, markers
 from nemo_srl.errors import ConfigError, ModelError
 from nemo_srl.models.tokenizer import load_tokenizer
 from nemo_srl.thinking import dropped_by_engines, find_tags
@@ -30,12 +30,18 @@ _INSTRUCTION, _PROBE = "instruction", "Q7response7Q"
 class ChatTemplate:
     """The tokenizer and the chat template of one model directory, for chats that begin with a user's turn.
 
-    `chat_template` (the setting `model.chat_template`) replaces the model's own. Raises `ModelError` for a
-    directory without a usable tokenizer, `ConfigError` for a template that is missing or does not work.
+    `chat_template` (the setting `model.chat_template`) replaces the model's own. `variables`
+    (`model.chat_template_kwargs`) are set in it. Raises `ModelError` for a directory without a usable tokenizer,
+    `ConfigError` for a template that is missing or does not work.
     """
 
     def __init__(
-        self, model_dir: Path, *, chat_template: str | None = None, thinking_tags: Sequence[str] | None = None
+        self,
+        model_dir: Path,
+        *,
+        chat_template: str | None = None,
+        thinking_tags: Sequence[str] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> None:
         self._tokenizer = load_tokenizer(model_dir)
         if chat_template is not None:
@@ -45,6 +51,8 @@ class ChatTemplate:
                 f"model.chat_template=None: the tokenizer in {model_dir} has no chat template, as is usual for a base "
                 "model. Give one as a Jinja2 text in model.chat_template, or use the instruct model."
             )
+        if variables:
+            self._tokenizer.chat_template = _set_at_the_start(variables) + str(self._tokenizer.chat_template)
         if self._tokenizer.eos_token is None:
             raise ModelError(
                 f"{model_dir / 'tokenizer_config.json'}: it has no eos_token, so a trained response would never end. "
@@ -86,6 +94,11 @@ class ChatTemplate:
         """The text that follows the rendered prompt when the assistant says `response`. It has the space that some
         templates (Llama 2's) put before a response, and no end-of-sequence token, because trainers add it."""
         return self._response_start + self._harmless(response)
+
+    @property
+    def template(self) -> str:
+        """The Jinja2 template. It sets its `variables` itself."""
+        return str(self._tokenizer.chat_template)
 
     @property
     def end_of_turn(self) -> str:
@@ -213,6 +226,12 @@ class ChatTemplate:
         start, found, _ = chat.removeprefix(prompt).partition(_PROBE)
         thoughts = start.replace(begin, "").replace(end, "")
         return False, start if chat.startswith(prompt) and found and end in start and not thoughts.strip() else ""
+
+
+def _set_at_the_start(variables: Mapping[str, Any]) -> str:
+    """Jinja2 statements, so that whoever has the template alone renders the same. JSON's `null` has another name."""
+    values = {name: "none" if value is None else jsonio.dumps(value) for name, value in variables.items()}
+    return "".join(f"{{% set {name} = {value} %}}" for name, value in values.items())
 
 
 def _ids_by_normalization(tokenizer: Any, found: markers.Markers) -> frozenset[int]:

@@ -44,7 +44,7 @@ def announcement(
     if torch.cuda.is_available():
         return ""
     spec = hf.read_spec(model_dir)
-    chat = ChatTemplate(model_dir, chat_template=cfg.model.chat_template)
+    chat = ChatTemplate(model_dir, chat_template=cfg.model.chat_template, variables=cfg.model.chat_template_kwargs)
     a = assumptions(cfg, chat, ift, eft, [reader(cfg.judge).lesson(x, cfg.judge)[0] for x in eft[:_SAMPLE]])
     gflops = max(products.gflops(spec.hidden_size, spec.ffn_hidden_size).values())
     minutes = seconds(cfg, spec, a, gflops=gflops) / 60

@@ -83,7 +83,10 @@ def check_model(cfg: Config, model_dir: Path) -> ChatTemplate:
 
     spec = hf.read_spec(model_dir)
     check_weights(model_dir, spec)
-    chat = ChatTemplate(model_dir, chat_template=cfg.model.chat_template, thinking_tags=cfg.model.thinking_tags)
+    chat = ChatTemplate(
+        model_dir, chat_template=cfg.model.chat_template, thinking_tags=cfg.model.thinking_tags,
+        variables=cfg.model.chat_template_kwargs,
+    )  # fmt: skip
     if chat.max_token_id >= spec.vocab_size:
         raise ModelError(
             f"{model_dir}: the tokenizer has ids up to {chat.max_token_id}, and config.json has vocab_size="

@@ -78,11 +78,12 @@ def export(options: Options) -> None:
     run = open_run(Path(options.run_dir))
     output = Path(options.output_dir) if options.output_dir else run.run_dir / "export"
     model = run.config()["model"]
-    template, tags = model["chat_template"], model.get("thinking_tags")
+    template, tags, variables = (model.get(key) for key in ("chat_template", "thinking_tags", "chat_template_kwargs"))
     name, stage = chosen_model(run, "last" if options.model == "none" else options.model)
+    chat = ChatTemplate(stage.path / "hf", chat_template=template, thinking_tags=tags, variables=variables)
+    template = chat.template if variables else template
     if run.iterations and options.formats:
         pairs = chosen_pairs(run, options.iterations)
-        chat = ChatTemplate(stage.path / "hf", chat_template=template, thinking_tags=tags)
         for path in write_pairs(pairs, output / "pairs", formats=options.formats, chat=chat):
             log.info("%6d pairs  %s", len(pairs), path)
     if options.model != "none":

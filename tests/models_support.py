@@ -1,4 +1,4 @@
-"""Small Llama directories for tests, written by transformers and so independent of our own writer."""
+"""Small model directories for tests, written by transformers and so independent of our own writer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
+
+from tests.families import random_model
 
 TINY = {
     "hidden_size": 48,
@@ -26,11 +28,18 @@ TINY = {
 """Untied, GQA, heads wider than hidden_size / heads, and a vocabulary that is no multiple of 128."""
 
 
-def make_llama(directory: Path, *, tied: bool = False, seed: int = 0, **config: Any) -> Path:
-    """A random model with a word-level tokenizer."""
+def make_llama(
+    directory: Path,
+    *,
+    family: str = "llama",
+    tied: bool = False,
+    seed: int = 0,
+    max_shard_size: str = "5GB",
+    **config: Any,
+) -> Path:
+    """A random model with a word-level tokenizer: a Llama, or one of another family with its shape."""
     settings = {**TINY, "tie_word_embeddings": tied, **config}
-    torch.manual_seed(seed)
-    LlamaForCausalLM(LlamaConfig(**settings)).save_pretrained(directory)
+    random_model(family, seed=seed, **settings).save_pretrained(directory, max_shard_size=max_shard_size)
     specials = ["<unk>", "<s>", "</s>", "<pad>"]
     words = specials + [f"w{i}" for i in range(len(specials), settings["vocab_size"])]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from nemo_srl.chat import ChatTemplate
+from nemo_srl.config import ModelConfig
 from nemo_srl.errors import ConfigError, ModelError
 
 CHATML = (
@@ -19,23 +20,48 @@ BRACKETS = (
     "{% for message in messages %}{% if message['role'] == 'user' %}<s>[INST] {{ message['content'] }} [/INST]"
     "{% else %} {{ message['content'] }} </s>{% endif %}{% endfor %}"
 )
+# What the templates of the families write, for chats of users and assistants.
+CHATML_TURNS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+QWEN2_5 = "{{ '<|im_start|>system\\nYou are Qwen.<|im_end|>\\n' }}" + CHATML_TURNS
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% if m['role'] == 'user' %}"
+    "{{ '[INST] ' + m['content'] + '[/INST]' }}{% else %}{{ ' ' + m['content']|trim + eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+PHI_3 = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\\n' + m['content'] + '<|end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+PHI_4 = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '<|im_sep|>' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"
+)
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "|im_end|", "<|im_end|><|im_start|>"]
 
 
 @pytest.fixture(scope="module")
 def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level tokenizer that, like Llama's, puts <s> before every text unless told not to."""
-    directory = tmp_path_factory.mktemp("base")
-    vocabulary = {text: i for i, text in enumerate([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    return make_tokenizer(tmp_path_factory.mktemp("base"), SPECIAL, bos="<s>", eos="<|im_end|>")
+
+
+def make_tokenizer(directory: Path, special: list[str], *, bos: str, eos: str) -> Path:
+    vocabulary = {text: i for i, text in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, vocabulary[bos])]
+    )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="<|im_end|>",
-        additional_special_tokens=SPECIAL[1:],
+        bos_token=bos,
+        eos_token=eos,
+        additional_special_tokens=special[1:],
         model_max_length=64,
         clean_up_tokenization_spaces=False,
     )
@@ -262,6 +288,57 @@ def test_the_control_token_after_a_response_is_found(chat_dir: Path) -> None:
     assert ChatTemplate(chat_dir, chat_template=BRACKETS).closing_token == ("</s>", SPECIAL.index("</s>"))
     plain = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     assert ChatTemplate(chat_dir, chat_template=plain).closing_token is None
+
+
+@pytest.mark.parametrize(
+    ("template", "special", "eos", "prompt", "response", "closing"),
+    [
+        (
+            QWEN2_5, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|im_end|>",
+            "<|im_start|>system\nYou are Qwen.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+            "Yes.", "<|im_end|>",
+        ),
+        (MISTRAL, ["<s>", "</s>", "[INST]", "[/INST]"], "</s>", "<s>[INST] Hi[/INST]", " Yes.", "</s>"),
+        (
+            PHI_3, ["<s>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"], "<|endoftext|>",
+            "<|user|>\nHi<|end|>\n<|assistant|>\n", "Yes.", "<|end|>",
+        ),
+        (
+            PHI_4, ["<|endoftext|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>"], "<|im_end|>",
+            "<|im_start|>user<|im_sep|>Hi<|im_end|><|im_start|>assistant<|im_sep|>", "Yes.", "<|im_end|>",
+        ),
+    ],
+    ids=["Qwen2.5", "Mistral", "Phi-3", "Phi-4"],
+)  # fmt: skip
+def test_chats_of_each_family(
+    tmp_path: Path, template: str, special: list[str], eos: str, prompt: str, response: str, closing: str
+) -> None:
+    chat = ChatTemplate(make_tokenizer(tmp_path, special, bos=special[0], eos=eos), chat_template=template)
+    assert (chat.render("Hi"), chat.response_text("Yes.")) == (prompt, response)
+    assert (chat.end_of_turn, chat.closing_token) == (eos, (closing, special.index(closing)))
+    control = [token for token in chat.encode(prompt) if token < len(special)]
+    attacked = chat.encode(chat.render("".join(special)))
+    assert [token for token in attacked if token < len(special)] == control
+
+
+def test_the_template_in_a_file_of_its_own_comes_first(chat_dir: Path, tmp_path: Path) -> None:
+    for source in chat_dir.iterdir():
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    (tmp_path / "chat_template.jinja").write_text(PHI_3)
+    assert ChatTemplate(tmp_path).render("Hi") == "<|user|>\nHi<|end|>\n<|assistant|>\n"
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(ModelError, match="can't decode"):
+        ChatTemplate(tmp_path)
+
+
+def test_variables_of_a_template_are_set_in_it_for_good(chat_dir: Path) -> None:
+    text = "{{ [kind, count, is_new, nothing] }}" + CHATML
+    variables = {"kind": "'a' \u00e9", "count": 2, "is_new": False, "nothing": None}
+    chat = ChatTemplate(chat_dir, chat_template=text, variables=variables)
+    assert chat.render("Hi").startswith(str([*variables.values()]) + "<|im_start|>")
+    assert ChatTemplate(chat_dir, chat_template=chat.template).render("Hi") == chat.render("Hi")
+    with pytest.raises(ConfigError, match=r"model\.chat_template_kwargs='a b': must be the name of a variable"):
+        ModelConfig(chat_template_kwargs={"a b": 1})
 
 
 def test_a_tokenizer_that_is_damaged_is_refused_in_one_line(chat_dir: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from nemo_srl.engines import open_engine
 from nemo_srl.engines.embedded.batching import prefix_tree
@@ -26,6 +26,7 @@ from nemo_srl.judging.points import parse_score, score_lines
 from nemo_srl.protocols import GenerationRequest, SamplingParams
 from nemo_srl.records import Completion
 from tests.completions import collect, keys
+from tests.families import OTHERS
 from tests.tiny import make_model
 
 LLAMA3_ROPE = {
@@ -69,17 +70,25 @@ def make_requests(n: int = 3) -> list[GenerationRequest]:
     return [GenerationRequest(key=f"r{i}", prompt_token_ids=p, n=n, seed=11) for i, p in enumerate(prompts)]
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (4, 1)])
-@pytest.mark.parametrize("rope_scaling", [None, LLAMA3_ROPE])
+@pytest.mark.parametrize(
+    ("family", "tied", "groups", "rope_scaling"),
+    [
+        *(
+            ("llama", tied, groups, rope)
+            for tied in (True, False)
+            for groups in (4, 2, 1)
+            for rope in (None, LLAMA3_ROPE)
+        ),
+        *((family, family == "qwen2", 2, None) for family in OTHERS),
+    ],
+)
 def test_logits_are_those_of_transformers(
-    tmp_path: Path, tied: bool, heads: int, groups: int, rope_scaling: dict[str, Any] | None
+    tmp_path: Path, family: str, tied: bool, groups: int, rope_scaling: dict[str, Any] | None
 ) -> None:
-    directory = make_model(
-        tmp_path / "m", ["text"], num_attention_heads=heads, num_query_groups=groups, tie_word_embeddings=tied
-    )
-    rewrite_config(directory, rope_scaling=rope_scaling)
-    reference = LlamaForCausalLM.from_pretrained(directory, torch_dtype=torch.float32).eval()
+    directory = make_model(tmp_path / "m", ["text"], family=family, num_query_groups=groups, tie_word_embeddings=tied)
+    if rope_scaling:
+        rewrite_config(directory, rope_scaling=rope_scaling)
+    reference = AutoModelForCausalLM.from_pretrained(directory, torch_dtype=torch.float32).eval()
     model = LlamaModel(directory, dtype=torch.float32)
     stem = tuple(range(20, 250))
     prompts = [stem, (*stem[:100], 7, 8, 9), (5,), stem[:50]]

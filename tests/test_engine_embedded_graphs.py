@@ -27,15 +27,16 @@ from tests.tiny import make_model
 SAMPLED = SamplingParams(temperature=1.0, top_p=0.95, max_tokens=40)
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("graphs") / "model", ["a tiny text"], vocab_size=300)
+@pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3"])
+def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("graphs") / "model"
+    return make_model(directory, ["a tiny text"], vocab_size=300, family=request.param)
 
 
 @pytest.fixture(autouse=True)
 def _no_packed_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: `make_fx` cannot record oneDNN's own layout of weights."""
-    monkeypatch.setattr(llama, "make_linear", lambda weight: lambda x: torch.nn.functional.linear(x, weight))
+    monkeypatch.setattr(llama, "make_linear", lambda w, b=None: lambda x: torch.nn.functional.linear(x, w, b))
 
 
 class Recorder:

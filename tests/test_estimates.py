@@ -53,6 +53,10 @@ def gpt(*, num_layers: int, hidden_size: int, vocab_size: int = 51200) -> ModelS
         ("Llama-3.1-70B-Instruct", 70_553_706_496),
         ("Llama-3.2-1B-Instruct", 1_235_814_400),
         ("SmolLM2-135M-Instruct", 134_515_008),
+        ("Mistral-7B-Instruct-v0.3", 7_248_023_552),
+        ("Qwen2.5-7B-Instruct", 7_615_616_512),
+        ("Qwen3-8B", 8_190_735_360),
+        ("phi-4", 14_659_507_200),
     ],
 )
 def test_parameters_are_counted_exactly(name: str, number: int) -> None:

@@ -19,14 +19,16 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.metadata import TensorProperties
 from torch.distributed.checkpoint.planner import LoadItemType
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_srl.errors import ModelError
 from nemo_srl.models import distributed_checkpoint, nemo_layout
+from nemo_srl.models.arithmetic import num_parameters
 from nemo_srl.models.convert import hf_to_nemo, nemo_to_hf
 from nemo_srl.models.distributed_checkpoint import CheckpointReader, Chunk, write_checkpoint
 from nemo_srl.models.hf import read_spec
 from nemo_srl.models.tensor_io import ahead
+from tests.families import FAMILIES
 from tests.models_support import assert_same_weights, edit_json, make_llama, weights
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "nemo_gpt_keys.json").read_text())
@@ -57,29 +59,30 @@ def read_nemo(directory: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def test_round_trip_is_bit_exact(hf_dir: Path, nemo_dir: Path, tmp_path: Path) -> None:
-    nemo_to_hf(nemo_dir, tmp_path / "back", template_hf_dir=hf_dir)
-    assert_same_weights(tmp_path / "back", hf_dir)
-    assert read_spec(tmp_path / "back") == read_spec(hf_dir)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_round_trip_is_bit_exact(tmp_path: Path, family: str, tied: bool) -> None:
+    """Shards come in, and one file comes out."""
+    source = make_llama(tmp_path / "hf", family=family, tied=tied, seed=3, max_shard_size="100kB")
+    assert len(list(source.glob("model-*-of-*.safetensors"))) > 2
+    hf_to_nemo(source, tmp_path / "nemo")
+    assert ("model.output_layer.weight" in CheckpointReader(tmp_path / "nemo").tensor_keys()) != tied
+    nemo_to_hf(tmp_path / "nemo", tmp_path / "back", template_hf_dir=source)
+    assert_same_weights(tmp_path / "back", source)
+    assert (spec := read_spec(tmp_path / "back")) == read_spec(source)
+    assert num_parameters(spec) == sum(tensor.numel() for tensor in weights(source).values())
 
 
-def test_round_trip_of_tied_embeddings_is_bit_exact_and_has_no_output_layer(tmp_path: Path) -> None:
-    tied = make_llama(tmp_path / "hf", tied=True, seed=3)
-    hf_to_nemo(tied, tmp_path / "nemo")
-    assert "model.output_layer.weight" not in CheckpointReader(tmp_path / "nemo").tensor_keys()
-    nemo_to_hf(tmp_path / "nemo", tmp_path / "back", template_hf_dir=tied)
-    assert_same_weights(tmp_path / "back", tied)
-
-
-def test_exported_model_loads_in_transformers_and_answers_the_same(
-    hf_dir: Path, nemo_dir: Path, tmp_path: Path
-) -> None:
-    nemo_to_hf(nemo_dir, tmp_path / "back", template_hf_dir=hf_dir, max_shard_bytes=40_000)
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_exported_model_loads_in_transformers_and_answers_the_same(tmp_path: Path, family: str) -> None:
+    source = make_llama(tmp_path / "hf", family=family)
+    hf_to_nemo(source, tmp_path / "nemo")
+    nemo_to_hf(tmp_path / "nemo", tmp_path / "back", template_hf_dir=source, max_shard_bytes=100_000)
     assert len(list((tmp_path / "back").glob("model-*-of-*.safetensors"))) > 2
     tokens = AutoTokenizer.from_pretrained(tmp_path / "back")("w5 w77 w202", return_tensors="pt")["input_ids"]
     assert tokens.tolist() == [[5, 77, 202]]
     with torch.no_grad():
-        logits = [LlamaForCausalLM.from_pretrained(d)(tokens).logits for d in (hf_dir, tmp_path / "back")]
+        logits = [AutoModelForCausalLM.from_pretrained(d)(tokens).logits for d in (source, tmp_path / "back")]
     assert torch.equal(*logits)
 
 
@@ -110,6 +113,15 @@ def test_qkv_goes_by_query_group_and_fc1_is_gate_then_up(hf_dir: Path, nemo_dir:
         assert row == nemo[QKV].shape[1]
         assert torch.equal(nemo[FC1][layer, :ffn], hf[f"model.layers.{layer}.mlp.gate_proj.weight"])
         assert torch.equal(nemo[FC1][layer, ffn:], hf[f"model.layers.{layer}.mlp.up_proj.weight"])
+
+
+def test_biases_go_by_query_group_too(tmp_path: Path) -> None:
+    source = make_llama(tmp_path / "hf", family="qwen2")
+    hf_to_nemo(source, tmp_path / "nemo")
+    found = read_nemo(tmp_path / "nemo")["model.decoder.layers.self_attention.linear_qkv.bias"]
+    names = [f"model.layers.2.self_attn.{name}_proj.bias" for name in "qkv"]
+    q, k, v = (weights(source)[name].chunk(2) for name in names)
+    assert torch.equal(found[2], torch.cat([q[0], k[0], v[0], q[1], k[1], v[1]]))
 
 
 def test_layer_norms_are_fused_into_the_linear_layer_behind_them(tmp_path: Path) -> None:

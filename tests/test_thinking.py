@@ -85,6 +85,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make_model(tmp_path_factory.mktemp("thinking") / "model", [SAYS], vocab_size=300)
 
 
+# The template of Qwen3, whose thinking can be turned off.
+SWITCHED = EMPTY.replace(
+    "assistant\n{% endif %}",
+    "assistant\n{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}",
+)
+
+
 def template(model: Path, text: str, tags: Sequence[str] | None = None) -> ChatTemplate:
     return ChatTemplate(model, chat_template=text, thinking_tags=tags)
 
@@ -101,6 +108,19 @@ def test_a_training_prompt_ends_after_an_empty_thinking_where_the_template_think
     assert template(model, EMPTY, []).render_for_training("What?") == asked
     assert template(model, EMPTY, []).thinking_tags == ()
     assert template(model, tiny.CHAT_TEMPLATE, THINK).render_for_training("What?") == asked
+
+
+def test_thinking_is_turned_on_and_off_by_a_variable_of_the_template(model: Path) -> None:
+    asked = "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n"
+    on, off = (ChatTemplate(model, chat_template=SWITCHED, variables=v) for v in ({}, {"enable_thinking": False}))
+    assert on.thinking_tags == off.thinking_tags == THINK
+    assert not on.opens_thinking
+    assert not off.opens_thinking
+    assert (on.render("What?"), off.render("What?")) == (asked, asked + "<think>\n\n</think>\n\n")
+    assert on.render_for_training("What?") == off.render_for_training("What?") == off.render("What?")
+    assert on.response_text(SAYS) == off.response_text(SAYS) == SAYS
+    explicit = ChatTemplate(model, chat_template=SWITCHED, variables={"enable_thinking": True})
+    assert explicit.render("What?") == asked
 
 
 def test_tags_that_engines_leave_out_of_texts_are_refused(model: Path) -> None:

@@ -48,6 +48,17 @@ def test_rms_norm(eps: float) -> None:
     assert_same(lambda x, w: RMSNorm.apply(x, w, eps), lambda x, w: F.rms_norm(x, (SIZE,), w, eps), x, weight)
 
 
+def test_rms_norm_of_keys_which_are_a_part_of_each_group() -> None:
+    """Neither they nor their gradient lie in memory in the order of their dimensions."""
+    mixed, weight = random(SEQUENCE, BATCH, 2, 3 * SIZE), random(SIZE, seed=1)
+
+    def of_keys(norm: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return lambda x, w: norm(x[..., SIZE : 2 * SIZE], w).permute(1, 2, 0, 3)
+
+    ours, theirs = (lambda x, w: RMSNorm.apply(x, w, 1e-5)), (lambda x, w: F.rms_norm(x, (SIZE,), w, 1e-5))
+    assert_same(of_keys(ours), of_keys(theirs), mixed, weight)
+
+
 def test_rms_norm_in_bfloat16_and_under_autocast_is_pytorchs_own() -> None:
     x, weight = random(SEQUENCE, BATCH, SIZE), random(SIZE, seed=1)
     expected = F.rms_norm(x.bfloat16(), (SIZE,), weight.bfloat16(), 1e-5)

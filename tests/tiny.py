@@ -1,4 +1,4 @@
-"""A Llama model small enough to be trained in seconds, with a real tokenizer and chat template."""
+"""A model small enough to be trained in seconds, with a real tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -52,33 +52,31 @@ def make_model(
     num_attention_heads: int = 4,
     num_query_groups: int = 2,
     tie_word_embeddings: bool = True,
+    family: str = "llama",
     seed: int = 1,
 ) -> Path:
-    """A Hugging Face Llama directory with random weights."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """A Hugging Face directory with random weights."""
+    from tests.families import random_model
 
     directory.mkdir(parents=True, exist_ok=True)
     size = make_tokenizer(directory, texts, vocab_size=vocab_size)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=size,
-                hidden_size=hidden_size,
-                intermediate_size=2 * hidden_size,
-                num_hidden_layers=num_layers,
-                num_attention_heads=num_attention_heads,
-                num_key_value_heads=num_query_groups,
-                max_position_embeddings=1024,
-                rms_norm_eps=1e-5,
-                rope_theta=10000.0,
-                tie_word_embeddings=tie_word_embeddings,
-                bos_token_id=1,
-                eos_token_id=2,
-                pad_token_id=2,
-            )
-        )
+    model = random_model(
+        family,
+        seed=seed,
+        vocab_size=size,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_attention_heads,
+        num_key_value_heads=num_query_groups,
+        max_position_embeddings=1024,
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        tie_word_embeddings=tie_word_embeddings,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
     model.save_pretrained(directory)
     return directory
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from nemo_srl.config.check import check
 
@@ -10,7 +11,7 @@ from nemo_srl.config.check import check
 @dataclass
 class ModelConfig:
     path: str = "smollm2-135m-instruct"
-    """M0: a Hugging Face Llama directory, or the name of a model that this package can fetch."""
+    """M0: a Hugging Face directory of a supported family, or the name of a model that this package can fetch."""
     family: str = ""
     """The module of your own model family, such as my.module. It has a FAMILY (`nemo_srl/models/families`). Empty
     string: this package chooses one of its families by `model_type` in the model's config.json."""
@@ -18,6 +19,8 @@ class ModelConfig:
     """The directory for downloaded models, shared between runs. It is not part of any identity."""
     chat_template: str | None = None
     """Jinja2 chat template. null: the tokenizer's own. A base model without a template needs this."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Variables that the chat template reads, by name. `{enable_thinking: false}` turns the thinking of Qwen3 off."""
     thinking_tags: list[str] | None = None
     """The tags between which the model thinks before it answers, such as ['<think>', '</think>']. null: those of its
     chat template or tokenizer, if they have any. []: none. What the model thinks is kept in the journal and beside the
@@ -28,6 +31,8 @@ class ModelConfig:
         fits = not tags or (len(set(tags)) == len(tags) == 2 and all(tag.strip() for tag in tags))
         reason = "give the tag that begins the thinking and the one that ends it"
         check(fits, "model.thinking_tags", tags, reason)
+        for name in self.chat_template_kwargs:
+            check(name.isidentifier(), "model.chat_template_kwargs", name, "must be the name of a variable")
 
 
 @dataclass

@@ -5,6 +5,7 @@ Source: [N] Narayanan et al. 2021, arXiv 2104.04473, equations 2 and 3.
 
 from __future__ import annotations
 
+from nemo_srl.models import families
 from nemo_srl.models.spec import ModelSpec
 
 
@@ -16,8 +17,10 @@ def num_parameters(spec: ModelSpec) -> int:
 
 def parameters_per_layer(spec: ModelSpec) -> int:
     h, q = spec.hidden_size, spec.num_attention_heads * spec.head_dim
-    kv = spec.num_query_groups * spec.head_dim
-    return h * q + 2 * h * kv + q * h + 3 * h * spec.ffn_hidden_size + 2 * h
+    kv, family = spec.num_query_groups * spec.head_dim, families.of(spec)
+    biases = q + 2 * kv if family.q_bias else 0
+    norms = 2 * h + (2 * spec.head_dim if family.q_norm else 0)
+    return h * q + 2 * h * kv + q * h + 3 * h * spec.ffn_hidden_size + biases + norms
 
 
 def flops_per_token(spec: ModelSpec, *, sequence_length: float, forward_passes: float) -> float:

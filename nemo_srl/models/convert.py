@@ -127,7 +127,7 @@ def _check_weights(reader: TensorReader, hf_dir: Path, spec: ModelSpec, dtype: t
     if unknown := sorted(n for n in reader.names() if n not in shapes and not n.endswith(derived)):
         raise ModelError(
             f"{hf_dir}: holds {unknown[0]}, which a {spec.model_type} model of this config.json has no place for. "
-            "Without it, the result would be another model. Merge adapters first; biases and extra norms are not "
+            "Without it, the result would be another model. Merge adapters first; further biases and norms are not "
             "supported."
         )
     dtypes = {reader.dtype(name) for name in shapes}
@@ -149,8 +149,8 @@ def _plan_chunks(reader: TensorReader, spec: ModelSpec, padded_vocab: int, dtype
 
 def _fused(reader: TensorReader, spec: ModelSpec, parameter: Parameter, dtype: torch.dtype) -> torch.Tensor:
     fused = torch.empty(parameter.shape, dtype=dtype)
-    for name, view in nemo_layout.parts(parameter, fused, spec):
-        reader.read_into(name, view)
+    for source, view in nemo_layout.parts(parameter, fused, spec):
+        reader.read_into(source.name, view, first_row=source.first_row)
     return fused.view(parameter.block[1])
 
 
@@ -193,8 +193,9 @@ def _checked_parameters(reader: CheckpointReader, weights_dir: Path, spec: Model
     if unknown := sorted(key for key in reader.tensor_keys() if key.startswith(model_keys) and key not in known):
         raise ModelError(
             f"{weights_dir}: holds {unknown[0]}, which a model of the template's config has no place for "
-            f"(tie_word_embeddings={spec.tie_word_embeddings}, no biases, no adapters). Without it, the result would "
-            "be another model. Use the template that training started from, and merge adapters first."
+            f"(model_type={spec.model_type!r}, tie_word_embeddings={spec.tie_word_embeddings}, no adapters). Without "
+            "it, the result would be another model. Use the template that training started from, and merge adapters "
+            "first."
         )
     return parameters
 
@@ -210,5 +211,5 @@ def _hf_tensors(
                 yield name, reader.read(parameter.key, (first, 0), (last - first, columns)).to(target)
         else:
             fused = reader.read(parameter.key, *parameter.block).view(parameter.shape)
-            for name, view in nemo_layout.parts(parameter, fused, spec):
-                yield name, view.to(target)
+            for source, view in nemo_layout.parts(parameter, fused, spec):
+                yield source.name, view.to(target)

@@ -11,8 +11,9 @@ class ModelSpec:
     """The shape of a model, by the names of its `config.json` where Megatron has no other.
 
     `model_type` names its family. `num_query_groups` is Megatron's name for the number of key-value heads. `head_dim`
-    need not be hidden_size / num_attention_heads (Megatron: `kv_channels`). `torch_dtype` is a name such as
-    "bfloat16". Generation ends at any of `eos_token_ids`.
+    need not be hidden_size / num_attention_heads (Megatron: `kv_channels`). `max_position_embeddings` is not above the
+    window of a model with sliding-window attention. `torch_dtype` is a name such as "bfloat16". Generation ends at any
+    of `eos_token_ids`.
     """
 
     model_type: str

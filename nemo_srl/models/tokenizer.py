@@ -15,7 +15,11 @@ def load_tokenizer(model_dir: Path) -> Any:
     from transformers import AutoTokenizer  # imported here, because it takes a second and a launcher does not need it
 
     try:
-        return AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True, trust_remote_code=False)
+        # Newer versions of transformers read this file, and read it first.
+        if (template := model_dir / "chat_template.jinja").is_file():
+            tokenizer.chat_template = template.read_text(encoding="utf-8")
+        return tokenizer
     except Exception as error:  # the tokenizers library raises plain `Exception` for a file that is cut off
         raise ModelError(
             f"{model_dir}: no usable tokenizer ({_reason(error)}). The directory needs tokenizer.json and "

@@ -39,7 +39,7 @@ class Need:
 
 
 MODEL = Need(None)
-CHAT = ("model.chat_template", "model.thinking_tags")
+CHAT = ("model.chat_template", "model.chat_template_kwargs", "model.thinking_tags")
 """The settings that decide how a chat becomes text, and what of a text is the answer."""
 
 
@@ -62,7 +62,10 @@ class Context:
     def chat(self) -> ChatTemplate:
         """The chat template of that model."""
         cfg = self.cfg.model
-        return ChatTemplate(self.model_dir, chat_template=cfg.chat_template, thinking_tags=cfg.thinking_tags)
+        return ChatTemplate(
+            self.model_dir, chat_template=cfg.chat_template, thinking_tags=cfg.thinking_tags,
+            variables=cfg.chat_template_kwargs,
+        )  # fmt: skip
 
     def has(self, name: str) -> bool:
         """Whether an optional input is there."""

@@ -1,4 +1,4 @@
-"""The embedded engine: batched Llama decoding on the CPU or on one GPU, in process.
+"""The embedded engine: batched decoding on the CPU or on one GPU, in process.
 
     settings.py   what can be set
     batching.py   which sequences run together, and which tokens their prompts share

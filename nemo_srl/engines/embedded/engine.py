@@ -37,7 +37,7 @@ from nemo_srl.records import Completion, NumberLogprobs
 
 
 class EmbeddedEngine:
-    """Serves the Hugging Face Llama directory `model_dir` from this process."""
+    """Serves the Hugging Face directory `model_dir` from this process."""
 
     def __init__(self, model_dir: Path, settings: EmbeddedSettings) -> None:
         """Raises `ConfigError` if the device is not there."""

@@ -1,13 +1,13 @@
-"""Llama for generation: the weights, the prefill of a prefix tree, and one decoding step for a batch.
+"""Llama and its relatives for generation: the weights, the prefill of a prefix tree, one decoding step for a batch.
 
 All is on one device, the CPU or a GPU.
 
 This is the Llama of the Hugging Face checkpoint format: RMSNorm, rotary embedding in halves, grouped queries, SwiGLU.
-Query, key and value are one matrix product, and so are gate and up. In float32 its logits agree with
-`LlamaForCausalLM` up to rounding.
+Families may add biases of queries, keys and values, and norms of queries and keys. Query, key and value are one matrix
+product, and so are gate and up. In float32 its logits agree with those of transformers up to rounding.
 
-Not covered: several GPUs, training, biases, architectures of no known family (`models.families` refuses them), and
-rotary scaling other than `llama3` and `linear` (refused here).
+Not covered: several GPUs, training, architectures of no known family (`models.families` refuses them), and rotary
+scaling other than `llama3` and `linear` (refused here).
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ Linear = Callable[[Tensor], Tensor]
 class Layer:
     input_norm: Tensor
     qkv: Linear
+    qk_norm: Tensor | None
+    """[heads + groups, head_dim], or None in a family without: the norm's weights of all queries and all keys."""
     output: Linear
     post_attention_norm: Tensor
     gate_up: Linear
@@ -55,7 +57,7 @@ class LlamaModel:
         self.embedding = read(family.embedding)
         self.final_norm = read(family.final_norm)
         self.head = make_linear(self.embedding if spec.tie_word_embeddings else read(family.output))
-        self.layers = [_read_layer(read, family, i) for i in range(spec.num_layers)]
+        self.layers = [_read_layer(read, spec, family, i) for i in range(spec.num_layers)]
 
     def new_cache(self, *, num_rows: int, max_prompt: int, max_tokens: int) -> KVCache:
         """Room for `num_rows` sequences, each with a prompt of up to `max_prompt` tokens and `max_tokens` more."""
@@ -143,7 +145,10 @@ class LlamaModel:
         """Rotated queries, rotated keys, and values, each [num_tokens, heads or groups, head_dim]."""
         heads, groups = self.spec.num_attention_heads, self.spec.num_query_groups
         qkv = layer.qkv(self._norm(hidden, layer.input_norm)).view(-1, heads + 2 * groups, self.spec.head_dim)
-        rotated = rotate(qkv[:, : heads + groups], *rotary)
+        query_key = qkv[:, : heads + groups]
+        if layer.qk_norm is not None:
+            query_key = F.rms_norm(query_key, (self.spec.head_dim,), eps=self.spec.rms_norm_eps) * layer.qk_norm
+        rotated = rotate(query_key, *rotary)
         return rotated[:, :heads], rotated[:, heads:], qkv[:, heads + groups :]
 
     def _after_attention(self, layer: Layer, hidden: Tensor, attended: Tensor) -> Tensor:
@@ -191,24 +196,24 @@ def inverse_frequencies(spec: ModelSpec) -> Tensor:
     return plain * (smooth + (1 - smooth) / factor)
 
 
-def make_linear(weight: Tensor) -> Linear:
-    """x -> x @ weight.T, with the weight laid out once in the way that oneDNN's kernels want.
+def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
+    """x -> x @ weight.T + bias, with the weight laid out once in the way that oneDNN's kernels want.
 
     `F.linear` lays it out again in every call. For the few rows of a decoding step, this is 1.5 to 2 times faster.
     On a GPU, without oneDNN, or where oneDNN does not know the dtype, it is `F.linear`.
     """
     ops = torch.ops.mkldnn
     if weight.device.type != "cpu" or not hasattr(ops, "_linear_pointwise"):
-        return lambda x: F.linear(x, weight)
+        return lambda x: F.linear(x, weight, bias)
     if weight.dtype == torch.bfloat16 and not ops._is_mkldnn_bf16_supported():
-        return lambda x: F.linear(x, weight)
+        return lambda x: F.linear(x, weight, bias)
     packed = ops._reorder_linear_weight(weight, 32)
     run = ops._linear_pointwise.default
 
     def linear(x: Tensor) -> Tensor:
         # A single row would take another kernel, which rounds differently. So it is doubled.
         rows = x if x.shape[0] > 1 else x.repeat(2, 1)
-        return run(rows, packed, None, "none", [], "")[: x.shape[0]]  # type: ignore[no-any-return]
+        return run(rows, packed, bias, "none", [], "")[: x.shape[0]]  # type: ignore[no-any-return]
 
     return linear
 
@@ -228,15 +233,22 @@ class _Weights:
             return file.get_tensor(name).to(self.device, self.dtype)  # type: ignore[no-any-return]
 
 
-def _read_layer(read: _Weights, family: families.Family, layer: int) -> Layer:
-    def merged(*names: str) -> Linear:
-        return make_linear(torch.cat([read(name.format(layer=layer)) for name in names]))
+def _read_layer(read: _Weights, spec: ModelSpec, family: families.Family, layer: int) -> Layer:
+    def merged(*names: str) -> Tensor:
+        """The rows of all these tensors. Some have the same name, because they are one in the checkpoint already."""
+        return torch.cat([read(name.format(layer=layer)) for name in dict.fromkeys(names)])
 
+    def qk_norm() -> Tensor:
+        query, key = (read(name.format(layer=layer)) for name in (family.q_norm, family.k_norm))
+        return torch.cat([query.repeat(spec.num_attention_heads, 1), key.repeat(spec.num_query_groups, 1)])
+
+    biases = (family.q_bias, family.k_bias, family.v_bias)
     return Layer(
         input_norm=read(family.input_norm.format(layer=layer)),
-        qkv=merged(family.q, family.k, family.v),
-        output=merged(family.o),
+        qkv=make_linear(merged(family.q, family.k, family.v), merged(*biases) if family.q_bias else None),
+        qk_norm=qk_norm() if family.q_norm else None,
+        output=make_linear(merged(family.o)),
         post_attention_norm=read(family.post_attention_norm.format(layer=layer)),
-        gate_up=merged(family.gate, family.up),
-        down=merged(family.down),
+        gate_up=make_linear(merged(family.gate, family.up)),
+        down=make_linear(merged(family.down)),
     )

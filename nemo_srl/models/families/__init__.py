@@ -1,16 +1,17 @@
-"""Model families, found by `model_type` in a model's config.json: `llama`, or a user's own that was registered.
+"""Model families, found by `model_type` in a model's config.json: a module here, or a user's own that was registered.
 
 A family is a module with a `FAMILY`. It says how to read the config, the names of the tensors, and what NeMo must be
-told. Every family here has the layers of a Llama: RMSNorm, grouped-query attention with rotary embeddings, SwiGLU, no
-biases. Importing a family imports no torch.
+told. Every family here has the layers of a Llama: RMSNorm, grouped-query attention with rotary embeddings, SwiGLU. It
+may have biases of the queries, keys and values, and norms of the queries and keys. Importing a family imports no torch.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nemo_srl import registry
@@ -20,7 +21,11 @@ from nemo_srl.models.spec import ModelSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What differs between families. `{layer}` in the name of a tensor stands for the layer's number, from 0."""
+    """What differs between families. `{layer}` in the name of a tensor stands for the layer's number, from 0.
+
+    `q`, `k` and `v` may have one name. Then they are one tensor, with the rows of q, then of k, then of v. So may
+    `gate` and `up`.
+    """
 
     model_types: tuple[str, ...]
     """`model_type` in config.json."""
@@ -46,6 +51,14 @@ class Family:
     up: str
     down: str
 
+    q_bias: str = ""
+    k_bias: str = ""
+    v_bias: str = ""
+    """Biases of these three projections. Empty in a family without them."""
+    q_norm: str = ""
+    k_norm: str = ""
+    """Weights [head_dim] of an RMSNorm of each query and key, before they are rotated. Empty in a family without."""
+
     nemo_settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of NeMo's `megatron_gpt_config.yaml` with another value than a Llama has."""
 
@@ -67,11 +80,16 @@ def register(path: str) -> Family:
 
 def known() -> dict[str, Family]:
     """Families by `model_type`. One that was registered comes before one of this package."""
+    return _own() | _registered
+
+
+@functools.cache
+def _own() -> dict[str, Family]:
     found: dict[str, Family] = {}
     for module in pkgutil.iter_modules(__path__):
         family: Family = importlib.import_module(f"{__name__}.{module.name}").FAMILY
         found |= dict.fromkeys(family.model_types, family)
-    return found | _registered
+    return found
 
 
 def of(spec: ModelSpec) -> Family:
@@ -113,6 +131,15 @@ def positive(config: Mapping[str, Any], key: str, default: int | None = None) ->
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
         raise ModelError(f"{key}={_excerpt(value)} must be a positive integer below 2^31. {_COPY}")
     return value
+
+
+def within_window(spec: ModelSpec, config: Mapping[str, Any]) -> ModelSpec:
+    """`spec` with a context of at most `sliding_window` tokens, if config.json has such a window.
+
+    Neither the trainer nor the embedded engine has it. Within so many tokens, it hides nothing.
+    """
+    window = positive(config, "sliding_window", spec.max_position_embeddings)
+    return replace(spec, max_position_embeddings=min(spec.max_position_embeddings, window))
 
 
 _COPY = "Copy the file again from where the model came from, or correct it."

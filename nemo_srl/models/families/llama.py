@@ -10,13 +10,18 @@ from nemo_srl.models.families import Family, number, positive
 from nemo_srl.models.spec import ModelSpec
 
 
-def read_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """Transformers' `LlamaConfig`, with its defaults for what older files leave out."""
+def read_spec(config: Mapping[str, Any], family: Family | None = None) -> ModelSpec:
+    """Transformers' `LlamaConfig`, with its defaults for what older files leave out.
+
+    The configs of other families have the same names. `family` is the one that reads its config with this function. If
+    it has other defaults, it adds them to `config`.
+    """
+    family = family or FAMILY
     wrong = [key for key in ("attention_bias", "mlp_bias") if config.get(key)]
     if config.get("hidden_act", "silu") != "silu":
         wrong.append("hidden_act")
     for key in wrong:
-        raise ModelError(f"{key}={config[key]!r} is not supported. Supported is {FAMILY.supported}.")
+        raise ModelError(f"{key}={config[key]!r} is not supported. Supported is {family.supported}.")
     heads = positive(config, "num_attention_heads")
     hidden = positive(config, "hidden_size")
     groups = positive(config, "num_key_value_heads", heads)
@@ -25,9 +30,9 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
             f"num_attention_heads={heads} is not a multiple of num_key_value_heads={groups}, which grouped-query "
             "attention needs. Copy the file again from where the model came from."
         )
-    theta, scaling = rotary(config)
+    theta, scaling = rotary(config, family)
     return ModelSpec(
-        model_type=str(config.get("model_type") or "llama"),  # absent or empty in some old files
+        model_type=str(config.get("model_type") or family.model_types[0]),  # absent or empty in some old files
         num_layers=positive(config, "num_hidden_layers"),
         hidden_size=hidden,
         ffn_hidden_size=positive(config, "intermediate_size"),
@@ -44,7 +49,7 @@ def read_spec(config: Mapping[str, Any]) -> ModelSpec:
     )
 
 
-def rotary(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
+def rotary(config: Mapping[str, Any], family: Family) -> tuple[float, dict[str, Any] | None]:
     """`rope_theta` and `rope_scaling`. Since version 5, transformers writes both into `rope_parameters`."""
     parameters, scaling = config.get("rope_parameters"), config.get("rope_scaling")
     for key, value in (("rope_parameters", parameters), ("rope_scaling", scaling)):
@@ -56,7 +61,7 @@ def rotary(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
         scaling = rest if rest.get("rope_type", "default") != "default" else None
     factor = config.get("partial_rotary_factor")
     if factor not in (None, 1):
-        raise ModelError(f"partial_rotary_factor={factor!r} is not supported. Supported is {FAMILY.supported}.")
+        raise ModelError(f"partial_rotary_factor={factor!r} is not supported. Supported is {family.supported}.")
     _check_scaling(scaling or {})
     return number(config, "rope_theta", 10000.0), scaling
 

@@ -79,8 +79,8 @@ def activation_bytes_per_layer(
 def unrotated_bytes_per_layer(spec: ModelSpec, trainer: NemoAlignerSettings, *, num_tokens: int) -> float:
     """What the rotary embedding adds to [K]: queries and keys before their rotation.
 
-    Nothing needs them, but they are one tensor with the values, which the attention keeps. Cosines and sines are
-    neglected: a layer has four numbers of them for each position and each element of a head.
+    Only norms of queries and keys need them, but they are one tensor with the values, which the attention keeps.
+    Cosines and sines are neglected: a layer has four numbers of them for each position and each element of a head.
     """
     heads = spec.num_attention_heads + spec.num_query_groups
     return num_tokens * _bytes_per_element(trainer) * heads * spec.head_dim / trainer.tensor_model_parallel_size

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.multiprocessing
 from megatron.core import parallel_state
+from megatron.core.models.gpt import gpt_layer_specs
+from nemo.collections.nlp.models.language_modeling import megatron_gpt_model as gpt_model
 from nemo.utils import logging as nemo_logging
 from nemo.utils.callbacks.nemo_model_checkpoint import NeMoModelCheckpoint
 from nemo.utils.exp_manager import exp_manager
@@ -117,6 +119,8 @@ def _load_plan(work_dir: Path) -> DictConfig:
 
 def _load_model(cfg: DictConfig, trainer: Any, algorithm: str, start_dir: Path) -> Any:
     cls = MegatronGPTDPOModel if algorithm == "dpo" else GPTSFTModel
+    if cfg.model.get("qk_layernorm", False):
+        _build_layers_with_qk_norms()
     model = load_from_nemo(cls, cfg.model, trainer, strict=True, restore_path=str(start_dir))
     init_peft(model, cfg.model)
     if algorithm == "sft":
@@ -126,6 +130,13 @@ def _load_model(cfg: DictConfig, trainer: Any, algorithm: str, start_dir: Path) 
         objectives.use_preference_loss(model, loss)
     model.get_ref_policy_logprobs = reference.of_batch
     return model
+
+
+def _build_layers_with_qk_norms() -> None:
+    """Let NeMo ask megatron-core for them. NeMo 2.2's `get_specs` never does, whatever the configuration says."""
+    gpt_model.get_gpt_layer_with_transformer_engine_spec = partial(
+        gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec, qk_layernorm=True
+    )
 
 
 def _compute_what_is_needed(model: Any, data: DictConfig) -> MicroBatches:

@@ -179,6 +179,7 @@ def _model_section(
 
 def _architecture(optim: OptimConfig, spec: ModelSpec) -> dict[str, Any]:
     """The model in the words of NeMo's `megatron_gpt_config.yaml`: a Llama, and what the family changes of it."""
+    family = families.of(spec)
     return {
         "encoder_seq_length": optim.max_seq_length,
         "max_position_embeddings": spec.max_position_embeddings,
@@ -192,7 +193,8 @@ def _architecture(optim: OptimConfig, spec: ModelSpec) -> dict[str, Any]:
         "layernorm_epsilon": spec.rms_norm_eps,
         "activation": "fast-swiglu",
         "bias": False,
-        "qkv_bias": False,
+        "qkv_bias": bool(family.q_bias),
+        **({"qk_layernorm": True} if family.q_norm else {}),
         "share_embeddings_and_output_weights": spec.tie_word_embeddings,
         "position_embedding_type": "rope",
         "rotary_percentage": 1.0,
@@ -211,7 +213,7 @@ def _architecture(optim: OptimConfig, spec: ModelSpec) -> dict[str, Any]:
         "apply_rope_fusion": True,
         "gradient_accumulation_fusion": False,
         "get_attention_mask_from_fusion": True,
-        **families.of(spec).nemo_settings,
+        **family.nemo_settings,
     }
 
 

@@ -30,7 +30,7 @@ class RMSNorm(torch.autograd.Function):
         """With s = scale: of x, s g w - x s^3 mean(g w x) over a row; of weight, the sum of s g x over all rows."""
         x, weight, scale = ctx.saved_tensors
         size = x.shape[-1]
-        products, scales = (gradient * x).view(-1, size), scale.view(-1)
+        products, scales = (gradient * x).reshape(-1, size), scale.reshape(-1)
         of_weight = scales @ products
         factors = (products @ weight).mul_(scales**3).div_(-size)
         of_x = torch.mul(gradient, weight, out=products.view_as(x)).mul_(scale)
