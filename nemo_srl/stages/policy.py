@@ -1,6 +1,7 @@
 """M_{t+1}: DPO on the iteration's pairs, from M_t, which is also the reference (paper section 2.3).
 
-If there are pairs of verdicts as well (`stages/verdict_pairs.py`), DPO trains on both kinds together.
+If there are pairs of verdicts as well (`stages/verdict_pairs.py`, `stages/meta_judge.py`), or pairs of earlier iterations
+(`pairs.accumulate`), DPO trains on all of them together.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from nemo_srl.stages.training import training_stage
 from nemo_srl.workload import Assumptions, Trained
 
 
+_VERDICTS = ("verdict_pairs", "taught_verdicts", "meta_judge")
+"""The stages that make pairs of verdicts."""
+
+
 def task(ctx: Context) -> TrainingTask:
     rows = [
         DPORow(
@@ -23,14 +28,19 @@ def task(ctx: Context) -> TrainingTask:
             rejected_reward=p.rejected_score,
             chosen_finish_reason=p.chosen_finish_reason,
             rejected_finish_reason=p.rejected_finish_reason,
+            confidence=p.confidence,
         )
-        for p in [*ctx.read("pairs", PreferencePair), *_verdict_pairs(ctx)]
+        for p in [
+            *ctx.read_all("earlier", PreferencePair),
+            *ctx.read("pairs", PreferencePair),
+            *_verdict_pairs(ctx),
+        ]
     ]
     return TrainingTask(algorithm="dpo", model_dir=ctx.model_dir, rows=rows, optim=ctx.cfg.dpo, seed=ctx.cfg.seed)
 
 
 def _verdict_pairs(ctx: Context) -> list[PreferencePair]:
-    return ctx.read("verdict_pairs", PreferencePair) if ctx.has("verdict_pairs") else []
+    return [p for name in _VERDICTS if ctx.has(name) for p in ctx.read(name, PreferencePair)]
 
 
 def work(cfg: Config, a: Assumptions) -> Trained:
@@ -47,7 +57,12 @@ def work(cfg: Config, a: Assumptions) -> Trained:
 STAGE = training_stage(
     "policy",
     task,
-    needs={"policy": MODEL, "pairs": PreferencePair, "verdict_pairs": Need(PreferencePair, optional=True)},
+    needs={
+        "policy": MODEL,
+        "pairs": PreferencePair,
+        **{name: Need(PreferencePair, optional=True) for name in _VERDICTS},
+        "earlier": Need(PreferencePair, many="earlier"),
+    },
     settings=("dpo", *CHAT, "seed"),
     work=work,
 )
