@@ -119,13 +119,16 @@ class JudgeConfig(SamplingConfig):
     the first iteration. Or another model, written like `model.path`. With `engine`, the server answers, and only
     tokenizer and chat template are read here. Evaluations always ask M_t how it judges."""
     verifier: str = ""
-    """For `mode=verifier`. ifeval: the share of IFEval's instructions that an answer follows strictly, of the prompts in
-    `verifier_path`. Or your own function, my.module:function, of the prompt's text and the answer. It returns the share
-    of what was asked that the answer does, from 0 to 1, or None if it cannot tell. `max_score` times that is the
-    score."""
+    """For `mode=verifier`. ifeval: the share of a prompt's instructions in `verifier_path` that the answer follows
+    strictly. Or your own function, my.module:function, of the prompt's text and the answer. It returns the share of
+    what was asked that the answer does, from 0 to 1, or None if it cannot tell. That times `max_score` is the score."""
     verifier_path: str = field(default="", metadata=AN_INPUT)
     """For `verifier=ifeval`: prompts with their instructions, in IFEval's format (JSONL). The prompts of the run
     (`prompts.path`) must be among them."""
+    justification: bool = True
+    """Whether EFT teaches verdicts with the justifications that its examples have. false: a verdict is the score alone.
+    It costs one token or two. With `mode=expected`, a small judge may be better so (arXiv 2503.03064). The rubric must
+    then ask for the score alone: `judge=score_only_5pt`."""
     pairwise_rubric: str = ""
     """The prompt of a comparison, with `{instruction}`, `{response_a}` and `{response_b}`. It asks for a line
     `Winner: <A, B or tie>` last. `+judge_mode=pairwise` sets one."""
@@ -140,14 +143,34 @@ class JudgeConfig(SamplingConfig):
 
 @dataclass
 class VerdictPairsConfig:
-    """Pairs of verdicts on M_t's answers and on damaged copies of them (`nemo_srl/stages/verdict_pairs.py`). With them,
-    each iteration's DPO trains judging as well as answering."""
+    """Pairs of verdicts. With them, each iteration's DPO trains judging as well as answering."""
 
     num_prompts: int = 0
-    """The best answers to so many prompts are damaged. Each makes two pairs. 0: no such pairs, as in the paper."""
+    """Verdicts on answers to so many prompts are taken. 0: no such pairs, as in the paper."""
+    source: str = "damaged"
+    """How it is known which verdict is better.
+    damaged: a damaged copy of an answer is worse. Code writes both verdicts, which are the score alone
+    (`nemo_srl/stages/verdict_pairs.py`). An answer makes two pairs.
+    sampled: M_t judges the damaged copy as well, and its right verdicts are better than its wrong ones
+    (`nemo_srl/stages/taught_verdicts.py`). An answer makes two pairs at most.
+    meta_judge: M_t compares its verdicts on one answer (`nemo_srl/stages/meta_judge.py`). An answer makes one pair."""
+    last_iteration: int = 0
+    """Later iterations make no such pairs. 0: all do. Meta-Rewarding stops after 2, because the meta-judge then prefers
+    the higher score."""
+    meta_rubric: str = ""
+    """For `source=meta_judge`: the prompt of a comparison, with `{instruction}`, `{response}`, `{verdict_a}` and
+    `{verdict_b}`. It asks for a line `Winner: <A, B or tie>` last. `method=meta_rewarding` sets one."""
 
     def __post_init__(self) -> None:
         check(self.num_prompts >= 0, "verdict_pairs.num_prompts", self.num_prompts, "must be 0 (off) or above")
+        sources = ("damaged", "sampled", "meta_judge")
+        check(self.source in sources, "verdict_pairs.source", self.source, f"must be one of {', '.join(sources)}")
+        last = self.last_iteration
+        check(last >= 0, "verdict_pairs.last_iteration", last, "must be 0 (all iterations) or above")
+
+    def of_iteration(self, t: int) -> bool:
+        """Whether iteration `t` makes such pairs."""
+        return self.num_prompts > 0 and (not self.last_iteration or t <= self.last_iteration)
 
 
 @dataclass
@@ -162,8 +185,8 @@ class PairsConfig:
     min_margin: float = 0.0
     """In every pair, the better score must exceed the other by more than this. 0 drops only ties, as in the paper."""
     rho: float = 0.0
-    """length_control: answers within this share of the range of scores count as good as the best, or as bad as the worst
-    (Meta-Rewarding, Wu et al. 2024, arXiv 2407.19594, section 2.2)."""
+    """length_control: answers within this share of the range of scores count as good as the best, or as bad as the
+    worst (Meta-Rewarding, Wu et al. 2024, arXiv 2407.19594, section 2.2)."""
     num_pairs: int = 0
     """all_pairs: how many pairs a prompt gives at most. 0: all pairs whose scores differ."""
     anchor: str = field(default="", metadata=AN_INPUT)

@@ -6,6 +6,7 @@ candidates   M_t, prompts                      -> N responses each
 judgements   M_t, candidates                   -> K verdicts each
 pairs        candidates, judgements            -> chosen and rejected
 verdict_pairs  candidates, judgements          -> verdicts on damaged answers          optional
+taught_verdicts, meta_judge: other pairs of verdicts, by M_t itself                  optional
 anchor       M1, candidates, judgements, pairs -> figures for the alarms
 policy       M_t, pairs                        -> M_{t+1}
 eft          M_{t+1}, ranked answers           -> verdicts that agree with people        optional
@@ -28,8 +29,8 @@ __all__ = [
 ]  # fmt: skip
 
 LOOP = (
-    "sft", "prompts", "candidates", "judgements", "pairs", "verdict_pairs", "anchor", "policy", "eft", "refresh",
-    "evaluation", "answers", "head_to_head", "ifeval",
+    "sft", "prompts", "candidates", "judgements", "pairs", "verdict_pairs", "taught_verdicts", "meta_judge", "anchor",
+    "policy", "eft", "refresh", "evaluation", "answers", "head_to_head", "ifeval",
 )  # fmt: skip
 """All stages, in the order in which they run. Reports and plans use this order."""
 

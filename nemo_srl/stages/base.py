@@ -204,6 +204,6 @@ def table_stage(
 
 
 def settings_of(section: str) -> tuple[str, ...]:
-    """All settings of `section` except its engine, which belongs to the roles of a stage, and those that name inputs."""
+    """All settings of `section` without its engine, which belongs to a stage's roles, and without names of inputs."""
     found = [f for f in fields(getattr(Config(), section)) if f.name != "engine" and f.metadata != AN_INPUT]
     return tuple(f"{section}.{f.name}" for f in found)

@@ -1,7 +1,7 @@
 """M_{t+1}: DPO on the iteration's pairs, from M_t, which is also the reference (paper section 2.3).
 
-If there are pairs of verdicts as well (`stages/verdict_pairs.py`, `stages/meta_judge.py`), or pairs of earlier iterations
-(`pairs.accumulate`), DPO trains on all of them together.
+If there are pairs of verdicts as well (`verdict_pairs.source`), or pairs of earlier iterations (`pairs.accumulate`),
+DPO trains on all of them together.
 """
 
 from __future__ import annotations
@@ -12,10 +12,6 @@ from nemo_srl.records import PreferencePair
 from nemo_srl.stages.base import CHAT, MODEL, Context, Need
 from nemo_srl.stages.training import training_stage
 from nemo_srl.workload import Assumptions, Trained
-
-
-_VERDICTS = ("verdict_pairs", "taught_verdicts", "meta_judge")
-"""The stages that make pairs of verdicts."""
 
 
 def task(ctx: Context) -> TrainingTask:
@@ -40,7 +36,7 @@ def task(ctx: Context) -> TrainingTask:
 
 
 def _verdict_pairs(ctx: Context) -> list[PreferencePair]:
-    return [p for name in _VERDICTS if ctx.has(name) for p in ctx.read(name, PreferencePair)]
+    return ctx.read("verdict_pairs", PreferencePair) if ctx.has("verdict_pairs") else []
 
 
 def work(cfg: Config, a: Assumptions) -> Trained:
@@ -60,7 +56,7 @@ STAGE = training_stage(
     needs={
         "policy": MODEL,
         "pairs": PreferencePair,
-        **{name: Need(PreferencePair, optional=True) for name in _VERDICTS},
+        "verdict_pairs": Need(PreferencePair, optional=True),
         "earlier": Need(PreferencePair, many="earlier"),
     },
     settings=("dpo", *CHAT, "seed"),

@@ -62,6 +62,8 @@ class TrainerBackend:
     """The size of one checkpoint, from which an interrupted training goes on."""
     whole_batches: bool = False
     """Whether a step needs a whole global batch, so that fewer rows are too few. Then preflight counts them."""
+    uses_confidence: Callable[[Any], bool] = lambda optim: True
+    """Whether DPO with these settings (`DPOConfig`) uses the confidence in a pair."""
     describe: Callable[[Any], str] = lambda settings: settings.name
     """What trainings with these settings run on here: devices and versions. Raises `ConfigError` if they cannot."""
 

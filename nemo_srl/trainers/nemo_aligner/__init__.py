@@ -15,6 +15,7 @@ platforms/                   CPUs, GPUs with pip packages alone, and NVIDIA's co
 from __future__ import annotations
 
 from nemo_srl.trainers import TrainerBackend
+from nemo_srl.trainers.nemo_aligner import losses
 from nemo_srl.trainers.nemo_aligner.memory import checkpoint_bytes, training_memory
 from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 from nemo_srl.trainers.nemo_aligner.trainer import VERSION, NemoAlignerTrainer
@@ -36,5 +37,6 @@ BACKEND = TrainerBackend(
     memory=training_memory,
     checkpoint_bytes=checkpoint_bytes,
     whole_batches=True,
+    uses_confidence=losses.uses_confidence,
     describe=_describe,
 )
