@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from math import comb
 
 from nemo_srl import judging, pairing
-from nemo_srl.config import Config, PairsConfig
+from nemo_srl.config import Config, JudgeConfig, PairsConfig
 from nemo_srl.config.check import check as check_value
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.judging import rubrics
@@ -71,8 +71,7 @@ def check_verdict_pairs(cfg: Config, eft: Sequence[EFTExample]) -> None:
     number, remedy = settings.num_prompts, "Set verdict_pairs.num_prompts=0."
     if not number:
         return
-    reader = judging.reader(judge)
-    if not all(isinstance(x, str) for x in (reader.questions({"x/00": ("a", "b")}, judge) or {"": None}).values()):
+    if not _asks_for_text(judge):
         raise ConfigError(
             f"verdict_pairs.num_prompts={number}: a verdict of such a pair is a text with a score, and judge.mode="
             f"{judge.mode!r} gives none. {remedy}"
@@ -100,6 +99,12 @@ def check_verdict_pairs(cfg: Config, eft: Sequence[EFTExample]) -> None:
         rubrics.check_holds_once(rubric, *slots, key=key)
 
 
+def _asks_for_text(cfg: JudgeConfig) -> bool:
+    """Whether the judge is asked about one answer at a time, and answers with a text."""
+    questions = judging.reader(cfg).questions({"x/00": ("Say it.", "It.")}, cfg)
+    return bool(questions) and all(isinstance(prompt, str) for prompt in questions.values())
+
+
 def check_verifiable(cfg: Config, prompts: Mapping[str, Sequence[Prompt]], texts: Collection[str]) -> None:
     """Refuse prompts that `judge.verifier_path` does not have: their answers could not be checked.
 
@@ -113,8 +118,9 @@ def check_verifiable(cfg: Config, prompts: Mapping[str, Sequence[Prompt]], texts
     for path, found in prompts.items():
         if unknown := [p for p in found if p.text not in texts]:
             raise DataError(
-                f"prompts.path={path!r}: {len(unknown)} of {len(found)} prompts are not in judge.verifier_path, so their "
-                f"answers cannot be checked. The first is {unknown[0].key!r}. Remove them, or add their instructions."
+                f"prompts.path={path!r}: {len(unknown)} of {len(found)} prompts are not in judge.verifier_path, so "
+                f"their answers cannot be checked. The first is {unknown[0].key!r}. Remove them, or add their "
+                "instructions."
             )
 
 

@@ -37,8 +37,8 @@ def check(
 ) -> None:
     """Raise `ConfigError`, `ModelError` or `DataError` for what would stop the run later, or teach a wrong lesson.
 
-    `other_models` are directories by their settings, such as `prompts.model` and `judge.model`. Training rows that are too
-    long are left out by the trainer. They are counted here, and refused if the others do not fill a batch.
+    `other_models` are directories by their settings, such as `prompts.model` and `judge.model`. Training rows that are
+    too long are left out by the trainer. They are counted here, and refused if the others do not fill a batch.
     """
     spec = hf.read_spec(model_dir)
     check_shape(cfg, spec)

@@ -1,13 +1,13 @@
 """Meta-judge: M_t compares its own verdicts on an answer, and the better one is preferred (Meta-Rewarding, Wu et al.
 2024, arXiv 2407.19594, section 2.3).
 
-Of each prompt, the answer is taken whose verdicts disagree the most: their scores have the highest variance. M_t compares
-every two of its verdicts, in both orders. The ratings by maximum likelihood (`nemo_srl/judging/elo.py`) decide: the
-chosen verdict has the highest rating, and the rejected one the lowest. `policy` trains on these pairs and on those of
-answers together.
+Of each prompt, the answer is taken whose verdicts disagree the most: their scores have the highest variance. M_t
+compares every two of its verdicts, in both orders. The ratings by maximum likelihood (`nemo_srl/judging/elo.py`)
+decide: the chosen verdict has the highest rating, and the rejected one the lowest. `policy` trains on these pairs and
+on those of answers together.
 
-Verdicts without a score take no part, and equal verdicts count once. An iteration without any such pair is no error: the
-verdicts may agree, or no comparison may name a winner. The figures say how many did.
+Verdicts without a score take no part, and equal verdicts count once. An iteration without any such pair is no error:
+the verdicts may agree, or no comparison may name a winner. The figures say how many did.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Taught verdicts: M_t's own verdicts on two answers whose order is known, the right ones against the wrong ones.
 
-Code damages an answer of M_t (`nemo_srl/data/damage.py`), so the damaged copy is worse. M_t judges it, too. A verdict on
-the answer is right if its score is above the mean score of the copy, and a verdict on the copy is right if its score is
-below the mean score of the answer. The others are wrong. Each of the two answers with verdicts of both kinds makes a
+Code damages an answer of M_t (`nemo_srl/data/damage.py`), so the damaged copy is worse. M_t judges it, too. A verdict
+on the answer is right if its score is above the mean score of the copy, and a verdict on the copy is right if its score
+is below the mean score of the answer. The others are wrong. Each of the two answers with verdicts of both kinds makes a
 pair: the clearest right verdict against the clearest wrong one.
 
 This follows Self-Taught Evaluators (Wang et al. 2024, arXiv 2408.02666): there, too, the order of two answers is known
@@ -10,8 +10,8 @@ by their making, and verdicts are sampled and kept if they are right. There, a m
 a changed instruction, the judge compares two answers, and SFT trains on right verdicts alone. Here, one kind of damage
 is an answer to another instruction, a verdict is on one answer, and DPO trains on the right and the wrong ones.
 
-Unlike `stages/verdict_pairs.py`, this keeps the reasons in the verdicts. An iteration without any such pair is no error:
-a judge that is always right has no wrong verdict.
+Unlike `stages/verdict_pairs.py`, this keeps the reasons in the verdicts. An iteration without any such pair is no
+error: a judge that is always right has no wrong verdict.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ import logging
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 
 from nemo_srl.config import Config
-from nemo_srl.judging import mean_scores, reader
+from nemo_srl.judging import mean_score, mean_scores, reader
 from nemo_srl.records import Candidate, Judgement, PreferencePair
 from nemo_srl.stages.base import CHAT, Context, Made, Need, settings_of, table_stage
 from nemo_srl.stages.calls import open_caller
@@ -51,14 +50,13 @@ def right_and_wrong(
 def pairs_of(
     x: Damaged, on_answer: Sequence[Judgement], on_worse: Sequence[Judgement], prompts: tuple[str, str]
 ) -> list[PreferencePair]:
-    """Two pairs at most, of the verdicts on an answer and on its damaged copy. `prompts` are the judge's for the two."""
-    means = [fmean(j.score for j in found if j.score is not None) if _any_scored(found) else None
-             for found in (on_answer, on_worse)]  # fmt: skip
-    if means[0] is None or means[1] is None:
+    """Two pairs at most, of the verdicts on an answer and on its damaged copy, with the judge's prompts for the two."""
+    answer_mean, worse_mean = (mean_score([j.score for j in found]) for found in (on_answer, on_worse))
+    if answer_mean is None or worse_mean is None:
         return []
     found = {
-        "answer": (right_and_wrong(on_answer, means[1], is_better=True), prompts[0]),
-        "damaged": (right_and_wrong(on_worse, means[0], is_better=False), prompts[1]),
+        "answer": (right_and_wrong(on_answer, worse_mean, is_better=True), prompts[0]),
+        "damaged": (right_and_wrong(on_worse, answer_mean, is_better=False), prompts[1]),
     }
     return [
         PreferencePair(
@@ -72,10 +70,6 @@ def pairs_of(
         for name, (verdicts, prompt) in found.items()
         if verdicts
     ]
-
-
-def _any_scored(verdicts: Sequence[Judgement]) -> bool:
-    return any(j.score is not None for j in verdicts)
 
 
 def run(ctx: Context) -> Made[PreferencePair]:
