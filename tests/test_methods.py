@@ -29,8 +29,8 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
         "verdict_pairs.num_prompts": 1000, "verdict_pairs.last_iteration": 2,
     },
     "iterative_rpo": {
-        "judge.mode": "verifier", "judge.verifier": "ifeval", "judge.num_judgements": 1, "pairs.rule": "all_pairs",
-        "pairs.num_pairs": 10, "dpo.sft_loss_weight": 1.0,
+        "judge.mode": "verifier", "judge.verifier": "ifeval", "pairs.rule": "all_pairs", "pairs.num_pairs": 10,
+        "dpo.sft_loss_weight": 1.0,
     },
     "cream": {"pairs.second_judge": "previous", "dpo.preference_loss": "cdpo"},
     "temporal": {"pairs.rule": "anchored", "pairs.anchor": "m1"},

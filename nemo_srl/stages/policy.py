@@ -41,9 +41,10 @@ def _verdict_pairs(ctx: Context) -> list[PreferencePair]:
 
 def work(cfg: Config, a: Assumptions) -> Trained:
     answer = min(a.mean_response_tokens, cfg.candidates.max_tokens)
+    num_verdicts = min(cfg.verdict_pairs.num_prompts, cfg.prompts.num_prompts)
     return Trained(
         optim=cfg.dpo,
-        num_rows=cfg.prompts.num_prompts * a.pairs_per_prompt + 2 * cfg.verdict_pairs.num_prompts,
+        num_rows=cfg.prompts.num_prompts * a.pairs_per_prompt + 2 * num_verdicts,
         row_tokens=2 * (a.mean_prompt_tokens + answer),
         num_sequences=2,
         num_forward_passes=3 + 1 / cfg.dpo.max_epochs,
