@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 @dataclass
 class ArmConfig:
     judge: str = "self"
-    """Whose scores make the pairs. self: those of the judge that the settings name, by default M_t. shuffled: the same, but
-    each candidate gets the scores of another one, drawn at random. oracle: the true scores."""
+    """Whose scores make the pairs. self: those of the judge that the settings name, by default M_t. shuffled: the same,
+    but each candidate gets the scores of another one, drawn at random. oracle: the true scores."""
     method: str = "self_rewarding"
     """A method of `conf/method/`."""
     set: dict[str, Any] = field(default_factory=dict)
