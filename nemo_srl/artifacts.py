@@ -196,6 +196,11 @@ class Model(Artifact):
     def model_dir(self) -> Path:
         return self.path / "hf"
 
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The models of the training's checkpoints by their steps, the last one included. Empty if none was kept."""
+        return sorted((self.path / "checkpoints").glob("step_*[0-9]"))
+
 
 @dataclass(frozen=True)
 class BaseModel:

@@ -13,6 +13,7 @@ from nemo_srl.config import Config, JudgeConfig, PairsConfig
 from nemo_srl.config.check import check as check_value
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.judging import rubrics
+from nemo_srl.judging.pairwise import check_rubric
 from nemo_srl.records import EFTExample, Prompt
 from nemo_srl.trainers import trainer_backend
 
@@ -25,6 +26,7 @@ def check(cfg: Config, eft: Sequence[EFTExample] = ()) -> None:
     check_pairs(cfg)
     check_judges(cfg)
     check_verdict_pairs(cfg, eft)
+    check_early_stopping(cfg)
 
 
 def check_pairs(cfg: Config) -> None:
@@ -97,6 +99,21 @@ def check_verdict_pairs(cfg: Config, eft: Sequence[EFTExample]) -> None:
         )
         slots = ("{instruction}", "{response}", "{verdict_a}", "{verdict_b}", "Winner:")
         rubrics.check_holds_once(rubric, *slots, key=key)
+
+
+def check_early_stopping(cfg: Config) -> None:
+    """Whether checkpoints can be compared."""
+    settings, key = cfg.early_stopping, "early_stopping.prompts_path"
+    if not settings.prompts_path:
+        reason = f"{key}='' turns early stopping off, so nobody is asked. Set {key}, or leave this out"
+        check_value(not settings.model, "early_stopping.model", settings.model, reason)
+        return
+    if not trainer_backend(cfg.trainer).keeps_checkpoints:
+        raise ConfigError(
+            f"{key}={settings.prompts_path!r}: trainer.name={cfg.trainer.name!r} keeps no checkpoints that could be "
+            f"compared. Set {key}='', or use trainer=nemo_aligner."
+        )
+    check_rubric(cfg.judge)
 
 
 def _asks_for_text(cfg: JudgeConfig) -> bool:

@@ -21,7 +21,7 @@ AnyModel = Model | BaseModel
 Judged = Table[Judgement] | SourceFile[Judgement]
 Prompts = Table[Prompt] | SourceFile[Prompt]
 
-MODEL_KEYS = ("judge.model", "pairs.anchor", "pairs.second_judge")
+MODEL_KEYS = ("judge.model", "pairs.anchor", "pairs.second_judge", "early_stopping.model")
 """The settings that name a model of the loop, or another one."""
 
 

@@ -20,16 +20,26 @@ from dataclasses import dataclass
 import hydra
 from omegaconf import DictConfig
 
-from nemo_srl import checked, cli, combinations, machine_time, preflight, report
+from nemo_srl import checked, cli, combinations, early_stopping, machine_time, preflight, report
 from nemo_srl.artifacts import BaseModel, Model, SourceFile, Table, write_atomic
 from nemo_srl.config import Config
+from nemo_srl.data import questions
 from nemo_srl.data.checked.truth import CheckedInstruction
-from nemo_srl.errors import ConfigError
+from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.experiment import Experiment
 from nemo_srl.iteration import Iteration, names_of_models
 from nemo_srl.judging import asks_models, reader
 from nemo_srl.judging.verifier import read_checked
-from nemo_srl.records import EFTExample, IFTExample, Metric, PreferencePair, Prompt, RankedAnswers, VerifiablePrompt
+from nemo_srl.records import (
+    EFTExample,
+    IFTExample,
+    Metric,
+    PreferencePair,
+    Prompt,
+    Question,
+    RankedAnswers,
+    VerifiablePrompt,
+)
 from nemo_srl.report import tracking
 from nemo_srl.report.alarms import Alarm, alarms
 from nemo_srl.runs import open_run
@@ -68,6 +78,8 @@ class Given:
     """By iteration; empty if prompts are generated."""
     checked: SourceFile[VerifiablePrompt] | None
     """The prompts that code can check (`judge.verifier_path`)."""
+    validation: SourceFile[Question] | None
+    """The prompts on which checkpoints are compared (`early_stopping.prompts_path`)."""
 
 
 def open_given(cfg: Config, exp: Experiment) -> Given:
@@ -86,6 +98,7 @@ def open_given(cfg: Config, exp: Experiment) -> Given:
         rankings=ranked,
         prompts=prompt_files(cfg, exp),
         checked=checked_prompts(cfg, exp),
+        validation=validation_prompts(cfg, exp),
     )
     others = {"prompts.model": given.generator, "anchor.model": given.anchor, **given.others}
     preflight.check(
@@ -138,7 +151,11 @@ def iterate(cfg: Config, exp: Experiment) -> dict[str, list[Metric]]:
                     log.warning("ALARM, %s", alarm.text)
         v = iteration.verdict_pairs(y, r)
         earlier_pairs = all_pairs if cfg.pairs.accumulate else []
-        previous, m = m, exp.run(policy.STAGE, t, policy=m, pairs=d, verdict_pairs=v, earlier=earlier_pairs)
+        inputs = {"policy": m, "pairs": d, "verdict_pairs": v, "earlier": earlier_pairs}
+        if given.validation:
+            previous, m = m, early_stopping.train(iteration, given.validation, **inputs)
+        else:
+            previous, m = m, exp.run(policy.STAGE, t, **inputs)
         all_pairs.append(d)
         if given.rankings:
             kept.append(exp.run(eft.STAGE, t, judge=m, rankings=given.rankings))
@@ -187,6 +204,18 @@ def checked_prompts(cfg: Config, exp: Experiment) -> SourceFile[VerifiablePrompt
         return None
     path = exp.path_of(cfg.judge.verifier_path, key="judge.verifier_path")
     return exp.given("checked_prompts", read_checked(path), VerifiablePrompt)
+
+
+def validation_prompts(cfg: Config, exp: Experiment) -> SourceFile[Question] | None:
+    """The prompts of `early_stopping.prompts_path`, if checkpoints are compared."""
+    key, path = "early_stopping.prompts_path", cfg.early_stopping.prompts_path
+    if not path:
+        return None
+    try:
+        found = questions.read_questions(exp.path_of(path, key=key))
+    except DataError as e:
+        raise DataError(f"{key}={e}") from e
+    return exp.given("validation", found, Question)
 
 
 def other_model(exp: Experiment, key: str, path: str) -> BaseModel | None:

@@ -91,6 +91,8 @@ def test_methods_go_with_every_recipe(recipe: str) -> None:
         (("method=meta_rewarding", "judge.num_judgements=1"), r"verdict_pairs\.source='meta_judge': .*judge\.temp"),
         (("method=meta_rewarding", "verdict_pairs.meta_rubric="), r"verdict_pairs\.meta_rubric='': .*method=meta_rew"),
         (("method=meta_rewarding", "+judge_mode=pairwise"), r"judge\.mode='pairwise' gives none"),
+        (("early_stopping.prompts_path=x",), r"judge\.pairwise_rubric='': a comparison needs a rubric"),
+        (("early_stopping.model=m1",), r"early_stopping\.model='m1': .*turns early stopping off"),
     ],
 )
 def test_what_cannot_work_together_is_refused(overrides: tuple[str, ...], message: str) -> None:
@@ -143,9 +145,9 @@ class Run:
         found: dict[str, float] = json.loads((self.run_dir / stage / "manifest.json").read_text())["metrics"]
         return found
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self, stage: str = "policy") -> list[dict[str, Any]]:
         """What DPO was trained on."""
-        text = (self.run_dir / "iter_01/policy/training/train.jsonl").read_text()
+        text = (self.run_dir / "iter_01" / stage / "training/train.jsonl").read_text()
         return [json.loads(line) for line in text.splitlines()]
 
 
@@ -188,23 +190,45 @@ def test_simpo_needs_no_reference(tiny_run: Path, overrides: list[str], tmp_path
 def test_pairs_of_verdicts_are_trained_with_those_of_answers(
     tiny_run: Path, overrides: list[str], tmp_path: Path
 ) -> None:
-    """A server judges and compares, because nothing has taught the tiny model to compare verdicts."""
+    """A server judges and compares, because nothing has taught the tiny model to compare. It also compares checkpoints,
+    and always likes the first answer. So none is better than the one before, and the first one is chosen."""
 
     def judge(body: dict[str, Any], index: int) -> tuple[list[int], str]:
         text = body["messages"][0]["content"]
+        if "or else" in text:
+            return ids_of("Winner: A"), "stop"
         if "verdict" in text:
             return ids_of(f"Winner: {'A' if text.index('Half.') < text.index('Right.') else 'B'}"), "stop"
         return ids_of(("Off.\nScore: 0", "Half.\nScore: 2", "Right.\nScore: 5")[(index + len(text)) % 3]), "stop"
 
+    validation = tmp_path / "validation.jsonl"
+    validation.write_text("".join(json.dumps({"instruction": f"Name animal number {i}."}) + "\n" for i in range(2)))
     run = Run(tiny_run, tmp_path, forget=("iter_01/judgements", "iter_00/evaluation", "iter_00/evaluation_m0"))
     with Loopback(judge).running() as url:
         server = ("+engine@judge.engine=openai", f"judge.engine.base_url={url}", "judge.temperature=1.0")
         rubric = "verdict_pairs.meta_rubric='{instruction} {response} verdict {verdict_a} {verdict_b} Winner:'"
-        made = run.finish(*overrides, *server, "method=meta_rewarding", rubric)
-    assert made == {*MADE, "iter_01/judgements", "iter_01/meta_judge", "iter_00/evaluation", "iter_00/evaluation_m0"}
+        early_stopping = (
+            "judge.pairwise_rubric='{instruction} {response_a} or else {response_b} Winner:'",
+            f"early_stopping.prompts_path={validation}",
+        )
+        made = run.finish(*overrides, *server, "method=meta_rewarding", rubric, *early_stopping)
+    judged = {"iter_01/judgements", "iter_01/meta_judge", "iter_00/evaluation", "iter_00/evaluation_m0"}
+    compared = {f"iter_01/{stage}" for stage in ("trained", "answers_000001", "answers_000002", "match_000002")}
+    assert made == {*MADE, *judged, *compared}
+    trained = run.run_dir / "iter_01/trained"
+    num_steps = int(run.figures("iter_01/trained")["num_steps"])
+    checkpoints = sorted(path.name for path in (trained / "checkpoints").iterdir())
+    assert checkpoints == [f"step_{n:06d}" for n in range(1, num_steps + 1)]
+    weights = [(path / "model.safetensors").read_bytes() for path in (
+        run.run_dir / "iter_01/policy/hf", trained / "checkpoints/step_000001", trained / "hf",
+        trained / f"checkpoints/step_{num_steps:06d}",
+    )]  # fmt: skip
+    assert weights[0] == weights[1] != weights[2] == weights[3]
+    assert run.figures("iter_01/policy") == {"num_steps": 1}
+    assert not (trained / "training/kept").exists()
     num_answers, num_verdicts = (run.figures(f"iter_01/{s}")["num_pairs"] for s in ("pairs", "meta_judge"))
     assert num_verdicts > 0
-    assert len(run.rows()) == num_answers + num_verdicts
+    assert len(run.rows("trained")) == num_answers + num_verdicts
 
 
 def test_verdicts_with_a_known_order_are_trained_as_well(tiny_run: Path, overrides: list[str], tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ eft          M_{t+1}, ranked answers           -> verdicts that agree with peopl
 refresh      M_{t+1}, verdicts, own answers    -> M_{t+1} with its judging refreshed     optional
 evaluation   M_t, held-out EFT                 -> metrics
 
-answers, head_to_head and ifeval compare models (`recipes/evaluate.py`).
+answers, head_to_head and ifeval compare models (`recipes/evaluate.py`). With answers and head_to_head, early stopping
+also compares the checkpoints of a training, of which `chosen` publishes one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ __all__ = [
 
 LOOP = (
     "sft", "prompts", "candidates", "judgements", "pairs", "verdict_pairs", "taught_verdicts", "meta_judge", "anchor",
-    "policy", "eft", "refresh", "evaluation", "answers", "head_to_head", "ifeval",
+    "policy", "chosen", "eft", "refresh", "evaluation", "answers", "head_to_head", "ifeval",
 )  # fmt: skip
 """All stages, in the order in which they run. Reports and plans use this order."""
 

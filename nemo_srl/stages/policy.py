@@ -32,7 +32,10 @@ def task(ctx: Context) -> TrainingTask:
             *_verdict_pairs(ctx),
         ]
     ]
-    return TrainingTask(algorithm="dpo", model_dir=ctx.model_dir, rows=rows, optim=ctx.cfg.dpo, seed=ctx.cfg.seed)
+    return TrainingTask(
+        algorithm="dpo", model_dir=ctx.model_dir, rows=rows, optim=ctx.cfg.dpo, seed=ctx.cfg.seed,
+        keep_checkpoints=bool(ctx.cfg.early_stopping.prompts_path),
+    )  # fmt: skip
 
 
 def _verdict_pairs(ctx: Context) -> list[PreferencePair]:

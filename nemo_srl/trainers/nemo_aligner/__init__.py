@@ -3,7 +3,7 @@
 settings.py, memory.py       what a user sets; how much memory a training needs   no torch
 data.py                      text to token ids; which rows are dropped and why    no torch
 training_plan.py, feasibility.py   settings + model + data -> NeMo-Aligner's config   no torch
-trainer.py                   prepare, train, export                               torch only when called
+trainer.py, checkpoints.py   prepare, train, export; checkpoints that are kept    torch only when called
 run.py                       one rank: environment, platform                      torch, NeMo
 session.py                   one rank: NeMo-Aligner's model, data and loop
 batches.py, micro_batches.py, shared_prompts.py, targets.py   what the model sees, and where logits are needed
@@ -37,6 +37,7 @@ BACKEND = TrainerBackend(
     memory=training_memory,
     checkpoint_bytes=checkpoint_bytes,
     whole_batches=True,
+    keeps_checkpoints=True,
     uses_confidence=losses.uses_confidence,
     describe=_describe,
 )
