@@ -33,9 +33,9 @@ from nemo_srl.config.training import DPOConfig, OptimConfig, RefreshConfig, SFTC
 
 __all__ = [
     "BACKENDS", "AnchorConfig", "CandidatesConfig", "ClusterConfig", "Config", "DPOConfig", "DataConfig",
-    "EarlyStoppingConfig", "EvaluationConfig", "JudgeConfig", "ModelConfig", "OptimConfig", "PairsConfig", "PromptsConfig", "RefreshConfig",
-    "ResourcesConfig", "Role", "SFTConfig", "SamplingConfig", "TrackingConfig", "TrainerSettings", "VerdictPairsConfig",
-    "load",
+    "EarlyStoppingConfig", "EvaluationConfig", "JudgeConfig", "ModelConfig", "OptimConfig", "PairsConfig",
+    "PromptsConfig", "RefreshConfig", "ResourcesConfig", "Role", "SFTConfig", "SamplingConfig", "TrackingConfig",
+    "TrainerSettings", "VerdictPairsConfig", "load",
 ]  # fmt: skip
 
 Role = Literal["prompts", "candidates", "judge"]
