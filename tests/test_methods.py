@@ -156,6 +156,8 @@ def overrides(tiny_overrides: list[str]) -> list[str]:
     return [*tiny_overrides, "anchor.num_prompts=0", "tracking.tensorboard=false"]
 
 
+EVALUATIONS = ("iter_00/evaluation", "iter_00/evaluation_m0")
+"""They are made again with another judge or pair rule."""
 MADE = {f"iter_01/{stage}" for stage in ("pairs", "policy", "evaluation")}
 
 
@@ -171,10 +173,10 @@ def test_cream_trains_with_the_agreement_of_two_judges(tiny_run: Path, overrides
 
 
 def test_temporal_rejects_answers_of_an_earlier_model(tiny_run: Path, overrides: list[str], tmp_path: Path) -> None:
-    run = Run(tiny_run, tmp_path, forget=())
+    run = Run(tiny_run, tmp_path, forget=EVALUATIONS)
     other = tiny_run / "run/iter_01/policy/hf"
     made = run.finish(*overrides, "method=temporal", f"pairs.anchor={other}", "pairs.accumulate=true")
-    assert made == {*MADE, "iter_01/anchor_candidates", "iter_01/anchor_judgements"}
+    assert made == {*MADE, *EVALUATIONS, "iter_01/anchor_candidates", "iter_01/anchor_judgements"}
     pairs = read_jsonl(run.run_dir / "iter_01/pairs/data.jsonl", PreferencePair)
     before = read_jsonl(tiny_run / "run/iter_01/pairs/data.jsonl", PreferencePair)
     assert all(a.rejected_score <= b.rejected_score for a, b in zip(pairs, before, strict=True) if a.key == b.key)
@@ -203,7 +205,7 @@ def test_pairs_of_verdicts_are_trained_with_those_of_answers(
 
     validation = tmp_path / "validation.jsonl"
     validation.write_text("".join(json.dumps({"instruction": f"Name animal number {i}."}) + "\n" for i in range(2)))
-    run = Run(tiny_run, tmp_path, forget=("iter_01/judgements", "iter_00/evaluation", "iter_00/evaluation_m0"))
+    run = Run(tiny_run, tmp_path, forget=("iter_01/judgements", *EVALUATIONS))
     with Loopback(judge).running() as url:
         server = ("+engine@judge.engine=openai", f"judge.engine.base_url={url}", "judge.temperature=1.0")
         rubric = "verdict_pairs.meta_rubric='{instruction} {response} verdict {verdict_a} {verdict_b} Winner:'"
@@ -212,7 +214,7 @@ def test_pairs_of_verdicts_are_trained_with_those_of_answers(
             f"early_stopping.prompts_path={validation}",
         )
         made = run.finish(*overrides, *server, "method=meta_rewarding", rubric, *early_stopping)
-    judged = {"iter_01/judgements", "iter_01/meta_judge", "iter_00/evaluation", "iter_00/evaluation_m0"}
+    judged = {"iter_01/judgements", "iter_01/meta_judge", *EVALUATIONS}
     compared = {f"iter_01/{stage}" for stage in ("trained", "answers_000001", "answers_000002", "match_000002")}
     assert made == {*MADE, *judged, *compared}
     trained = run.run_dir / "iter_01/trained"

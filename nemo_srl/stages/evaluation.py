@@ -129,7 +129,7 @@ STAGE = table_stage(
         "evaluation",
         "candidates",
         *settings_of("judge"),
-        "pairs",
+        *settings_of("pairs"),
         *CHAT,
         "seed",
     ),
