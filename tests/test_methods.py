@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from nemo_srl import combinations, preflight
 from nemo_srl.artifacts import read_jsonl, to_line
@@ -162,13 +164,17 @@ MADE = {f"iter_01/{stage}" for stage in ("pairs", "policy", "evaluation")}
 
 
 def test_cream_trains_with_the_agreement_of_two_judges(tiny_run: Path, overrides: list[str], tmp_path: Path) -> None:
-    """In the first iteration M_{t-1} is M1, so another model stands for it: M2 of the undisturbed run."""
+    """In the first iteration M_{t-1} is M1, so another model stands for it: M1 with noise in its weights."""
     run = Run(tiny_run, tmp_path, forget=())
-    other = tiny_run / "run/iter_01/policy/hf"
+    other = shutil.copytree(tiny_run / "run/iter_00/sft/hf", tmp_path / "noisy")
+    weights = load_file(other / "model.safetensors")
+    noise = torch.Generator().manual_seed(1)
+    noisy = {k: w + 0.05 * torch.randn(w.shape, generator=noise) for k, w in weights.items()}
+    save_file(noisy, other / "model.safetensors", metadata={"format": "pt"})
     made = run.finish(*overrides, "method=cream", f"pairs.second_judge={other}")
     assert made == {*MADE, "iter_01/second_judgements"}
     confidence = run.figures("iter_01/pairs")["confidence"]
-    assert 0 <= confidence < 1
+    assert 0 < confidence < 1
     assert {row["confidence"] for row in run.rows()} == {confidence}
 
 
@@ -201,7 +207,8 @@ def test_pairs_of_verdicts_are_trained_with_those_of_answers(
             return ids_of("Winner: A"), "stop"
         if "verdict" in text:
             return ids_of(f"Winner: {'A' if text.index('Half.') < text.index('Right.') else 'B'}"), "stop"
-        return ids_of(("Off.\nScore: 0", "Half.\nScore: 2", "Right.\nScore: 5")[(index + len(text)) % 3]), "stop"
+        verdicts = ("Off.\nScore: 0", "Half.\nScore: 2", "Right.\nScore: 5")
+        return ids_of(verdicts[(index**2 + len(text)) % 3]), "stop"  # two different ones; the mean depends on the text
 
     validation = tmp_path / "validation.jsonl"
     validation.write_text("".join(json.dumps({"instruction": f"Name animal number {i}."}) + "\n" for i in range(2)))
@@ -247,17 +254,17 @@ def half_of_it(instruction: str, response: str) -> float:
 
 
 def test_iterative_rpo_trains_on_what_code_prefers(tiny_run: Path, overrides: list[str], tmp_path: Path) -> None:
-    prompts = [Prompt(prompt_id=f"x{i}", text=f"Name color number {i}.") for i in range(4)]
+    prompts = [Prompt(prompt_id=f"x{i}", text=f"Name color number {i}.") for i in range(8)]
     (tmp_path / "prompts.jsonl").write_text("".join(map(to_line, prompts)))
     run = Run(tiny_run, tmp_path, forget=("iter_00", "iter_01"))
     made = run.finish(
-        *overrides, "method=iterative_rpo", f"judge.verifier={__name__}:half_of_it", "sft.max_epochs=2",
+        *overrides, "method=iterative_rpo", f"judge.verifier={__name__}:half_of_it",
         f"prompts.path={tmp_path / 'prompts.jsonl'}",
     )  # fmt: skip
     assert {"iter_01/candidates", "iter_01/judgements", "iter_01/policy"} < made
     assert "judgements" not in {path.stem.split("-")[-1] for path in (run.run_dir / "logs").glob("iter_01-*.log")}
     answers = {j.candidate_key: j.score for j in read_jsonl(run.run_dir / "iter_01/judgements/data.jsonl", Judgement)}
-    assert len(answers) == 16
+    assert len(answers) == 32
     pairs = read_jsonl(run.run_dir / "iter_01/pairs/data.jsonl", PreferencePair)
     assert len(pairs) > len({p.prompt_id for p in pairs}), "a prompt gives several pairs"
     assert all(len(p.chosen) > len(p.rejected) for p in pairs)
