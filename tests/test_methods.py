@@ -169,12 +169,12 @@ def test_cream_trains_with_the_agreement_of_two_judges(tiny_run: Path, overrides
     other = shutil.copytree(tiny_run / "run/iter_00/sft/hf", tmp_path / "noisy")
     weights = load_file(other / "model.safetensors")
     noise = torch.Generator().manual_seed(1)
-    noisy = {k: w + 0.05 * torch.randn(w.shape, generator=noise) for k, w in weights.items()}
+    noisy = {k: w + 0.03 * torch.randn(w.shape, generator=noise) for k, w in weights.items()}
     save_file(noisy, other / "model.safetensors", metadata={"format": "pt"})
     made = run.finish(*overrides, "method=cream", f"pairs.second_judge={other}")
     assert made == {*MADE, "iter_01/second_judgements"}
     confidence = run.figures("iter_01/pairs")["confidence"]
-    assert 0 < confidence < 1
+    assert 0 <= confidence < 1
     assert {row["confidence"] for row in run.rows()} == {confidence}
 
 
@@ -201,14 +201,17 @@ def test_pairs_of_verdicts_are_trained_with_those_of_answers(
     """A server judges and compares, because nothing has taught the tiny model to compare. It also compares checkpoints,
     and always likes the first answer. So none is better than the one before, and the first one is chosen."""
 
+    points = {"Off": 0, "Half": 2, "Right": 5}
+
     def judge(body: dict[str, Any], index: int) -> tuple[list[int], str]:
         text = body["messages"][0]["content"]
         if "or else" in text:
             return ids_of("Winner: A"), "stop"
         if "verdict" in text:
-            return ids_of(f"Winner: {'A' if text.index('Half.') < text.index('Right.') else 'B'}"), "stop"
-        verdicts = ("Off.\nScore: 0", "Half.\nScore: 2", "Right.\nScore: 5")
-        return ids_of(verdicts[(index**2 + len(text)) % 3]), "stop"  # two different ones; the mean depends on the text
+            first, second = (points[word] for word in re.findall(r"Off|Half|Right", text.partition("verdict")[2]))
+            return ids_of(f"Winner: {'A' if first > second else 'B'}"), "stop"
+        word = list(points)[(index**2 + len(text)) % 3]  # two different ones, and the mean depends on the text
+        return ids_of(f"{word}.\nScore: {points[word]}"), "stop"
 
     validation = tmp_path / "validation.jsonl"
     validation.write_text("".join(json.dumps({"instruction": f"Name animal number {i}."}) + "\n" for i in range(2)))
