@@ -4,6 +4,7 @@
 #   make proof       shows in minutes that self-rewarding beats shuffled scores (examples/proof); fails if it does not
 #   make axes        shows on a real language model whether answers and judging improve, beside two controls (examples/axes)
 #   make proof-full  the whole experiment of benchmarks/results/proof-*, in about an hour
+#   make proof-methods  the same for every method of docs/methods.md: a table of true scores and judge accuracy
 #   make vllm        installs vLLM for CPUs into build/vllm, and runs the tests that need it
 #   make lock-check  shows that requirements.lock can be installed on every Python from 3.10 to 3.13
 # PYTHON names the interpreter (3.10 to 3.13). ARGS goes to the program: make iterate ARGS="dpo.beta=0.2".
@@ -16,7 +17,7 @@ TORCH  ?= auto
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(TORCH)-$(shell cksum requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: iterate axes proof proof-full test vllm check lock-check format install clean
+.PHONY: iterate axes proof proof-full proof-methods test vllm check lock-check format install clean
 
 iterate: install
 	$(BIN)/python recipes/iterate.py $(ARGS)
@@ -26,6 +27,10 @@ axes: install
 
 proof: install
 	$(BIN)/python examples/proof/prove.py --config-name srl-proof-cpu-small $(ARGS)
+
+proof-methods: install
+	$(BIN)/python examples/proof/prove.py --config-name srl-proof-cpu-methods $(ARGS)
+	$(BIN)/python examples/proof/figures.py runs/srl-proof-cpu-methods/results.jsonl runs/srl-proof-cpu-methods
 
 proof-full: install
 	$(BIN)/python examples/proof/prove.py $(ARGS)

@@ -196,6 +196,11 @@ class Model(Artifact):
     def model_dir(self) -> Path:
         return self.path / "hf"
 
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The models of the training's checkpoints by their steps, the last one included. Empty if none was kept."""
+        return sorted((self.path / "checkpoints").glob("step_*[0-9]"))
+
 
 @dataclass(frozen=True)
 class BaseModel:
@@ -229,7 +234,12 @@ class Table(Artifact, Generic[R]):
     record: type[R]
 
     def read(self) -> list[R]:
-        return read_jsonl(self.path / DATA, self.record)
+        path = self.path / DATA
+        # A file without rows is refused as damaged, unless it was published so.
+        is_empty = path.exists() and not path.stat().st_size
+        if is_empty and (found := self.manifest()) and found.digest == digest_of_file(path):
+            return []
+        return read_jsonl(path, self.record)
 
     def write(self, records: Iterable[Record], part: str = "") -> str:
         """Write all records of the table, or of a part, and return the content's digest.

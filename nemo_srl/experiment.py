@@ -76,6 +76,15 @@ class Experiment:
 
         `key` is the setting that names it.
         """
+        source = SourceFile(self.path_of(path, key=key), record)
+        try:
+            source.read()
+        except DataError as e:
+            raise DataError(f"{key}={e}" if key else str(e)) from e
+        return source
+
+    def path_of(self, path: str, *, key: str = "") -> Path:
+        """The absolute path of a file of the user, which may also start at the project root. Raises `DataError`."""
         places = (Path(path), PROJECT_ROOT / path)
         found = next((p for p in places if p.is_file()), None)
         if found is None:
@@ -84,12 +93,7 @@ class Experiment:
                 f"{f'{key}={path!r}' if key else path}: {what}, in this directory or in {PROJECT_ROOT}. Give the path "
                 "of a file."
             )
-        source = SourceFile(found.absolute(), record)
-        try:
-            source.read()
-        except DataError as e:
-            raise DataError(f"{key}={e}" if key else str(e)) from e
-        return source
+        return found.absolute()
 
     def given(self, name: str, records: Sequence[R], record: type[R]) -> SourceFile[R]:
         """Records that no stage made, as the file `run_dir/given/<name>.jsonl`, which stages can read."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from nemo_srl import judging, pairing
+from nemo_srl import combinations, judging, pairing
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config, OptimConfig, Role
 from nemo_srl.config.load import key_of
@@ -37,8 +37,8 @@ def check(
 ) -> None:
     """Raise `ConfigError`, `ModelError` or `DataError` for what would stop the run later, or teach a wrong lesson.
 
-    `other_models` are directories by their settings: `prompts.model` and `anchor.model`. Training rows that are too
-    long are left out by the trainer. They are counted here, and refused if the others do not fill a batch.
+    `other_models` are directories by their settings, such as `prompts.model` and `judge.model`. Training rows that are
+    too long are left out by the trainer. They are counted here, and refused if the others do not fill a batch.
     """
     spec = hf.read_spec(model_dir)
     check_shape(cfg, spec)
@@ -50,7 +50,7 @@ def check(
         chat = check_model(cfg, model_dir)
         hf.check_end(model_dir, spec, chat.eos_token_id, "in the tokenizer")
     check_models(cfg, other_models)
-    check_verdict_pairs(cfg, eft)
+    combinations.check(cfg, eft)
     for key, examples in (("eft_path", eft), ("eft_eval_path", held_out)):
         for example in examples:
             check_score(example, cfg.judge.max_score, f"data.{key}")
@@ -59,11 +59,15 @@ def check(
         _check_seed(cfg, chat, spec, ift, eft)
 
 
+_ROLES: Mapping[str, Role] = {"prompts.model": "prompts", "pairs.anchor": "candidates"}
+"""What the models of some settings do. Those of the others judge."""
+
+
 def check_models(cfg: Config, directories: Mapping[str, Path]) -> None:
     """`check_model` for models that are only asked, by the settings that name them."""
     for key, directory in directories.items():
         with _naming(key, directory):
-            check_engine(cfg, "prompts" if key == "prompts.model" else "judge", directory)
+            check_engine(cfg, _ROLES.get(key, "judge"), directory)
             check_model(cfg, directory)
 
 
@@ -99,38 +103,23 @@ def check_model(cfg: Config, model_dir: Path) -> ChatTemplate:
 
 
 def check_prompts(cfg: Config, prompts: Mapping[str, Sequence[Prompt]]) -> None:
-    """Refuse prompts that cannot make enough pairs for one step of DPO: each gives one pair at most.
+    """Refuse prompts that cannot make enough pairs for one step of DPO.
 
     `prompts` are those of each file of `prompts.path`. Raises `ConfigError` or `DataError`.
     """
     if not cfg.num_iterations or not trainer_backend(cfg.trainer).whole_batches:
         return
     key, size = "dpo.global_batch_size", cfg.dpo.global_batch_size
-    why = f"and one step of DPO needs {key}={size} pairs. A prompt gives one pair at most"
+    most = combinations.most_pairs(cfg)
+    number = "one pair" if most == 1 else f"{most} pairs"
+    why = f"and one step of DPO needs {key}={size} pairs. A prompt gives {number} at most"
     for path, found in prompts.items():
-        # Verdicts on damaged answers make two pairs more for a prompt.
-        if len(found) + 2 * min(len(found), cfg.verdict_pairs.num_prompts) < size:
+        # Verdicts make two pairs more for a prompt at most.
+        if most * len(found) + 2 * min(len(found), cfg.verdict_pairs.num_prompts) < size:
             raise DataError(f"prompts.path={path!r}: it has {len(found)} prompts, {why}. Add some, or lower {key}.")
-    if not cfg.prompts.path and cfg.prompts.num_prompts < size:
+    if not cfg.prompts.path and most * cfg.prompts.num_prompts < size:
         raise ConfigError(
             f"prompts.num_prompts={cfg.prompts.num_prompts}: so many prompts are made, {why}. Raise it, or lower {key}."
-        )
-
-
-def check_verdict_pairs(cfg: Config, eft: Sequence[EFTExample]) -> None:
-    """Raises `ConfigError` if verdict pairs would teach another kind of verdict than the EFT examples."""
-    number = cfg.verdict_pairs.num_prompts
-    remedy = "Set verdict_pairs.num_prompts=0."
-    if number and judging.reader(cfg.judge).absolute:
-        raise ConfigError(
-            f"verdict_pairs.num_prompts={number}: a verdict of such a pair is a score, and judge.mode="
-            f"{cfg.judge.mode!r} gives none. {remedy}"
-        )
-    if number and (reasons := [x.key for x in eft if x.justification.strip()]):
-        raise ConfigError(
-            f"verdict_pairs.num_prompts={number}: a verdict of such a pair is the score alone, and data.eft_path "
-            f"teaches verdicts with reasons ({len(reasons)} of {len(eft)} examples, the first is {reasons[0]!r}). "
-            f"{remedy} Or give EFT examples with an empty `justification`."
         )
 
 

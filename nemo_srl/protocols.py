@@ -117,6 +117,18 @@ class TrainingTask:
     """`DPOConfig` for dpo, any other for sft."""
     seed: int
     """Decides the order of the rows, and dropout."""
+    keep_checkpoints: bool = False
+    """Whether `export` also writes the model of every checkpoint, beside the trained one (`checkpoint_dir`)."""
+
+
+def checkpoint_dir(model_dir: Path, step: int) -> Path:
+    """Where the model of a checkpoint is, beside the trained model: `checkpoints/step_000200` for step 200."""
+    return model_dir.parent / "checkpoints" / f"step_{step:06d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of such a directory."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 class Trainer(Protocol):

@@ -225,7 +225,8 @@ class Comparison:
 class PreferencePair:
     """One DPO example: `chosen` has the higher mean score of the two. The texts are never equal.
 
-    A finish reason of `length` means that the answer was cut off at `max_tokens`. Older tables have none.
+    A finish reason of `length` means that the answer was cut off at `max_tokens`. Older tables have none. `confidence`
+    is the probability that the chosen answer is the better one. `pair_index` counts the pairs of one prompt.
     """
 
     prompt_id: str
@@ -236,10 +237,12 @@ class PreferencePair:
     rejected_score: float
     chosen_finish_reason: FinishReason = "stop"
     rejected_finish_reason: FinishReason = "stop"
+    confidence: float = field(default=1.0, metadata=LEFT_OUT_IF_EMPTY)
+    pair_index: int = field(default=0, metadata=LEFT_OUT_IF_EMPTY)
 
     @property
     def key(self) -> str:
-        return self.prompt_id
+        return f"{self.prompt_id}/{self.pair_index:02d}" if self.pair_index else self.prompt_id
 
 
 @dataclass(frozen=True, kw_only=True)

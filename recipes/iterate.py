@@ -2,6 +2,7 @@
 
     python recipes/iterate.py                                    # SmolLM2-135M on a bare CPU machine
     python recipes/iterate.py dpo.beta=0.2 run_dir=runs/beta     # anything in conf/ can be set
+    python recipes/iterate.py method=cream run_dir=runs/cream    # another method: docs/methods.md
     python recipes/iterate.py --cfg job                          # show the whole configuration
 
 Run it again after a crash, a kill or a reboot, and it continues where it stopped. With changed settings on an
@@ -19,13 +20,26 @@ from dataclasses import dataclass
 import hydra
 from omegaconf import DictConfig
 
-from nemo_srl import checked, cli, machine_time, preflight, report
+from nemo_srl import checked, cli, combinations, early_stopping, machine_time, preflight, report
 from nemo_srl.artifacts import BaseModel, Model, SourceFile, Table, write_atomic
 from nemo_srl.config import Config
+from nemo_srl.data import questions
 from nemo_srl.data.checked.truth import CheckedInstruction
-from nemo_srl.errors import ConfigError
+from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.experiment import Experiment
-from nemo_srl.records import EFTExample, IFTExample, Metric, Prompt, RankedAnswers
+from nemo_srl.iteration import Iteration, names_of_models
+from nemo_srl.judging import asks_models, reader
+from nemo_srl.judging.verifier import read_checked
+from nemo_srl.records import (
+    EFTExample,
+    IFTExample,
+    Metric,
+    PreferencePair,
+    Prompt,
+    Question,
+    RankedAnswers,
+    VerifiablePrompt,
+)
 from nemo_srl.report import tracking
 from nemo_srl.report.alarms import Alarm, alarms
 from nemo_srl.runs import open_run
@@ -34,13 +48,10 @@ from nemo_srl.stages import (  # fmt: skip
     candidates,
     eft,
     evaluation,
-    judgements,
-    pairs,
     policy,
     prompts,
     refresh,
     sft,
-    verdict_pairs,
 )
 
 log = logging.getLogger(__name__)
@@ -57,12 +68,18 @@ class Given:
     """Another model for new prompts (`prompts.model`)."""
     anchor: BaseModel | None
     """Another model as the anchor (`anchor.model`)."""
+    others: Mapping[str, BaseModel]
+    """Other models for the pairs (`judge.model`, `pairs.anchor`, `pairs.second_judge`), by setting."""
     ift: SourceFile[IFTExample]
     eft: SourceFile[EFTExample] | None
     held_out: SourceFile[EFTExample]
     rankings: SourceFile[RankedAnswers] | None
     prompts: Mapping[int, SourceFile[Prompt]]
     """By iteration; empty if prompts are generated."""
+    checked: SourceFile[VerifiablePrompt] | None
+    """The prompts that code can check (`judge.verifier_path`)."""
+    validation: SourceFile[Question] | None
+    """The prompts on which checkpoints are compared (`early_stopping.prompts_path`)."""
 
 
 def open_given(cfg: Config, exp: Experiment) -> Given:
@@ -74,13 +91,16 @@ def open_given(cfg: Config, exp: Experiment) -> Given:
         m0=exp.base_model(),
         generator=other_model(exp, "prompts.model", "" if cfg.prompts.path else cfg.prompts.model),
         anchor=other_model(exp, "anchor.model", cfg.anchor.model if cfg.anchor.num_prompts else ""),
+        others={key: exp.base_model(name, key=key) for key, name in names_of_models(cfg).items()},
         ift=exp.source(data.ift_path, IFTExample, key="data.ift_path"),
         eft=exp.source(data.eft_path, EFTExample, key="data.eft_path") if data.eft_path else None,
         held_out=exp.source(data.eft_eval_path, EFTExample, key="data.eft_eval_path"),
         rankings=ranked,
         prompts=prompt_files(cfg, exp),
+        checked=checked_prompts(cfg, exp),
+        validation=validation_prompts(cfg, exp),
     )
-    others = {"prompts.model": given.generator, "anchor.model": given.anchor}
+    others = {"prompts.model": given.generator, "anchor.model": given.anchor, **given.others}
     preflight.check(
         cfg,
         given.m0.model_dir,
@@ -93,6 +113,9 @@ def open_given(cfg: Config, exp: Experiment) -> Given:
         instructions = exp.source(data.checked_path, CheckedInstruction, key="data.checked_path").read()
         checked.check([x.instruction for x in given.held_out.read()], instructions)
     preflight.check_prompts(cfg, {str(x.path): x.read() for x in given.prompts.values()})
+    if given.checked:
+        texts = {p.text for p in given.checked.read()}
+        combinations.check_verifiable(cfg, {str(x.path): x.read() for x in given.prompts.values()}, texts)
     if given.rankings:
         eft.check(given.rankings.read())
     return given
@@ -104,26 +127,36 @@ def iterate(cfg: Config, exp: Experiment) -> dict[str, list[Metric]]:
     ift, held_out, m0 = given.ift, given.held_out, given.m0
     if line := machine_time.announcement(cfg, m0.model_dir, ift.read(), given.eft.read() if given.eft else ()):
         log.info("%s", line)
-    m = m1 = exp.run(sft.STAGE, 0, policy=m0, ift=ift, eft=given.eft)
+    m = m1 = previous = exp.run(sft.STAGE, 0, policy=m0, ift=ift, eft=given.eft)
     evaluations = {"M0": evaluate(exp, 0, m0, suffix="_m0"), "M1": evaluate(exp, 0, m)}
     earlier: list[Table[Prompt]] = []
     kept: list[Table[EFTExample]] = []
+    all_pairs: list[Table[PreferencePair]] = []
     for t in range(1, cfg.num_iterations + 1):
         if given.prompts:
             x = given.prompts[t]
         else:
             x = exp.run(prompts.STAGE, t, policy=given.generator or m, ift=ift, eft_eval=held_out, earlier=earlier)
             earlier.append(x)
+        iteration = Iteration(
+            exp=exp, number=t, policy=m, previous=previous, first=m1, others=given.others, checked=given.checked
+        )  # fmt: skip
         y = exp.run(candidates.STAGE, t, policy=m, prompts=x)
-        r = exp.run(judgements.STAGE, t, judge=m, candidates=y)
-        d = exp.run(pairs.STAGE, t, candidates=y, judgements=r)
-        if cfg.anchor.num_prompts:
+        r = iteration.judge(y)
+        d = iteration.pairs(x, y, r)
+        if cfg.anchor.num_prompts and asks_models(reader(cfg.judge)):
             exp.run(anchor.STAGE, t, judge=given.anchor or m1, candidates=y, judgements=r, pairs=d)
             for alarm in found_alarms(exp):
                 if alarm.iteration == t:
                     log.warning("ALARM, %s", alarm.text)
-        v = exp.run(verdict_pairs.STAGE, t, candidates=y, judgements=r) if cfg.verdict_pairs.num_prompts else None
-        m = exp.run(policy.STAGE, t, policy=m, pairs=d, verdict_pairs=v)
+        v = iteration.verdict_pairs(y, r)
+        earlier_pairs = all_pairs if cfg.pairs.accumulate else []
+        inputs = {"policy": m, "pairs": d, "verdict_pairs": v, "earlier": earlier_pairs}
+        if given.validation:
+            previous, m = m, early_stopping.train(iteration, given.validation, **inputs)
+        else:
+            previous, m = m, exp.run(policy.STAGE, t, **inputs)
+        all_pairs.append(d)
         if given.rankings:
             kept.append(exp.run(eft.STAGE, t, judge=m, rankings=given.rankings))
             own = exp.run(candidates.STAGE, t, policy=m, prompts=x, directory="own_answers")
@@ -163,6 +196,26 @@ def prompt_files(cfg: Config, exp: Experiment) -> dict[int, SourceFile[Prompt]]:
             raise ConfigError(f"{key}={path!r}: {reason}") from e
         found[t] = exp.source(name, Prompt, key=key)
     return found
+
+
+def checked_prompts(cfg: Config, exp: Experiment) -> SourceFile[VerifiablePrompt] | None:
+    """The prompts of `judge.verifier_path`, if answers are checked by them."""
+    if cfg.judge.mode != "verifier" or not cfg.judge.verifier_path:
+        return None
+    path = exp.path_of(cfg.judge.verifier_path, key="judge.verifier_path")
+    return exp.given("checked_prompts", read_checked(path), VerifiablePrompt)
+
+
+def validation_prompts(cfg: Config, exp: Experiment) -> SourceFile[Question] | None:
+    """The prompts of `early_stopping.prompts_path`, if checkpoints are compared."""
+    key, path = "early_stopping.prompts_path", cfg.early_stopping.prompts_path
+    if not path:
+        return None
+    try:
+        found = questions.read_questions(exp.path_of(path, key=key))
+    except DataError as e:
+        raise DataError(f"{key}={e}") from e
+    return exp.given("validation", found, Question)
 
 
 def other_model(exp: Experiment, key: str, path: str) -> BaseModel | None:

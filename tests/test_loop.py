@@ -14,21 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_loop import published, start, tiny_settings
+from tests.tiny_loop import published, start
 from tools.kill_campaign import Counts, Disturbed, set_protected
 
 
 @pytest.fixture(scope="module")
-def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return [f"{key}={value}" for key, value in tiny_settings(tmp_path_factory.mktemp("tiny")).items()]
+def overrides(tiny_overrides: list[str]) -> list[str]:
+    return tiny_overrides
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, overrides: list[str]) -> Path:
-    base = tmp_path_factory.mktemp("undisturbed")
-    process = start(base / "run", overrides, base / "log")
-    assert process.wait(600) == 0, (base / "log").read_text()[-4000:]
-    return base
+def undisturbed(tiny_run: Path) -> Path:
+    return tiny_run
 
 
 def test_the_loop_ends_with_a_table_and_everything_it_made(undisturbed: Path) -> None:

@@ -78,7 +78,8 @@ def test_a_justification_says_what_was_found() -> None:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> toy_language.SeedFiles:
-    sizes = {"num_ift": 300, "num_eft": 200, "num_weak_eft": 20, "num_held_out": 100, "num_rankings": 50}
+    sizes = {"num_ift": 300, "num_eft": 200, "num_weak_eft": 20, "num_held_out": 100, "num_rankings": 50,
+             "num_meta": 40}  # fmt: skip
     directory = tmp_path_factory.mktemp("seed")
     return toy_language.write_seed(directory, seed=1, num_prompts=150, num_iterations=2, **sizes)
 
@@ -201,17 +202,53 @@ def test_arms_of_one_judge_share_its_m1_and_differ_in_nothing_that_was_not_asked
         assert configs[name].run_dir == f"/runs/x/seed_2/{name}"
     mine = configs["self"]
     assert (mine.seed, mine.model.path, mine.sft) == (2, "/runs/x/seed_2/m0", cfg.sft)
-    for name in ("random", "refresh", "oracle", "frozen"):
+    for name in ("random", "refresh", "oracle"):
         assert replace(configs[name], run_dir=mine.run_dir) == mine
+    frozen = replace(configs["frozen"], run_dir=mine.run_dir)
+    assert (frozen.judge.model, replace(frozen, judge=mine.judge)) == ("m1", mine)
     assert configs["weak_judge"].data.eft_path == "/runs/x/seed_2/data/eft_weak.jsonl"
     assert configs["weak_judge"].num_iterations == 4
     assert configs["positives_only"].sft.learning_rate == cfg.dpo.learning_rate
 
 
+def test_the_arms_of_methods_have_their_settings() -> None:
+    cfg = proof_config("run_dir=/runs/x", name="srl-proof-cpu-methods")
+    configs = {
+        name: prove.arm_config(prove.seed_config(cfg, 1, cfg.proof.arms[name].eft), name, cfg.proof.arms[name])
+        for name in cfg.proof.only
+    }
+    assert {arm.method for name, arm in cfg.proof.arms.items() if name in configs} == {
+        p.stem for p in prove.METHODS.glob("*")
+    }
+    assert configs["cream"].pairs.second_judge == "previous"
+    assert configs["meta_rewarding"].verdict_pairs.meta_rubric == toy_language.META_RUBRIC
+    assert configs["meta_rewarding"].run_dir.endswith("seed_1/meta_rewarding")
+    assert (
+        configs["self_meta"].data.ift_path == configs["meta_rewarding"].data.ift_path != configs["self"].data.ift_path
+    )
+    with pytest.raises(ConfigError, match=r"proof\.arms\.x\.method='dream': no such method"):
+        prove.arm_config(configs["self"], "x", prove.ArmConfig(method="dream"))
+
+
+def test_comparisons_of_verdicts_choose_the_true_one_and_fit_the_tokenizer(files: toy_language.SeedFiles) -> None:
+    rows = [x for x in read_jsonl(files.meta_ift, IFTExample) if x.example_id.startswith("meta-")]
+    assert len(rows) == 40
+    assert {x.response for x in rows} == {"Winner: A", "Winner: B"}
+    for x in rows:
+        words = x.instruction.split()
+        assert set(words) <= set(toy_language.VOCABULARY)
+        asked, _, rest = x.instruction.removeprefix("compare ").partition(" answer ")
+        response, first, second = rest.removesuffix(" Winner:").split(" judge ")
+        true = f"{toy_language.justification(asked, response)} Score: {toy_language.oracle_score(asked, response)}"
+        assert (first, second)["AB".index(x.response[-1])] == true
+        assert first != second
+    assert toy_language.share_of_criteria(ASKED, "bee cat pig elk ?") == 0.8
+
+
 def test_an_arm_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"proof\.only=\['selfish'\]: no such arm"):
         prove.Runs(proof_config("proof.only=[selfish]", name="srl-proof-cpu-small"))
-    with pytest.raises(ConfigError, match=r"judge='us': must be one of self, m1"):
+    with pytest.raises(ConfigError, match=r"judge='us': must be one of self, shuffled"):
         prove.ArmConfig(judge="us")
 
 

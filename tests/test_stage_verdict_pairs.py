@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from nemo_srl import preflight
+from nemo_srl import combinations
 from nemo_srl.artifacts import BaseModel, SourceFile, Table, to_line
 from nemo_srl.config import Config
 from nemo_srl.data import texts
@@ -116,4 +116,4 @@ def test_a_judge_that_gives_reasons_or_compares_gets_no_verdict_pairs(tmp_path: 
         ((*SETTINGS, "+judge_mode=pairwise"), r"judge\.mode='pairwise' gives none\. Set verdict_pairs\.num_prompts=0"),
     ):
         with pytest.raises(ConfigError, match=message):
-            preflight.check_verdict_pairs(composed(*overrides), reasons)
+            combinations.check_verdict_pairs(composed(*overrides), reasons)

@@ -25,6 +25,7 @@ Runs = Mapping[str, Mapping[int, Mapping[int, Row]]]
 """Rows by arm, seed and model."""
 
 ARMS = ("oracle", "self", "frozen", "refresh", "positives_only", "random", "weak_judge", "no_eft")
+"""The arms that stand first in the tables, in this order."""
 COLOURS = {
     "oracle": "#555555",
     "self": "#0072b2",
@@ -59,6 +60,11 @@ PANELS: Sequence[tuple[str, str]] = (
 )
 
 
+def arms_of(runs: Runs) -> list[str]:
+    """All arms, in the order of the tables."""
+    return [*(a for a in ARMS if a in runs), *sorted(runs.keys() - set(ARMS))]
+
+
 def read(path: Path) -> Runs:
     runs: dict[str, dict[int, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
     for line in path.read_text().splitlines():
@@ -78,6 +84,12 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def colour(arm: str) -> str:
+    """The colour of an arm's lines. Arms without one of their own get one by their name."""
+    others = ("#8c564b", "#17becf", "#bcbd22", "#e377c2", "#7f7f7f", "#2ca02c", "#9467bd", "#ff7f0e")
+    return COLOURS.get(arm) or others[sum(map(ord, arm)) % len(others)]
+
+
 def models_of(seeds: Mapping[int, Mapping[int, Row]]) -> list[int]:
     return sorted({model for rows in seeds.values() for model in rows})
 
@@ -95,7 +107,7 @@ def cell(seeds: Mapping[int, Mapping[int, Row]], model: int, key: str, form: str
 def main_table(runs: Runs) -> list[str]:
     lines = ["| arm | model | seeds | " + " | ".join(label for _, label, _ in COLUMNS) + " |"]
     lines.append("|" + "---|" * (len(COLUMNS) + 3))
-    for arm in (a for a in ARMS if a in runs):
+    for arm in arms_of(runs):
         for model in models_of(runs[arm]):
             num_seeds = sum(model in rows for rows in runs[arm].values())
             cells = [cell(runs[arm], model, key, form) for key, _, form in COLUMNS]
@@ -118,11 +130,11 @@ def differences(runs: Runs) -> list[str]:
         return {s: rows[model(rows)].get(key) for s, rows in sorted(runs.get(arm, {}).items())}
 
     for key, name in (("oracle_score", "true score"), ("pairwise_accuracy_ties_half", "judge accuracy")):
-        for arm in (a for a in ARMS if a in runs and a != "no_eft"):
+        for arm in (a for a in arms_of(runs) if a != "no_eft"):
             last, first = at(arm, key, max), at(arm, key, min)
             label = f"{name}, {arm}: M{max(models_of(runs[arm]))} - M1"
             add(label, [(last[s], first[s]) for s in last])
-        for other in (a for a in ("random", "frozen", "positives_only", "refresh", "oracle") if a in runs):
+        for other in (a for a in arms_of(runs) if a not in ("self", "weak_judge", "no_eft")):
             mine, theirs = at("self", key, max), at(other, key, max)
             add(f"{name}, last model: self - {other}", [(mine[s], theirs[s]) for s in mine if s in theirs])
     return lines
@@ -132,7 +144,7 @@ def alarm_lines(runs: Runs) -> list[str]:
     """For each run: when its true score was highest, and which alarms came when."""
     lines = ["| arm | seed | true score, M1 first | highest at | M1's alarms, by iteration | a second judge's |"]
     lines.append("|---|---|---|---|---|---|")
-    for arm, seeds in ((a, runs[a]) for a in ARMS if a in runs):
+    for arm, seeds in ((a, runs[a]) for a in arms_of(runs)):
         for seed, rows in sorted(seeds.items()):
             true = {model: row["oracle_score"] for model, row in sorted(rows.items())}
             best = max(true, key=lambda model: true[model])
@@ -158,7 +170,7 @@ def plot(runs: Runs, path: Path) -> None:
     figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), layout="constrained")
     for axis, (key, title) in zip(axes.flat, PANELS, strict=True):
         ends: list[tuple[float, float, str]] = []
-        for arm in (a for a in ARMS if a in runs and a != "no_eft"):
+        for arm in (a for a in arms_of(runs) if a != "no_eft"):
             means: list[tuple[int, float]] = []
             for model in models_of(runs[arm]):
                 values = [r[model][key] for r in runs[arm].values() if model in r and r[model].get(key) is not None]
@@ -167,11 +179,11 @@ def plot(runs: Runs, path: Path) -> None:
             for rows in runs[arm].values():
                 points = [(m, r[key]) for m, r in sorted(rows.items()) if r.get(key) is not None]
                 if points:
-                    axis.plot(*zip(*points, strict=True), color=COLOURS[arm], alpha=0.25, linewidth=0.8)
+                    axis.plot(*zip(*points, strict=True), color=colour(arm), alpha=0.25, linewidth=0.8)
             if means:
                 axis.plot(
                     *zip(*means, strict=True),
-                    color=COLOURS[arm],
+                    color=colour(arm),
                     linewidth=2,
                     marker="o",
                     markersize=3,
@@ -204,10 +216,10 @@ def _label(axis: Any, ends: list[tuple[float, float, str]], num_seeds: Mapping[s
             arm.replace("_", " ") + (" (1 seed)" if num_seeds[arm] == 1 else ""),
             (x, y),
             xytext=(x + 0.12, floor),
-            color=COLOURS[arm],
+            color=colour(arm),
             va="center",
             fontsize=8,
-            arrowprops={"arrowstyle": "-", "color": COLOURS[arm], "linewidth": 0.5, "alpha": 0.5},
+            arrowprops={"arrowstyle": "-", "color": colour(arm), "linewidth": 0.5, "alpha": 0.5},
         )
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import toy_language
 
 from nemo_srl.artifacts import Model, SourceFile, Table
 from nemo_srl.errors import ConfigError
 from nemo_srl.experiment import Experiment
+from nemo_srl.iteration import Iteration, Judged
+from nemo_srl.judging import asks_models, reader
 from nemo_srl.judging.scores import shuffled
 from nemo_srl.records import (
     Candidate,
@@ -21,7 +24,7 @@ from nemo_srl.records import (
     Prompt,
     RankedAnswers,
 )
-from nemo_srl.stages import anchor, candidates, eft, evaluation, judgements, pairs, policy, refresh, sft
+from nemo_srl.stages import anchor, candidates, eft, evaluation, policy, refresh, sft
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +32,17 @@ log = logging.getLogger(__name__)
 @dataclass
 class ArmConfig:
     judge: str = "self"
-    """Whose scores make the pairs. self: the scores of M_t. m1: always those of M1. shuffled: those of M_t, but each
-    candidate gets the scores of another one, drawn at random. oracle: the true scores."""
+    """Whose scores make the pairs. self: those of the judge that the settings name, by default M_t. shuffled: the same,
+    but each candidate gets the scores of another one, drawn at random. oracle: the true scores."""
+    method: str = "self_rewarding"
+    """A method of `conf/method/`."""
+    set: dict[str, Any] = field(default_factory=dict)
+    """Further settings of the run, by their dotted paths."""
     train: str = "dpo"
     """dpo: DPO on the pairs. best: SFT on the chosen responses alone."""
     eft: str = "all"
-    """The EFT examples that M1 is trained on. all; weak: only the first few; none."""
+    """The EFT examples that M1 is trained on. all; weak: only the first few; none. meta: all, and M1 also sees
+    comparisons of verdicts, with the oracle's choice."""
     refresh: bool = False
     """Refresh the judge after each DPO (stages `eft` and `refresh`)."""
     second_anchor: bool = False
@@ -46,9 +54,9 @@ class ArmConfig:
 
     def __post_init__(self) -> None:
         known = {
-            "judge": ("self", "m1", "shuffled", "oracle"),
+            "judge": ("self", "shuffled", "oracle"),
             "train": ("dpo", "best"),
-            "eft": ("all", "weak", "none"),
+            "eft": ("all", "weak", "none", "meta"),
         }
         for key, values in known.items():
             if getattr(self, key) not in values:
@@ -56,12 +64,12 @@ class ArmConfig:
 
 
 @dataclass(frozen=True)
-class Iteration:
+class Trained:
     """What one iteration was trained on."""
 
     number: int
     candidates: Table[Candidate]
-    judgements: Table[Judgement] | SourceFile[Judgement]
+    judgements: Judged
     pairs: Table[PreferencePair]
 
 
@@ -74,43 +82,46 @@ def make_m1(exp: Experiment, *, with_eft: bool) -> Model:
     return m1
 
 
-def iterate(arm: ArmConfig, exp: Experiment, m1: Model) -> list[Iteration]:
+def iterate(arm: ArmConfig, exp: Experiment, m1: Model) -> list[Trained]:
     """The loop of the paper from M1 on, with the changes of the arm."""
-    cfg, m = exp.cfg, m1
+    cfg, m, previous = exp.cfg, m1, m1
     seed_eft = exp.source(cfg.data.eft_path, EFTExample)
     held_out = exp.source(cfg.data.eft_eval_path, EFTExample)
     kept: list[Table[EFTExample]] = []
-    done: list[Iteration] = []
+    done: list[Trained] = []
     for t in range(1, cfg.num_iterations + 1):
         x = exp.source(cfg.prompts.path.format(iteration=t), Prompt)
         y = exp.run(candidates.STAGE, t, policy=m, prompts=x)
-        r = scores(arm, exp, t, policy=m, m1=m1, candidates=y)
+        iteration = Iteration(exp=exp, number=t, policy=m, previous=previous, first=m1)
+        r = scores(arm, iteration, y)
         if all(j.score is None for j in r.read()):
             log.info("no verdict has a score, so there is nothing to train on: the loop ends with M%d", t)
             return done
-        d = exp.run(pairs.STAGE, t, candidates=y, judgements=r)
-        done.append(Iteration(t, y, r, d))
-        exp.run(anchor.STAGE, t, judge=m1, candidates=y, judgements=r, pairs=d)
+        d = iteration.pairs(x, y, r)
+        done.append(Trained(t, y, r, d))
+        if asks_models(reader(cfg.judge)):
+            exp.run(anchor.STAGE, t, judge=m1, candidates=y, judgements=r, pairs=d)
+        before = m
         if arm.train == "best":
             m = exp.run(sft.STAGE, t, policy=m, ift=chosen(exp, t, d), directory="policy")
         else:
-            m = exp.run(policy.STAGE, t, policy=m, pairs=d)
+            m = exp.run(policy.STAGE, t, policy=m, pairs=d, verdict_pairs=iteration.verdict_pairs(y, r))
         if arm.refresh:
             rankings = exp.source(cfg.data.rankings_path, RankedAnswers)
             kept.append(exp.run(eft.STAGE, t, judge=m, rankings=rankings))
             own = exp.run(candidates.STAGE, t, policy=m, prompts=x, directory="own_answers")
             m = exp.run(refresh.STAGE, t, policy=m, own_answers=own, eft=seed_eft, kept=kept)
+        previous = before
         exp.run(evaluation.STAGE, t, policy=m, eft_eval=held_out)
     return done
 
 
-def scores(
-    arm: ArmConfig, exp: Experiment, t: int, *, policy: Model, m1: Model, candidates: Table[Candidate]
-) -> Table[Judgement] | SourceFile[Judgement]:
+def scores(arm: ArmConfig, iteration: Iteration, candidates: Table[Candidate]) -> Judged:
     """The judgements from which the arm makes pairs."""
+    exp, t = iteration.exp, iteration.number
     if arm.judge == "oracle":
         return exp.given(f"oracle_{t}", [oracle_judgement(c) for c in candidates.read() if c.is_answered], Judgement)
-    r = exp.run(judgements.STAGE, t, judge=m1 if arm.judge == "m1" else policy, candidates=candidates)
+    r = iteration.judge(candidates)
     if arm.judge == "shuffled":
         return exp.given(f"shuffled_{t}", shuffled(r.read(), random.Random(f"{exp.cfg.seed}/{t}")), Judgement)
     return r

@@ -20,19 +20,20 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import hydra
 import toy_language
-from omegaconf import DictConfig
-from proof_arms import ArmConfig, Iteration, iterate, make_m1
+from omegaconf import DictConfig, OmegaConf
+from proof_arms import ArmConfig, Trained, iterate, make_m1
 from true_scores import measure
 
+from nemo_srl import combinations
 from nemo_srl.artifacts import Model, write_atomic
 from nemo_srl.cli import one_line_errors, register_schemas, run_composed
-from nemo_srl.config import Config
+from nemo_srl.config import Config, load
 from nemo_srl.errors import ConfigError, NemoSrlError
 from nemo_srl.experiment import Experiment
 from nemo_srl.runs import open_run
@@ -41,7 +42,8 @@ from nemo_srl.stages import anchor
 log = logging.getLogger(__name__)
 
 LOG_FORMAT = "%(relativeCreated)7.0f %(threadName)-24s %(message)s"
-M1_DIRECTORIES = {"all": "m1", "weak": "m1_weak", "none": "m1_no_eft"}
+METHODS = Path(__file__).resolve().parents[2] / "conf" / "method"
+M1_DIRECTORIES = {"all": "m1", "weak": "m1_weak", "none": "m1_no_eft", "meta": "m1_meta"}
 """Where M1 is, by `ArmConfig.eft`."""
 
 
@@ -69,6 +71,8 @@ class ProofSettings:
     """Held-out instructions. Each has four judged answers."""
     num_rankings: int = 200
     """Instructions with four ranked answers each."""
+    num_meta: int = 1000
+    """Comparisons of two verdicts, for arms with `eft: meta`."""
     num_prompts: int = 800
     """New prompts per iteration."""
 
@@ -85,7 +89,7 @@ class Finished:
     arm: str
     exp: Experiment
     m1_run_dir: Path
-    iterations: Sequence[Iteration]
+    iterations: Sequence[Trained]
 
 
 def seed_config(cfg: ProofConfig, seed: int, eft: str) -> Config:
@@ -100,7 +104,7 @@ def seed_config(cfg: ProofConfig, seed: int, eft: str) -> Config:
         model=replace(plain.model, path=str(directory / "m0")),
         data=replace(
             plain.data,
-            ift_path=str(files.ift),
+            ift_path=str(files.meta_ift if eft == "meta" else files.ift),
             eft_path=str(files.weak_eft if eft == "weak" else files.eft),
             eft_eval_path=str(files.eft_eval),
             rankings_path=str(files.rankings),
@@ -110,16 +114,24 @@ def seed_config(cfg: ProofConfig, seed: int, eft: str) -> Config:
 
 
 def arm_config(base: Config, name: str, arm: ArmConfig) -> Config:
-    """The configuration of an arm, from that of its M1."""
+    """The configuration of an arm, from that of its M1. Raises `ConfigError` for settings that do not fit together."""
     # SFT on the best responses trains as long, and at the same learning rate, as DPO on the pairs.
     names = ("learning_rate", "min_learning_rate", "warmup_fraction", "global_batch_size", "max_epochs")
     like_dpo = {key: getattr(base.dpo, key) for key in names}
-    return replace(
+    plain = replace(
         base,
         run_dir=str(Path(base.run_dir).with_name(name)),
         num_iterations=arm.num_iterations or base.num_iterations,
         sft=replace(base.sft, **like_dpo) if arm.train == "best" else base.sft,
     )
+    if not (METHODS / f"{arm.method}.yaml").exists():
+        known = sorted(path.stem for path in METHODS.glob("*.yaml"))
+        raise ConfigError(f"proof.arms.{name}.method={arm.method!r}: no such method. There are {', '.join(known)}.")
+    method = OmegaConf.load(METHODS / f"{arm.method}.yaml")
+    further = OmegaConf.from_dotlist([f"{key}={json.dumps(value)}" for key, value in arm.set.items()])
+    cfg = load(OmegaConf.merge(asdict(plain), method, further), Config)
+    combinations.check(cfg)
+    return cfg
 
 
 class Runs:
@@ -183,7 +195,7 @@ class Runs:
 def write_inputs(cfg: ProofConfig, seed: int) -> None:
     """M0, the seed data and the new prompts of one seed."""
     directory = Path(cfg.run_dir).absolute() / f"seed_{seed}"
-    sizes = ("num_ift", "num_eft", "num_weak_eft", "num_held_out", "num_rankings", "num_prompts")
+    sizes = ("num_ift", "num_eft", "num_weak_eft", "num_held_out", "num_rankings", "num_meta", "num_prompts")
     toy_language.write_seed(
         directory / "data",
         seed=seed,
@@ -221,6 +233,9 @@ def check(rows: Sequence[dict[str, Any]], settings: ProofSettings) -> None:
 def prove(cfg: ProofConfig) -> None:
     """Run everything, write `results.jsonl`, and check what it shows."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads are no faster on a model this small
+    # The arm `iterative_rpo` names a function of toy_language.py, and every process of a run imports it.
+    here = str(Path(__file__).resolve().parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
     started = time.monotonic()
     rows = Runs(cfg).all()
     results = Path(cfg.run_dir).absolute() / "results.jsonl"

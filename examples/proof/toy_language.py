@@ -59,7 +59,7 @@ CHAT_TEMPLATE = (
 SPECIAL_TOKENS = ("<|unknown|>", "<|user|>", "<|assistant|>", "<|end|>")
 VOCABULARY = (
     *SPECIAL_TOKENS, "judge", "answer", "Score:", "y", "n", "none", "twice",
-    *map(str, range(10)), *MARKS, *SIZES, *WORDS, *CATEGORY_OF,
+    *map(str, range(10)), *MARKS, *SIZES, *WORDS, *CATEGORY_OF, "compare", "Winner:", "A", "B", "tie",
 )  # fmt: skip
 
 
@@ -107,6 +107,11 @@ def oracle_verdict(instruction: str, response: str) -> tuple[bool, ...]:
 def oracle_score(instruction: str, response: str) -> int:
     """The true score, from 0 to 5."""
     return sum(oracle_verdict(instruction, response))
+
+
+def share_of_criteria(instruction: str, response: str) -> float:
+    """The oracle as a verifier: the share of the criteria that the response meets."""
+    return oracle_score(instruction, response) / NUM_CRITERIA
 
 
 def demonstration(rng: random.Random, instruction: Instruction, *, quality: float) -> str:
@@ -161,6 +166,28 @@ def judged(key: str, instruction: Instruction, response: str) -> EFTExample:
     )
 
 
+META_RUBRIC = "compare {instruction} answer {response} judge {verdict_a} judge {verdict_b} Winner:"
+
+
+def compared(rng: random.Random, key: str, instruction: Instruction, response: str) -> IFTExample:
+    """A comparison of two verdicts on a response, of which one is the oracle's, and the oracle's choice.
+
+    The other verdict has one to three criteria wrong, and the score that follows from them.
+    """
+    asked = str(instruction)
+    words, right = justification(asked, response).split(), oracle_verdict(asked, response)
+    wrong = list(right)
+    for i in rng.sample(range(NUM_CRITERIA), rng.randint(1, 3)):
+        wrong[i] = not wrong[i]
+    other = " ".join(f"{found} {'y' if met else 'n'}" for found, met in zip(words[::2], wrong, strict=True))
+    verdicts = [f"{' '.join(words)} Score: {sum(right)}", f"{other} Score: {sum(wrong)}"]
+    first = rng.randrange(2)
+    prompt = META_RUBRIC.format(
+        instruction=asked, response=response, verdict_a=verdicts[first], verdict_b=verdicts[1 - first]
+    )
+    return IFTExample(example_id=key, instruction=prompt, response=f"Winner: {'AB'[first]}")
+
+
 @dataclass(frozen=True)
 class SeedFiles:
     """The files that `write_seed` writes into `directory`."""
@@ -170,6 +197,11 @@ class SeedFiles:
     @property
     def ift(self) -> Path:
         return self.directory / "ift.jsonl"
+
+    @property
+    def meta_ift(self) -> Path:
+        """The same with comparisons of verdicts."""
+        return self.directory / "ift_meta.jsonl"
 
     @property
     def eft(self) -> Path:
@@ -203,6 +235,7 @@ def write_seed(
     num_weak_eft: int,
     num_held_out: int,
     num_rankings: int,
+    num_meta: int,
     num_prompts: int,
     num_iterations: int,
 ) -> SeedFiles:
@@ -243,6 +276,9 @@ def write_seed(
         drawn = enumerate(rng.sample(new, num_prompts))
         prompts = [Prompt(prompt_id=f"iter{t}-{i:06d}", text=str(x)) for i, x in drawn]
         _write(Path(str(files.new_prompts).format(iteration=t)), prompts)
+    # Drawn last, so that the other files do not depend on it.
+    meta = [compared(rng, f"meta-{i:05d}", x, answer(x)) for i, x in enumerate(rng.choices(known, k=num_meta))]
+    _write(files.meta_ift, [*ift, *meta])
     return files
 
 

@@ -18,7 +18,7 @@ from omegaconf import MISSING
 
 from nemo_srl.config.check import check
 from nemo_srl.config.data import DataConfig, ModelConfig
-from nemo_srl.config.evidence import AnchorConfig, EvaluationConfig, TrackingConfig
+from nemo_srl.config.evidence import AnchorConfig, EarlyStoppingConfig, EvaluationConfig, TrackingConfig
 from nemo_srl.config.generation import (  # fmt: skip
     CandidatesConfig,
     JudgeConfig,
@@ -33,9 +33,9 @@ from nemo_srl.config.training import DPOConfig, OptimConfig, RefreshConfig, SFTC
 
 __all__ = [
     "BACKENDS", "AnchorConfig", "CandidatesConfig", "ClusterConfig", "Config", "DPOConfig", "DataConfig",
-    "EvaluationConfig", "JudgeConfig", "ModelConfig", "OptimConfig", "PairsConfig", "PromptsConfig", "RefreshConfig",
-    "ResourcesConfig", "Role", "SFTConfig", "SamplingConfig", "TrackingConfig", "TrainerSettings", "VerdictPairsConfig",
-    "load",
+    "EarlyStoppingConfig", "EvaluationConfig", "JudgeConfig", "ModelConfig", "OptimConfig", "PairsConfig",
+    "PromptsConfig", "RefreshConfig", "ResourcesConfig", "Role", "SFTConfig", "SamplingConfig", "TrackingConfig",
+    "TrainerSettings", "VerdictPairsConfig", "load",
 ]  # fmt: skip
 
 Role = Literal["prompts", "candidates", "judge"]
@@ -64,6 +64,7 @@ class Config:
     verdict_pairs: VerdictPairsConfig = field(default_factory=VerdictPairsConfig)
     dpo: DPOConfig = field(default_factory=DPOConfig)
     refresh: RefreshConfig = field(default_factory=RefreshConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     engine: Any = field(default_factory=lambda: default_settings("engine"))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nemo_srl.config.check import check
+from nemo_srl.config.generation import AN_INPUT, check_model_name
 
 
 @dataclass
@@ -17,6 +18,23 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check(self.num_prompts >= 1, "evaluation.num_prompts", self.num_prompts, "must be at least 1")
+
+
+@dataclass
+class EarlyStoppingConfig:
+    """Compares the checkpoints of each DPO training on validation prompts, and takes the last one that is better than
+    the one before (`nemo_srl/early_stopping.py`). The comparison needs `judge.pairwise_rubric` (`+judge_mode=pairwise`
+    sets it, or set it alone). Off by default."""
+
+    prompts_path: str = ""
+    """Validation prompts: rows that recipes/evaluate.py takes as questions. Nothing may train on them. The paper has
+    253. Empty string: no early stopping. M_{t+1} is the model after the last step."""
+    model: str = field(default="", metadata=AN_INPUT)
+    """The judge of the comparisons: m1, previous, or a model, written like `model.path`. Empty string: M_t. With
+    `judge.engine`, the server judges, as in the paper."""
+
+    def __post_init__(self) -> None:
+        check_model_name("early_stopping.model", self.model)
 
 
 @dataclass

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
 from nemo_srl.config.check import check
+
+AN_INPUT: Mapping[str, Any] = {"is_input": True}
+"""Metadata of a setting that names an input of a stage. The input's digest decides the result, and not its name."""
+OF_THE_LOOP = ("m1", "previous")
+"""Names of models that the loop makes: M1, and M_{t-1}. In the first iteration both are M1."""
+
+
+def check_model_name(key: str, name: str) -> None:
+    """Refuse the address of a server where a model is named."""
+    check(
+        not name.startswith(("http://", "https://")), key, name,
+        "it names a model directory. For a server: +engine@judge.engine=openai judge.engine.base_url=<address>",
+    )  # fmt: skip
 
 
 @dataclass
@@ -97,7 +111,24 @@ class JudgeConfig(SamplingConfig):
     sampled: a verdict's score is the one that it states (the paper).
     expected: the score is the mean of all points that the judge could have stated there, weighted by their
     probabilities. It needs an engine with log-probabilities.
-    pairwise: the judge compares every two answers to a prompt, in both orders, and their wins are their scores."""
+    pairwise: the judge compares every two answers to a prompt, in both orders, and their wins are their scores.
+    verifier: code checks each answer, see `verifier`. No model is asked.
+    reward: a reward model behind a server gives the score (`+judge_mode=reward`)."""
+    model: str = field(default="", metadata=AN_INPUT)
+    """Whose verdicts make the pairs. Empty string: M_t itself. m1: M1 in every iteration. previous: M_{t-1}, and M1 in
+    the first iteration. Or another model, written like `model.path`. With `engine`, the server answers, and only
+    tokenizer and chat template are read here. Evaluations always ask M_t how it judges."""
+    verifier: str = ""
+    """For `mode=verifier`. ifeval: the share of a prompt's instructions in `verifier_path` that the answer follows
+    strictly. Or your own function, my.module:function, of the prompt's text and the answer. It returns the share of
+    what was asked that the answer does, from 0 to 1, or None if it cannot tell. That times `max_score` is the score."""
+    verifier_path: str = field(default="", metadata=AN_INPUT)
+    """For `verifier=ifeval`: prompts with their instructions, in IFEval's format (JSONL). The prompts of the run
+    (`prompts.path`) must be among them."""
+    justification: bool = True
+    """Whether EFT teaches verdicts with the justifications that its examples have. false: a verdict is the score alone.
+    It costs one token or two. With `mode=expected`, a small judge may be better so (arXiv 2503.03064). The rubric must
+    then ask for the score alone: `judge=score_only_5pt`."""
     pairwise_rubric: str = ""
     """The prompt of a comparison, with `{instruction}`, `{response_a}` and `{response_b}`. It asks for a line
     `Winner: <A, B or tie>` last. `+judge_mode=pairwise` sets one."""
@@ -107,26 +138,70 @@ class JudgeConfig(SamplingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.num_judgements >= 1, "judge.num_judgements", self.num_judgements, "must be at least 1")
+        check_model_name("judge.model", self.model)
 
 
 @dataclass
 class VerdictPairsConfig:
-    """Pairs of verdicts on M_t's answers and on damaged copies of them (`nemo_srl/stages/verdict_pairs.py`). With them,
-    each iteration's DPO trains judging as well as answering."""
+    """Pairs of verdicts. With them, each iteration's DPO trains judging as well as answering."""
 
     num_prompts: int = 0
-    """The best answers to so many prompts are damaged. Each makes two pairs. 0: no such pairs, as in the paper."""
+    """Verdicts on answers to so many prompts are taken. 0: no such pairs, as in the paper."""
+    source: str = "damaged"
+    """How it is known which verdict is better.
+    damaged: a damaged copy of an answer is worse. Code writes both verdicts, which are the score alone
+    (`nemo_srl/stages/verdict_pairs.py`). An answer makes two pairs.
+    sampled: M_t judges the damaged copy as well, and its right verdicts are better than its wrong ones
+    (`nemo_srl/stages/taught_verdicts.py`). An answer makes two pairs at most.
+    meta_judge: M_t compares its verdicts on one answer (`nemo_srl/stages/meta_judge.py`). An answer makes one pair."""
+    last_iteration: int = 0
+    """Later iterations make no such pairs. 0: all do. Meta-Rewarding stops after 2, because the meta-judge then prefers
+    the higher score."""
+    meta_rubric: str = ""
+    """For `source=meta_judge`: the prompt of a comparison, with `{instruction}`, `{response}`, `{verdict_a}` and
+    `{verdict_b}`. It asks for a line `Winner: <A, B or tie>` last. `method=meta_rewarding` sets one."""
 
     def __post_init__(self) -> None:
         check(self.num_prompts >= 0, "verdict_pairs.num_prompts", self.num_prompts, "must be 0 (off) or above")
+        sources = ("damaged", "sampled", "meta_judge")
+        check(self.source in sources, "verdict_pairs.source", self.source, f"must be one of {', '.join(sources)}")
+        last = self.last_iteration
+        check(last >= 0, "verdict_pairs.last_iteration", last, "must be 0 (all iterations) or above")
+
+    def of_iteration(self, t: int) -> bool:
+        """Whether iteration `t` makes such pairs."""
+        return self.num_prompts > 0 and (not self.last_iteration or t <= self.last_iteration)
 
 
 @dataclass
 class PairsConfig:
     rule: str = "best_worst"
-    """How one prompt's scored answers make a pair: a name in `nemo_srl/pairing/`, or `module:object` of your own."""
+    """How one prompt's scored answers make pairs: a name in `nemo_srl/pairing/`, or `module:object` of your own.
+    best_worst: the best answer against the worst (the paper).
+    length_control: the shortest of the good answers against the longest of the bad ones, see `rho`.
+    margin: the best answer against the next one that is worse by more than `min_margin`.
+    anchored: the best answer of M_t against the worst answer of M_t and of an earlier model, see `anchor`.
+    all_pairs: the `num_pairs` pairs with the largest margins."""
     min_margin: float = 0.0
-    """The best mean score must exceed the worst by more than this. 0 drops only ties, as in the paper."""
+    """In every pair, the better score must exceed the other by more than this. 0 drops only ties, as in the paper."""
+    rho: float = 0.0
+    """length_control: answers within this share of the range of scores count as good as the best, or as bad as the
+    worst (Meta-Rewarding, Wu et al. 2024, arXiv 2407.19594, section 2.2)."""
+    num_pairs: int = 0
+    """all_pairs: how many pairs a prompt gives at most. 0: all pairs whose scores differ."""
+    anchor: str = field(default="", metadata=AN_INPUT)
+    """anchored: the earlier model that answers the prompts as well: m1, previous (M_{t-1}), or a model, written like
+    `model.path`. The judge scores its answers, too."""
+    second_judge: str = field(default="", metadata=AN_INPUT)
+    """Another judge of the same answers: m1, previous (M_{t-1}), or a model, written like `model.path`. The agreement
+    of the two rankings is the confidence in all pairs of the iteration (CREAM, Wang et al. 2024, arXiv 2410.12735). The
+    loss `cdpo` uses it. Empty string: none, and the confidence is 1."""
+    accumulate: bool = field(default=False, metadata=AN_INPUT)
+    """Train M_{t+1} on the pairs of all iterations up to t. false: on those of iteration t, as in the paper."""
 
     def __post_init__(self) -> None:
         check(self.min_margin >= 0, "pairs.min_margin", self.min_margin, "must be 0 or above")
+        check(0 <= self.rho <= 0.5, "pairs.rho", self.rho, "must be in [0, 0.5]")
+        check(self.num_pairs >= 0, "pairs.num_pairs", self.num_pairs, "must be 0 (all) or above")
+        for key in ("anchor", "second_judge"):
+            check_model_name(f"pairs.{key}", getattr(self, key))

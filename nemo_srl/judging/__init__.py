@@ -8,7 +8,9 @@ grade itself.
 
 from nemo_srl.judging.judge import Complete, Judge
 from nemo_srl.judging.points import Material
-from nemo_srl.judging.readers import READERS, VerdictReader, reader
+from nemo_srl.judging.readers import READERS, VerdictReader, asks_models, reader
 from nemo_srl.judging.scores import mean_score, mean_scores
 
-__all__ = ["READERS", "Complete", "Judge", "Material", "VerdictReader", "mean_score", "mean_scores", "reader"]
+__all__ = [
+    "READERS", "Complete", "Judge", "Material", "VerdictReader", "asks_models", "mean_score", "mean_scores", "reader",
+]  # fmt: skip

@@ -91,13 +91,21 @@ class Judge:
         ]
 
     def _request(
-        self, key: str, prompt: str, stop: tuple[str, ...], *, n: int | None = None, seed: int | None = None
+        self,
+        key: str,
+        prompt: str | tuple[str, str],
+        stop: tuple[str, ...],
+        *,
+        n: int | None = None,
+        seed: int | None = None,
     ) -> GenerationRequest:
-        """One request for all verdicts on what `prompt` shows the judge."""
+        """One request for all verdicts on what `prompt` shows the judge, or on an instruction and the answer to it."""
+        text, turns = (prompt, ()) if isinstance(prompt, str) else ("", (prompt,))
         return GenerationRequest(
             key=key,
-            prompt_token_ids=self._chat.encode(self._chat.render(prompt)),
-            text=prompt,
+            prompt_token_ids=self._chat.encode(self._chat.render(text or prompt[0])),
+            text=text,
+            earlier_turns=turns,
             n=self._cfg.num_judgements if n is None else n,
             seed=self._seed if seed is None else seed,
             stop=stop if self._cfg.stop_at_score else (),

@@ -102,7 +102,7 @@ class PointsReader:
 
     def lesson(self, example: EFTExample, cfg: JudgeConfig) -> tuple[str, str]:
         prompt = rubrics.render(cfg.rubric, instruction=example.instruction, response=example.response)
-        return prompt, verdict_text(example.justification, example.score)
+        return prompt, verdict_text(example.justification if cfg.justification else "", example.score)
 
     def justification(self, verdict: str) -> str:
         return verdict[: _FORM.find(verdict)[1]].strip()

@@ -14,6 +14,8 @@ from nemo_srl.errors import ConfigError
 from nemo_srl.judging.expected import EXPECTED
 from nemo_srl.judging.pairwise import PAIRWISE
 from nemo_srl.judging.points import STATED, Material
+from nemo_srl.judging.reward import REWARD
+from nemo_srl.judging.verifier import VERIFIER
 from nemo_srl.records import Completion, EFTExample, Judgement
 from nemo_srl.registry import named
 
@@ -33,8 +35,10 @@ class VerdictReader(Protocol):
     def check(self, cfg: JudgeConfig) -> None:
         """Raises `ConfigError` for settings that this reader cannot work with."""
 
-    def questions(self, material: Material, cfg: JudgeConfig) -> dict[str, str]:
+    def questions(self, material: Material, cfg: JudgeConfig) -> Mapping[str, str | tuple[str, str]]:
         """The judge's prompts before the chat template, by a key of the request. Their order is that of the calls.
+
+        A pair of texts is no prompt but an instruction and an answer, for a server that rates such conversations.
 
         The order of `material` keeps the answers to one prompt together; engines compute their common beginning once.
         Journals hold the keys, so a reader that changes them asks everything again.
@@ -59,7 +63,14 @@ class VerdictReader(Protocol):
         """What the judge wrote before it gave the score: the `EFTExample.justification` of such a verdict."""
 
 
-READERS: Mapping[str, VerdictReader] = {"sampled": STATED, "expected": EXPECTED, "pairwise": PAIRWISE}
+READERS: Mapping[str, VerdictReader] = {
+    "sampled": STATED, "expected": EXPECTED, "pairwise": PAIRWISE, "verifier": VERIFIER, "reward": REWARD,
+}  # fmt: skip
+
+
+def asks_models(found: VerdictReader) -> bool:
+    """Whether the reader asks a model at all. A reader of results of code says `asks_models = False`."""
+    return bool(getattr(found, "asks_models", True))
 
 
 def reader(cfg: JudgeConfig) -> VerdictReader:

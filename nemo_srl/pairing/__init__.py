@@ -1,18 +1,27 @@
-"""Makes a preference pair from the scored answers to one prompt, or says why there is none.
+"""Makes preference pairs from the scored answers to one prompt, or says why there is none.
+
+    scored.py        what a rule gets
+    rules.py         the rules of this package
+    consistency.py   how far two judges agree, which is the confidence in the pairs
 
 A rule is a pure function of one prompt's scored answers. `pairs.rule` names it: one of `RULES`, or `module:function` of
-your own. To add a rule, write a module here and add its function to `RULES`.
+your own. To add a rule, write a function in `rules.py` and add it to `RULES`.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from nemo_srl import registry
 from nemo_srl.config import PairsConfig
+from nemo_srl.pairing.consistency import consistency
+from nemo_srl.pairing.rules import all_pairs, anchored, best_worst, length_control, margin
+from nemo_srl.pairing.scored import PairRule, Scored, best_complete
 from nemo_srl.records import Candidate, PreferencePair
+
+__all__ = ["LABELS", "RULES", "PairRule", "Scored", "best_complete", "build_pairs", "consistency", "rule"]
 
 LABELS: Mapping[str, str] = {
     "tied": "tied",
@@ -23,57 +32,9 @@ LABELS: Mapping[str, str] = {
 }
 """The reasons why a prompt gives no pair, and their names in a report. A rule may return further reasons."""
 
-
-@dataclass(frozen=True)
-class Scored:
-    """A candidate with the mean of its valid scores."""
-
-    candidate: Candidate
-    score: float
-
-    def pair_with(self, rejected: Scored) -> PreferencePair:
-        """The pair in which this answer is the chosen one."""
-        return PreferencePair(
-            prompt_id=self.candidate.prompt_id,
-            prompt=self.candidate.prompt,
-            chosen=self.candidate.response,
-            rejected=rejected.candidate.response,
-            chosen_score=self.score,
-            rejected_score=rejected.score,
-            chosen_finish_reason=self.candidate.finish_reason,
-            rejected_finish_reason=rejected.candidate.finish_reason,
-        )
-
-
-PairRule = Callable[[Sequence[Scored], PairsConfig], PreferencePair | str]
-"""Given the scored answers to one prompt, in the order of their samples: a pair, or the reason why there is none."""
-
-
-def best_complete(scored: Sequence[Scored]) -> Scored | None:
-    """The best of the answers that the model ended itself, by mean score. The first of equals; None without any."""
-    complete = [s for s in scored if s.candidate.finish_reason == "stop" and s.candidate.response]
-    return min(complete, key=lambda s: (-s.score, s.candidate.sample_index), default=None)
-
-
-def best_worst(scored: Sequence[Scored], cfg: PairsConfig) -> PreferencePair | str:
-    """The best answer against the worst, by mean score (paper section 2.3).
-
-    Ties make no pair. An answer that was cut off at `max_tokens` is never chosen, because it would teach the policy to
-    stop in the middle of a sentence.
-    """
-    if len(scored) < 2:
-        return "unscored"
-    if (best := best_complete(scored)) is None:
-        return "truncated"
-    worst = min(scored, key=lambda s: (s.score, s.candidate.sample_index))
-    if best.score - worst.score <= cfg.min_margin:
-        return "tied"
-    if best.candidate.response == worst.candidate.response:
-        return "identical"
-    return best.pair_with(worst)
-
-
-RULES: Mapping[str, PairRule] = {"best_worst": best_worst}
+RULES: Mapping[str, PairRule] = {
+    f.__name__: f for f in (best_worst, length_control, margin, anchored, all_pairs)
+}  # fmt: skip
 
 
 def rule(cfg: PairsConfig) -> PairRule:
@@ -82,25 +43,38 @@ def rule(cfg: PairsConfig) -> PairRule:
 
 
 def build_pairs(
-    candidates: Iterable[Candidate], scores: Mapping[str, float], cfg: PairsConfig
+    candidates: Iterable[Candidate],
+    scores: Mapping[str, float],
+    cfg: PairsConfig,
+    *,
+    anchor: Iterable[Candidate] = (),
+    anchor_scores: Mapping[str, float] = {},
 ) -> tuple[list[PreferencePair], Counter[str]]:
     """All pairs, and the number of prompts without a pair by reason. `scores` are mean scores by candidate key.
 
-    A prompt with fewer than two answers gives no pair, whatever the rule: the reason is `unanswered`.
+    `anchor` are answers of an earlier model to the same prompts, and `anchor_scores` the same judge's scores of them. A
+    prompt with fewer than two answers of M_t gives no pair, whatever the rule: the reason is `unanswered`.
     """
-    make_pair = rule(cfg)
+    make = rule(cfg)
+    earlier: dict[str, list[Scored]] = defaultdict(list)
+    for c in anchor:
+        if c.is_answered and c.key in anchor_scores:
+            earlier[c.prompt_id].append(Scored(c, anchor_scores[c.key], is_anchor=True))
     by_prompt: dict[str, list[Candidate]] = defaultdict(list)
     for c in candidates:
         by_prompt[c.prompt_id].append(c)
     pairs: list[PreferencePair] = []
     dropped: Counter[str] = Counter()
-    for group in by_prompt.values():
+    for prompt_id, group in by_prompt.items():
         if len(answers := [c for c in group if c.is_answered]) < min(2, len(group)):
             dropped["unanswered"] += 1
             continue
-        pair = make_pair([Scored(c, scores[c.key]) for c in answers if c.key in scores], cfg)
-        if isinstance(pair, PreferencePair):
-            pairs.append(pair)
+        own = [Scored(c, scores[c.key]) for c in answers if c.key in scores]
+        found = make([*own, *earlier[prompt_id]], cfg)
+        if isinstance(found, str):
+            dropped[found] += 1
+        elif isinstance(found, PreferencePair):
+            pairs.append(found)
         else:
-            dropped[pair] += 1
+            pairs += [replace(p, pair_index=i) for i, p in enumerate(found)]
     return pairs, dropped

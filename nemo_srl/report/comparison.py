@@ -44,7 +44,8 @@ IFEVAL = {
 
 
 def is_comparison(run: Run) -> bool:
-    return any(s.manifest.stage == answers.STAGE.name for s in run.stages)
+    # In later iterations, early stopping lets checkpoints answer.
+    return any(s.manifest.stage == answers.STAGE.name and s.iteration == 0 for s in run.stages)
 
 
 def models(run: Run) -> list[str]:

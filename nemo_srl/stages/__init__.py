@@ -6,13 +6,15 @@ candidates   M_t, prompts                      -> N responses each
 judgements   M_t, candidates                   -> K verdicts each
 pairs        candidates, judgements            -> chosen and rejected
 verdict_pairs  candidates, judgements          -> verdicts on damaged answers          optional
+taught_verdicts, meta_judge: other pairs of verdicts, by M_t itself                  optional
 anchor       M1, candidates, judgements, pairs -> figures for the alarms
 policy       M_t, pairs                        -> M_{t+1}
 eft          M_{t+1}, ranked answers           -> verdicts that agree with people        optional
 refresh      M_{t+1}, verdicts, own answers    -> M_{t+1} with its judging refreshed     optional
 evaluation   M_t, held-out EFT                 -> metrics
 
-answers, head_to_head and ifeval compare models (`recipes/evaluate.py`).
+answers, head_to_head and ifeval compare models (`recipes/evaluate.py`). With answers and head_to_head, early stopping
+also compares the checkpoints of a training, of which `chosen` publishes one.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ __all__ = [
 ]  # fmt: skip
 
 LOOP = (
-    "sft", "prompts", "candidates", "judgements", "pairs", "verdict_pairs", "anchor", "policy", "eft", "refresh",
-    "evaluation", "answers", "head_to_head", "ifeval",
+    "sft", "prompts", "candidates", "judgements", "pairs", "verdict_pairs", "taught_verdicts", "meta_judge", "anchor",
+    "policy", "chosen", "eft", "refresh", "evaluation", "answers", "head_to_head", "ifeval",
 )  # fmt: skip
 """All stages, in the order in which they run. Reports and plans use this order."""
 

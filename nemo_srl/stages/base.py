@@ -17,6 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 from nemo_srl.artifacts import Artifact, BaseModel, Identity, Model, SourceFile, Table
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config, Role
+from nemo_srl.config.generation import AN_INPUT
 from nemo_srl.errors import InputError
 from nemo_srl.records import Metric, R, Record
 from nemo_srl.workload import Assumptions, Work
@@ -206,5 +207,6 @@ def table_stage(
 
 
 def settings_of(section: str) -> tuple[str, ...]:
-    """All settings of `section` except its engine, which belongs to the roles of a stage."""
-    return tuple(f"{section}.{f.name}" for f in fields(getattr(Config(), section)) if f.name != "engine")
+    """All settings of `section` without its engine, which belongs to a stage's roles, and without names of inputs."""
+    found = [f for f in fields(getattr(Config(), section)) if f.name != "engine" and f.metadata != AN_INPUT]
+    return tuple(f"{section}.{f.name}" for f in found)

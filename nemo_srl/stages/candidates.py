@@ -63,7 +63,7 @@ def run(ctx: Context) -> Made[Candidate]:
 
 def work(cfg: Config, a: Assumptions) -> Generated:
     answer = min(a.mean_response_tokens, cfg.candidates.max_tokens)
-    n = cfg.prompts.num_prompts
+    n = cfg.prompts.num_prompts * (2 if cfg.pairs.anchor else 1)  # the earlier model answers, too
     return Generated(num_tokens=n * cfg.candidates.num_samples * answer, num_prompt_tokens=n * a.mean_prompt_tokens)
 
 

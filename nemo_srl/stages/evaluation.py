@@ -41,7 +41,7 @@ def answering_metrics(candidates: list[Candidate], judgements: list[Judgement], 
     """Self-score, lengths, ties and pairs per 100 prompts. A prompt with fewer than two answers counts in neither."""
     scores, answers = mean_scores(judgements), answered(candidates)
     pairs, dropped = build_pairs(candidates, scores, cfg)
-    num_prompts = len(pairs) + dropped.total() - dropped["unanswered"]
+    num_prompts = len({p.prompt_id for p in pairs}) + dropped.total() - dropped["unanswered"]
     n, lengths = len(answers), length_figures(candidates)
     return [
         Metric(name="self_score", value=fmean(scores.values()) if scores else None, n=len(scores)),
@@ -141,7 +141,7 @@ STAGE = table_stage(
         "evaluation",
         "candidates",
         *settings_of("judge"),
-        "pairs",
+        *settings_of("pairs"),
         *CHAT,
         "seed",
     ),

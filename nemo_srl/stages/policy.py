@@ -1,6 +1,7 @@
 """M_{t+1}: DPO on the iteration's pairs, from M_t, which is also the reference (paper section 2.3).
 
-If there are pairs of verdicts as well (`stages/verdict_pairs.py`), DPO trains on both kinds together.
+If there are pairs of verdicts as well (`verdict_pairs.source`), or pairs of earlier iterations (`pairs.accumulate`),
+DPO trains on all of them together.
 """
 
 from __future__ import annotations
@@ -23,10 +24,18 @@ def task(ctx: Context) -> TrainingTask:
             rejected_reward=p.rejected_score,
             chosen_finish_reason=p.chosen_finish_reason,
             rejected_finish_reason=p.rejected_finish_reason,
+            confidence=p.confidence,
         )
-        for p in [*ctx.read("pairs", PreferencePair), *_verdict_pairs(ctx)]
+        for p in [
+            *ctx.read_all("earlier", PreferencePair),
+            *ctx.read("pairs", PreferencePair),
+            *_verdict_pairs(ctx),
+        ]
     ]
-    return TrainingTask(algorithm="dpo", model_dir=ctx.model_dir, rows=rows, optim=ctx.cfg.dpo, seed=ctx.cfg.seed)
+    return TrainingTask(
+        algorithm="dpo", model_dir=ctx.model_dir, rows=rows, optim=ctx.cfg.dpo, seed=ctx.cfg.seed,
+        keep_checkpoints=bool(ctx.cfg.early_stopping.prompts_path),
+    )  # fmt: skip
 
 
 def _verdict_pairs(ctx: Context) -> list[PreferencePair]:
@@ -35,9 +44,10 @@ def _verdict_pairs(ctx: Context) -> list[PreferencePair]:
 
 def work(cfg: Config, a: Assumptions) -> Trained:
     answer = min(a.mean_response_tokens, cfg.candidates.max_tokens)
+    num_verdicts = min(cfg.verdict_pairs.num_prompts, cfg.prompts.num_prompts)
     return Trained(
         optim=cfg.dpo,
-        num_rows=cfg.prompts.num_prompts * a.pairs_per_prompt + 2 * cfg.verdict_pairs.num_prompts,
+        num_rows=cfg.prompts.num_prompts * a.pairs_per_prompt + 2 * num_verdicts,
         row_tokens=2 * (a.mean_prompt_tokens + answer),
         num_sequences=2,
         num_forward_passes=3 + 1 / cfg.dpo.max_epochs,
@@ -47,7 +57,12 @@ def work(cfg: Config, a: Assumptions) -> Trained:
 STAGE = training_stage(
     "policy",
     task,
-    needs={"policy": MODEL, "pairs": PreferencePair, "verdict_pairs": Need(PreferencePair, optional=True)},
+    needs={
+        "policy": MODEL,
+        "pairs": PreferencePair,
+        "verdict_pairs": Need(PreferencePair, optional=True),
+        "earlier": Need(PreferencePair, many="earlier"),
+    },
     settings=("dpo", *CHAT, "seed"),
     work=work,
 )

@@ -37,6 +37,6 @@ STAGE = training_stage(
         "eft": Need(EFTExample, optional=True),
         "kept": Need(EFTExample, many="eft"),
     },
-    settings=(*_REFRESH, "judge.rubric", "judge.mode", *CHAT, "seed"),
+    settings=(*_REFRESH, "judge.rubric", "judge.mode", "judge.justification", *CHAT, "seed"),
     added=("judge.mode",),
 )

@@ -47,7 +47,7 @@ STAGE = training_stage(
     task,
     needs={"policy": MODEL, "ift": IFTExample, "eft": Need(EFTExample, optional=True)},
     # The reader that `judge.mode` names decides what EFT teaches.
-    settings=("sft", "judge.rubric", "judge.mode", *CHAT, "seed"),
+    settings=("sft", "judge.rubric", "judge.mode", "judge.justification", *CHAT, "seed"),
     added=("judge.mode",),
     per="run",
     work=work,

@@ -5,8 +5,7 @@ not know how good the answer was. Each of the two answers makes a pair: one prom
 For the answer, the chosen verdict has the points that M_t gave, and the rejected one has fewer. For the damaged answer,
 it is the other way round. `policy` trains on these pairs and on those of answers together.
 
-Meta-Rewarding (Wu et al. 2024, arXiv 2407.19594) trains on pairs of verdicts, too. There, the model judges its own
-verdicts.
+`taught_verdicts.py` and `meta_judge.py` make pairs of verdicts in other ways (`verdict_pairs.source`).
 
 The verdicts are the score alone. So this suits a judge whose EFT examples have no justifications. `preflight` checks
 that.
@@ -17,6 +16,7 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from nemo_srl.config import JudgeConfig
 from nemo_srl.data import damage
@@ -47,11 +47,46 @@ def damaged(answer: Candidate, others: Sequence[Candidate], kind: str, rng: rand
     return {"cut": damage.cut, "looped": damage.looped}[kind](answer.response, rng)
 
 
-def verdicts(
-    answer: Candidate, worse: str, *, points: int, fewer: int, cfg: JudgeConfig
-) -> Iterator[PreferencePair]:  # fmt: skip
-    """The two pairs of an answer that has these points, and of a worse one that has fewer."""
-    for name, response, right, wrong in (("answer", answer.response, points, fewer), ("damaged", worse, fewer, points)):
+@dataclass(frozen=True)
+class Damaged:
+    """An answer, and a copy that is worse by its making."""
+
+    answer: Candidate
+    worse: str
+    points: int
+    """M_t's own points for the answer, rounded."""
+    fewer: int
+    """The points of the copy, by what the damage costs at least."""
+
+
+def damaged_answers(
+    candidates: Sequence[Candidate], scores: Mapping[str, float], limit: int, rng: random.Random
+) -> tuple[list[Damaged], Counter[str]]:
+    """The best answers to `limit` prompts at most, each with a damaged copy, and how often each damage was done."""
+    answers = best_answers(candidates, scores)
+    rng.shuffle(answers)
+    found: list[Damaged] = []
+    counts: Counter[str] = Counter()
+    for answer in answers:
+        if len(found) == limit:
+            break
+        kind = min(LOST_POINTS, key=lambda k: counts[k])  # each kind as often as the others
+        others = [x for x in answers if x.prompt_id != answer.prompt_id]
+        worse, points = damaged(answer, others, kind, rng), round(scores[answer.key])
+        fewer = max(0, points - LOST_POINTS[kind])
+        if worse and worse != answer.response and fewer < points:
+            counts[kind] += 1
+            found.append(Damaged(answer, worse, points, fewer))
+    return found, counts
+
+
+def verdicts(x: Damaged, cfg: JudgeConfig) -> Iterator[PreferencePair]:
+    """The two pairs of an answer and its damaged copy."""
+    answer, points, fewer = x.answer, x.points, x.fewer
+    for name, response, right, wrong in (
+        ("answer", answer.response, points, fewer),
+        ("damaged", x.worse, fewer, points),
+    ):
         lessons = [
             reader(cfg).lesson(
                 EFTExample(
@@ -76,23 +111,13 @@ def run(ctx: Context) -> Made[PreferencePair]:
     cfg = ctx.cfg
     rng = random.Random(f"{cfg.seed}:{ctx.iteration}:verdict_pairs")
     scores = mean_scores(ctx.read("judgements", Judgement))
-    answers = best_answers(ctx.read("candidates", Candidate), scores)
-    rng.shuffle(answers)
-    pairs: list[PreferencePair] = []
-    counts: Counter[str] = Counter()
-    for answer in answers:
-        if counts.total() == cfg.verdict_pairs.num_prompts:
-            break
-        kind = min(LOST_POINTS, key=lambda k: counts[k])  # each kind as often as the others
-        others = [x for x in answers if x.prompt_id != answer.prompt_id]
-        worse, points = damaged(answer, others, kind, rng), round(scores[answer.key])
-        fewer = max(0, points - LOST_POINTS[kind])
-        if worse and worse != answer.response and fewer < points:
-            counts[kind] += 1
-            pairs += verdicts(answer, worse, points=points, fewer=fewer, cfg=cfg.judge)
+    candidates = ctx.read("candidates", Candidate)
+    found, counts = damaged_answers(candidates, scores, cfg.verdict_pairs.num_prompts, rng)
+    pairs = [p for x in found for p in verdicts(x, cfg.judge)]
     if not pairs:
+        num_answers = len(best_answers(candidates, scores))
         raise DataError(
-            f"verdict_pairs.num_prompts={cfg.verdict_pairs.num_prompts}: none of {len(answers)} answers that ended "
+            f"verdict_pairs.num_prompts={cfg.verdict_pairs.num_prompts}: none of {num_answers} answers that ended "
             "before candidates.max_tokens has a point and could be damaged. For a run without such pairs, set "
             "verdict_pairs.num_prompts=0. The finished stages are kept."
         )

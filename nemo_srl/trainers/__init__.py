@@ -62,6 +62,10 @@ class TrainerBackend:
     """The size of one checkpoint, from which an interrupted training goes on."""
     whole_batches: bool = False
     """Whether a step needs a whole global batch, so that fewer rows are too few. Then preflight counts them."""
+    keeps_checkpoints: bool = False
+    """Whether it can do what `TrainingTask.keep_checkpoints` asks for, which early stopping needs."""
+    uses_confidence: Callable[[Any], bool] = lambda optim: True
+    """Whether DPO with these settings (`DPOConfig`) uses the confidence in a pair."""
     describe: Callable[[Any], str] = lambda settings: settings.name
     """What trainings with these settings run on here: devices and versions. Raises `ConfigError` if they cannot."""
 

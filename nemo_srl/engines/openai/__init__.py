@@ -3,7 +3,8 @@
     settings.py    what can be set
     transport.py   one HTTP call: deadlines, retries, the key
     refusals.py    whether a server's error is about one request, or about all of them
-    dialects.py    what it sends and reads: token ids to /completions, text to /chat/completions
+    dialects.py    what it sends and reads: token ids to /completions, text to /chat/completions, or a conversation to
+                   /classify
     engine.py      many requests at once, and `GenerationEngine` around it
 
 Raises `ConfigError` before anything is sent, for settings that cannot work. Raises `EngineError` for a server that
@@ -26,7 +27,7 @@ from nemo_srl.records import FinishReason
 
 def _open(settings: OpenAISettings, model_dir: Path) -> GenerationEngine:
     """An engine on the server at `engine.base_url`. Its tokens are counted with the tokenizer of `model_dir`."""
-    from nemo_srl.engines.openai.dialects import ChatDialect, CompletionsDialect
+    from nemo_srl.engines.openai.dialects import ChatDialect, ClassifyDialect, CompletionsDialect
     from nemo_srl.engines.openai.engine import OpenAIEngine, ServerSettings
     from nemo_srl.models.hf import read_spec
     from nemo_srl.models.tokenizer import load_tokenizer
@@ -38,11 +39,11 @@ def _open(settings: OpenAISettings, model_dir: Path) -> GenerationEngine:
         api_key=api_key(settings.api_key_env),
         client=settings,
     )
+    broken_up = markers.for_servers(markers.of(tokenizer).strings)
     if settings.api == "chat":
-        chat = ChatDialect(
-            tokenizer, settings.extra_body, markers=markers.for_servers(markers.of(tokenizer).strings)
-        )  # fmt: skip
-        return OpenAIEngine(server, chat, check=_check_text)
+        return OpenAIEngine(server, ChatDialect(tokenizer, settings.extra_body, markers=broken_up), check=_check_text)
+    if settings.api == "classify":
+        return OpenAIEngine(server, ClassifyDialect(settings.extra_body, broken_up), check=_check_rated)
     eos_token_ids = read_spec(model_dir).eos_token_ids
     return OpenAIEngine(server, CompletionsDialect(tokenizer, eos_token_ids, settings.extra_body))
 
@@ -65,10 +66,15 @@ def _check_text(request: GenerationRequest, params: SamplingParams) -> tuple[Fin
     return None if request.text else ("refused", "it has no text, and engine.api='chat' sends texts")
 
 
+def _check_rated(request: GenerationRequest, params: SamplingParams) -> tuple[FinishReason, str] | None:
+    reason = "it is no conversation that ends with an answer, and engine.api='classify' rates only those"
+    return None if request.earlier_turns and not request.text else ("refused", reason)
+
+
 BACKEND = EngineBackend(
     settings=OpenAISettings,
     decisive=("base_url", "model", "api", "extra_body"),
     open=_open,
     check=_check,
-    has_own_template=lambda settings: bool(settings.api == "chat"),
+    has_own_template=lambda settings: settings.api != "completions",
 )

@@ -1,4 +1,5 @@
-"""What is sent to a server, and what is read from its answer: token ids to /completions, or text to a chat.
+"""What is sent to a server, and what is read from its answer: token ids to /completions, text to a chat, or a
+conversation to a reward model.
 
 An answer is untrusted. A choice that lacks something raises `BadChoiceError`, and the engine asks again for that
 sample. A choice that the model or the server's filter refused is a sample without an answer.
@@ -73,6 +74,11 @@ class Dialect(Protocol):
     @property
     def path(self) -> str: ...
 
+    @property
+    def choices(self) -> str:
+        """The field of an answer that has the list of choices."""
+        ...
+
     def body(
         self, request: GenerationRequest, params: SamplingParams, *, model: str, n: int, seed: int
     ) -> dict[str, Any]: ...
@@ -94,6 +100,7 @@ class CompletionsDialect:
     end_token_ids: tuple[int, ...]
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     path: str = "/completions"
+    choices: str = "choices"
 
     def body(
         self, request: GenerationRequest, params: SamplingParams, *, model: str, n: int, seed: int
@@ -131,6 +138,7 @@ class ChatDialect:
     tokenizer: Tokenizer
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     path: str = "/chat/completions"
+    choices: str = "choices"
     markers: Markers = field(default_factory=lambda: for_servers(()))
 
     def body(
@@ -160,6 +168,38 @@ class ChatDialect:
         numbers = None if logprobs is None else number_logprobs(text, logprobs)
         # The server has a tokenizer of its own. The policy's gives a count that can be compared between servers.
         return Sample(text, _count(self.tokenizer, text, reason), reason, numbers)
+
+
+@dataclass(frozen=True)
+class ClassifyDialect:
+    """A conversation to /classify of a server with a reward model. The sample's text is the reward, a number.
+
+    The fields are those of vLLM (docs.vllm.ai, Classification API). Without `use_activation`, the server would send the
+    logistic function of the reward. High rewards are all 1 then, and tie.
+    """
+
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    markers: Markers = field(default_factory=lambda: for_servers(()))
+    path: str = "/classify"
+    choices: str = "data"
+
+    def body(
+        self, request: GenerationRequest, params: SamplingParams, *, model: str, n: int, seed: int
+    ) -> dict[str, Any]:
+        texts = [text for turn in request.earlier_turns for text in turn]
+        messages = [
+            {"role": ("user", "assistant")[i % 2], "content": self.markers.broken_up(text)}
+            for i, text in enumerate(texts)
+        ]
+        # The answer is the last turn, so no turn of the assistant begins after it.
+        body = {"model": model, "messages": messages, "add_generation_prompt": False, "use_activation": False}
+        return _with_extra(body, self.extra_body)
+
+    def sample(self, choice: Mapping[str, Any], params: SamplingParams) -> Sample:
+        values = choice.get("probs")
+        if not isinstance(values, list) or len(values) != 1 or not _is_number(values[0]):
+            raise BadChoiceError(f"probs={str(values)[:100]}: a reward model gives one finite number")
+        return Sample(repr(float(values[0])), 0, "stop", None)
 
 
 @dataclass(frozen=True)

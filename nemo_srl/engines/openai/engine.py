@@ -251,9 +251,10 @@ class OpenAIEngine:
     def _samples(self, answer: httpx.Response, params: SamplingParams, n: int) -> tuple[dict[int, Sample], list[str]]:
         """The usable choices by index, and what is wrong with the others."""
         found = error_body(answer)
-        choices = found.get("choices") if isinstance(found, dict) else None
+        name = self._dialect.choices
+        choices = found.get(name) if isinstance(found, dict) else None
         if not isinstance(choices, list):
-            return {}, [f"no JSON with `choices`: {answer.text[:200]!r}"]
+            return {}, [f"no JSON with `{name}`: {answer.text[:200]!r}"]
         samples: dict[int, Sample] = {}
         problems: list[str] = []
         for place, choice in enumerate(choices):

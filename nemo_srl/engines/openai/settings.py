@@ -36,7 +36,9 @@ class OpenAISettings(ClientSettings):
     """The model's name on that server. Empty: the only one that it lists."""
     api: str = "chat"
     """`chat` sends the text of a prompt as the user's turn, and the server renders it. `completions` sends token ids,
-    for a server whose model has the same tokenizer as the policy."""
+    for a server whose model has the same tokenizer as the policy. `classify` is for a reward model and
+    `judge.mode=reward`: it sends an instruction and an answer, and gets a number (vLLM's /classify with messages). Then
+    `base_url` ends before `/classify`."""
     extra_body: dict[str, Any] = field(default_factory=dict)
     """Fields that are added to every request, for what only that server knows. A null takes a field away."""
     api_key_env: str = ""
@@ -50,4 +52,7 @@ class OpenAISettings(ClientSettings):
             self.base_url,
             "engine.name='openai' needs the URL of a server, such as http://host:8000/v1",
         )
-        check(self.api in ("chat", "completions"), "engine.api", self.api, "must be 'chat' or 'completions'")
+        apis = ("chat", "completions", "classify")
+        check(self.api in apis, "engine.api", self.api, f"must be one of {', '.join(apis)}")
+        reason = "engine.api='classify' needs the model's name, because such a server may list none"
+        check(self.api != "classify" or bool(self.model), "engine.model", self.model, reason)

@@ -25,6 +25,7 @@ class VllmDialect:
 
     completions: CompletionsDialect
     path: str = "/completions"
+    choices: str = "choices"
 
     def body(
         self, request: GenerationRequest, params: SamplingParams, *, model: str, n: int, seed: int

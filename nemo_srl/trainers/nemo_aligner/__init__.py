@@ -3,7 +3,7 @@
 settings.py, memory.py       what a user sets; how much memory a training needs   no torch
 data.py                      text to token ids; which rows are dropped and why    no torch
 training_plan.py, feasibility.py   settings + model + data -> NeMo-Aligner's config   no torch
-trainer.py                   prepare, train, export                               torch only when called
+trainer.py, checkpoints.py   prepare, train, export; checkpoints that are kept    torch only when called
 run.py                       one rank: environment, platform                      torch, NeMo
 session.py                   one rank: NeMo-Aligner's model, data and loop
 batches.py, micro_batches.py, shared_beginnings.py, targets.py   what the model sees, and where logits are needed
@@ -15,6 +15,7 @@ platforms/                   CPUs, GPUs with pip packages alone, and NVIDIA's co
 from __future__ import annotations
 
 from nemo_srl.trainers import TrainerBackend
+from nemo_srl.trainers.nemo_aligner import losses
 from nemo_srl.trainers.nemo_aligner.memory import checkpoint_bytes, training_memory
 from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 from nemo_srl.trainers.nemo_aligner.trainer import VERSION, NemoAlignerTrainer
@@ -36,5 +37,7 @@ BACKEND = TrainerBackend(
     memory=training_memory,
     checkpoint_bytes=checkpoint_bytes,
     whole_batches=True,
+    keeps_checkpoints=True,
+    uses_confidence=losses.uses_confidence,
     describe=_describe,
 )

@@ -174,3 +174,9 @@ def check(optim: DPOConfig) -> None:
                 f"dpo.{name}={value}: {_KEY}={optim.preference_loss!r} does not use it. Set dpo.{name}={default}, its "
                 f"default, or {_KEY}={users}, which uses it."
             )
+
+
+def uses_confidence(optim: DPOConfig) -> bool:
+    """Whether the loss takes the confidence in a pair. Raises `ConfigError` for an unknown loss."""
+    loss = find(optim.preference_loss)
+    return loss is not None and loss.takes("confidence")

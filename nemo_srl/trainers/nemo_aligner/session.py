@@ -43,7 +43,15 @@ from nemo_aligner.utils.utils import load_from_nemo
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_srl.errors import ConfigError, StoppedError
-from nemo_srl.trainers.nemo_aligner import divergence, losses, objectives, reference, shared_beginnings, targets
+from nemo_srl.trainers.nemo_aligner import (
+    checkpoints,
+    divergence,
+    losses,
+    objectives,
+    reference,
+    shared_beginnings,
+    targets,
+)
 from nemo_srl.trainers.nemo_aligner.batches import batch_dpo, collate_dpo, collate_sft
 from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, read_rows
 from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, MetricsFile
@@ -65,7 +73,8 @@ def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None]) -> 
     torch.multiprocessing.set_start_method("spawn", force=True)
     algorithm = "dpo" if "dpo" in cfg.trainer else "sft"
     dpo_algorithm.tqdm = supervised_algorithm.tqdm = StepBar
-    NeMoModelCheckpoint.remove_checkpoint_unfinished_marker = staticmethod(finish_checkpoint)
+    keep_in = work_dir if cfg.get("keep_checkpoints") else None
+    NeMoModelCheckpoint.remove_checkpoint_unfinished_marker = staticmethod(partial(finish_checkpoint, keep_in=keep_in))
     trainer = resolve_and_create_trainer(cfg, algorithm)
     exp_manager(trainer, cfg.exp_manager)
     model = _load_model(cfg, trainer, algorithm, work_dir / START_DIR)
@@ -90,8 +99,8 @@ def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None]) -> 
         raise StoppedError(f"training was asked to stop and saved step {loop.step} of {cfg.num_steps}")
 
 
-def finish_checkpoint(checkpoint_path: Any, barrier_before: bool = False) -> None:
-    """Remove the marker of an unfinished checkpoint, when all ranks have done their part.
+def finish_checkpoint(checkpoint_path: Any, barrier_before: bool = False, *, keep_in: Path | None = None) -> None:
+    """Remove the marker of an unfinished checkpoint, when all ranks have done their part. Keep it in a work directory.
 
     Takes the place of NeMo's function. That one hides that the barrier failed, goes on, and marks the previous
     checkpoint, which it wants to remove. So if a node died at the end of a save, no checkpoint would be left.
@@ -100,6 +109,8 @@ def finish_checkpoint(checkpoint_path: Any, barrier_before: bool = False) -> Non
         torch.distributed.barrier()
     if os.environ["RANK"] == "0":
         NeMoModelCheckpoint.format_checkpoint_unfinished_marker_path(checkpoint_path).unlink(missing_ok=True)
+        if keep_in is not None and Path(checkpoint_path).exists():
+            checkpoints.keep(Path(checkpoint_path), keep_in)
 
 
 def _load_plan(work_dir: Path) -> DictConfig:

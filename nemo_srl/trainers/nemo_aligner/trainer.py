@@ -21,7 +21,8 @@ from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.lineage import read_json
 from nemo_srl.models import hf
 from nemo_srl.models.tokenizer import load_tokenizer
-from nemo_srl.protocols import DPORow, SFTRow, TrainingTask
+from nemo_srl.protocols import DPORow, SFTRow, TrainingTask, checkpoint_dir
+from nemo_srl.trainers.nemo_aligner import checkpoints
 from nemo_srl.trainers.nemo_aligner import training_plan as planning
 from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, Encode, tokenize_rows, write_rows
 from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, read_metrics
@@ -58,6 +59,8 @@ class NemoAlignerTrainer:
             task.rows, encode=encode, eos_token_id=eos_token_id, max_seq_length=task.optim.max_seq_length
         )
         plan = planning.make_plan(task.optim, self._settings, seed=task.seed, spec=spec, train=statistics)
+        if task.keep_checkpoints:
+            plan["keep_checkpoints"] = True
         identity = {
             "version": VERSION,
             "algorithm": task.algorithm,
@@ -72,7 +75,7 @@ class NemoAlignerTrainer:
             _keep_newest_checkpoint(work_dir)
             return
         task_file.unlink(missing_ok=True)
-        for name in (planning.START_DIR, planning.NEMO_DIR, planning.REFERENCE_DIR):
+        for name in (planning.START_DIR, planning.NEMO_DIR, planning.REFERENCE_DIR, checkpoints.KEPT_DIR):
             shutil.rmtree(work_dir / name, ignore_errors=True)
         (work_dir / METRICS_FILE).unlink(missing_ok=True)
         work_dir.mkdir(parents=True, exist_ok=True)
@@ -95,10 +98,14 @@ class NemoAlignerTrainer:
         """
         from nemo_srl.models.convert import nemo_to_hf
 
-        task = read_json(work_dir / _TASK_FILE)
+        template = Path(read_json(work_dir / _TASK_FILE)["model_dir"])
+        for step, kept in checkpoints.kept(work_dir).items():
+            if not (target := checkpoint_dir(model_dir, step)).exists():
+                nemo_to_hf(kept, target, template_hf_dir=template)
         if not model_dir.exists():
-            nemo_to_hf(last_checkpoint(work_dir), model_dir, template_hf_dir=Path(task["model_dir"]))
-        for name in (planning.START_DIR, f"{planning.NEMO_DIR}/checkpoints", planning.REFERENCE_DIR):
+            nemo_to_hf(last_checkpoint(work_dir), model_dir, template_hf_dir=template)
+        made = (planning.START_DIR, f"{planning.NEMO_DIR}/checkpoints", planning.REFERENCE_DIR, checkpoints.KEPT_DIR)
+        for name in made:
             directory = work_dir / name
             shutil.rmtree(directory, ignore_errors=True)
         return _summary(work_dir)
