@@ -17,6 +17,7 @@ from nemo_srl import engines
 from nemo_srl.artifacts import BaseModel
 from nemo_srl.config import Config, JudgeConfig
 from nemo_srl.engines.checks import length_check
+from nemo_srl.engines.openai import transport
 from nemo_srl.engines.openai.dialects import (
     BadChoiceError,
     ChatDialect,
@@ -209,6 +210,31 @@ def test_a_server_that_never_recovers_is_an_error_that_counts() -> None:
         with pytest.raises(EngineError, match=r"after 3 attempts.*500.*try again"):
             ask(found, requests(2))
         assert loopback.num_calls == 3
+
+
+def test_a_server_that_its_job_restarts_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "HEALTH_SECONDS", 0.05)
+    loopback = Loopback(echo)
+    with loopback.running() as url:
+        port = int(url.split(":")[2].split("/")[0])
+    settings = ServerSettings(
+        base_urls=[url], client=ClientSettings(max_retries=1), backoff_seconds=0.001, restart_seconds=30
+    )
+    found = OpenAIEngine(settings, TrtllmDialect(CompletionsDialect(CharTokenizer(), (0,))))
+    servers = []
+
+    def comes_back() -> None:
+        server = loopback.server(port)
+        servers.append(server)
+        server.serve_forever(0.01)
+
+    threading.Timer(0.5, comes_back).start()
+    assert ask(found, requests(20)).keys() == keys(requests(20))
+    servers[0].shutdown()
+    servers[0].server_close()
+    gone = OpenAIEngine(replace(settings, restart_seconds=0.2), found._dialect)
+    with pytest.raises(EngineError, match="after 2 attempts"):
+        ask(gone, requests(1))
 
 
 def test_nonsense_without_end_is_an_error_that_quotes_it() -> None:
@@ -446,8 +472,8 @@ def test_places_of_numbers_do_not_depend_on_the_texts_of_single_tokens() -> None
     sample = CompletionsDialect(tokenizer, (0,)).sample(choice, LOGPROBS)
     assert sample.text == "Score: 4 of 5"
     assert sample.number_logprobs == [(7, {"4": -0.1, "3": -2.4}), (12, {"5": 0.0})]
+    short = {name: values[:2] for name, values in logprobs.items()}
     with pytest.raises(BadChoiceError, match="logprobs of 2 tokens for 5 token ids"):
-        short = {name: values[:2] for name, values in logprobs.items()}
         CompletionsDialect(tokenizer, (0,)).sample({**choice, "logprobs": short}, LOGPROBS)
 
 

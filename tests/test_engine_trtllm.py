@@ -25,6 +25,7 @@ from nemo_srl.engines.trtllm.requests import TrtllmDialect
 from nemo_srl.engines.trtllm.settings import TrtllmSettings
 from nemo_srl.errors import ConfigError, EngineError, JobFailedError
 from nemo_srl.experiment import Experiment
+from nemo_srl.launchers import keeper
 from nemo_srl.launchers import services as launcher_services
 from nemo_srl.launchers.slurm.settings import SlurmSettings
 from nemo_srl.models import hf
@@ -308,6 +309,7 @@ def test_a_server_that_dies_ends_the_stage_and_a_restart_goes_on(
     tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NEMO_SRL_STUB_REPLY", "It is red.")
+    monkeypatch.setattr(keeper, "NUM_RESTARTS", 0)
     faults(monkeypatch, die_after=12, slow_seconds=0.05)
     given = {"policy": BaseModel(model_dir, "digest"), "prompts": prompts(tmp_path, 8)}
     with experiment(tmp_path, replace(config(), max_concurrency=2)) as exp:
@@ -320,6 +322,23 @@ def test_a_server_that_dies_ends_the_stage_and_a_restart_goes_on(
         made = exp.run(candidates.STAGE, 1, **given)
     assert len(made.read()) == 32
     assert len(journal.read_text().splitlines()) == 32, "nothing was asked for twice"
+
+
+def test_a_server_that_dies_is_restarted_and_the_stage_goes_on(
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEMO_SRL_STUB_REPLY", "It is red.")
+    faults(monkeypatch, die_after=20)
+    given = {"policy": BaseModel(model_dir, "digest"), "prompts": prompts(tmp_path, 8)}
+    with experiment(tmp_path, replace(config(), max_concurrency=2)) as exp:
+        made = exp.run(candidates.STAGE, 1, **given)
+    assert [c.response for c in made.read()] == ["It is red."] * 32
+    journal = tmp_path / "run" / "iter_01" / "candidates" / "journal.jsonl"
+    assert len(journal.read_text().splitlines()) == 32, "nothing was asked for twice"
+    log = (tmp_path / "run" / "logs" / "iter_01-candidates-trtllm-0.log").read_text()
+    assert 2 <= log.count("serving ") <= 3
+    ports = [line.split("--port ")[1].split()[0] for line in log.splitlines() if line.startswith("$ trtllm-serve")]
+    assert len(set(ports)) == 1, "the steps know one URL"
 
 
 def test_options_that_the_server_refuses_come_back_with_its_words(tmp_path: Path, model_dir: Path) -> None:

@@ -1,7 +1,8 @@
 """What engines share whose servers a stage's job starts on M_t: TensorRT-LLM and vLLM.
 
-The servers are services of the job. The launcher starts them, waits for them and stops them. The engine only talks to
-them, through the OpenAI-style client. No server loads other weights later: the next model gets other servers.
+The servers are services of the job. The launcher starts them, waits for them, restarts one that ends, hangs or is ill,
+and stops them. The engine only talks to them, through the OpenAI-style client. No server loads other weights later: the
+next model gets other servers.
 
 A server's model has a name with the digest of its weights. Before anything is asked, every server must list this name.
 So a server that was left over, or that belongs to another run, never answers.
@@ -29,6 +30,9 @@ from nemo_srl.errors import ConfigError
 from nemo_srl.protocols import SERVICES_VARIABLE, GenerationEngine, GenerationRequest, Service
 
 log = logging.getLogger(__name__)
+
+_NOTICED_SECONDS = 600.0
+"""In this time a job notices that a server is ill, and ends it (`launchers/keeper.py`)."""
 
 
 @dataclass
@@ -110,6 +114,7 @@ def open_served(
         model=served_name(model_dir),
         check_model=True,
         client=cfg,
+        restart_seconds=cfg.start_timeout_seconds + _NOTICED_SECONDS,
         use_proxies=False,  # the servers belong to the job, on this node or another one
     )
     return OpenAIEngine(settings, dialect, check=check, probe=probe, warn=log.warning)

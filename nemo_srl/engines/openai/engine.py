@@ -5,9 +5,10 @@ TensorRT-LLM's sampler ignores seeds, and two replicas could give the same text 
 
 The usable choices of an answer are yielded. The engine asks again for samples that are missing or malformed, until
 `NUM_FRUITLESS` answers in turn had nothing usable. If an answer does not tell how each of its samples ended, none of
-them is taken: those that tell it are the longest ones. The request is then asked for one sample at a time. A sample that never comes, or that the server refuses, is yielded as
-a completion without an answer. If all requests would fail, the engine sends no new ones, waits for those under way, and
-then raises `EngineError`. So nothing that a server completed is lost.
+them is taken: those that tell it are the longest ones. The request is then asked for one sample at a time. A sample
+that never comes, or that the server refuses, is yielded as a completion without an answer. If all requests would fail,
+the engine sends no new ones, waits for those under way, and then raises `EngineError`. So nothing that a server
+completed is lost.
 
 Not covered: two runs with the same bytes. What a server samples depends on what else it serves.
 """
@@ -53,6 +54,8 @@ class ServerSettings:
     """Every server must list `model`. Otherwise nothing is asked."""
     api_key: str = ""
     client: ClientSettings = field(default_factory=ClientSettings)
+    restart_seconds: float = 0
+    """A server that is gone or ill may come back in this time, because its job restarts it. 0: nobody does."""
     use_proxies: bool = True
     """Use the proxies of the environment. They are not used if all servers are on this machine."""
     backoff_seconds: float = 0.5
@@ -160,8 +163,9 @@ class OpenAIEngine:
         s = self._settings
         are_here = all(httpx.URL(url).host in ("127.0.0.1", "localhost", "::1") for url in s.base_urls)
         transport = Transport(
-            s.client, api_key=s.api_key, backoff_seconds=s.backoff_seconds, use_proxies=s.use_proxies and not are_here
-        )
+            s.client, api_key=s.api_key, backoff_seconds=s.backoff_seconds, use_proxies=s.use_proxies and not are_here,
+            restart_seconds=s.restart_seconds,
+        )  # fmt: skip
         async with transport:
             self._model = self._model or await only_model(transport, s.base_urls[0])
             for url in s.base_urls if s.check_model else ():

@@ -5,9 +5,9 @@ written here with that record. The servers get the options as a YAML file. The `
 keyword arguments.
 
 Why these values: the scheduler's policy is TensorRT-LLM's default. The other one, MAX_UTILIZATION, lost 40% of the
-throughput where more sequences were asked for than had room (1.2.1, TensorRT-LLM issue 16827). Block reuse computes a common beginning of prompts once, such as
-the prompt of n samples, or a rubric. Padding lets CUDA graphs serve every batch size. A host cache (`host_cache_size`)
-is not set on purpose, because it has mixed up prompts.
+throughput where more sequences were asked for than had room (1.2.1, TensorRT-LLM issue 16827). Block reuse computes a
+common beginning of prompts once, such as the prompt of n samples, or a rubric. Padding lets CUDA graphs serve every
+batch size. A host cache (`host_cache_size`) is not set on purpose, because it has mixed up prompts.
 """
 
 from __future__ import annotations
