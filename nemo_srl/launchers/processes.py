@@ -52,7 +52,7 @@ def run_step(
                 _copy_output(output, log)
                 return process.wait()
         except BaseException:
-            _stop(process)
+            stop_group(process)
             raise
 
 
@@ -65,8 +65,8 @@ def _copy_output(source: IO[bytes], log: IO[bytes]) -> None:
     console.end()
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the process group that `run_step` started: TERM, a grace period, KILL."""
+def stop_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process that leads a group, with its group: TERM, a grace period, KILL."""
     for sig in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, sig)

@@ -3,7 +3,7 @@
 Use it with `sbatch recipes/iterate.sbatch`, or in an interactive `salloc`. No stage waits in the queue. On the other
 hand, the allocation holds all its nodes while a stage uses fewer. Logs, failures and Ctrl-C are as with the local
 launcher. When Slurm tells the steps to save and leave, this raises `StoppedError`, so that the batch script can
-requeue.
+requeue. Stages in a row that ask one model join one step with its servers (`servers.py`).
 
 Raises `ConfigError` outside an allocation, and for more nodes than it has.
 """
@@ -21,7 +21,8 @@ from nemo_srl.launchers import LauncherBackend
 from nemo_srl.launchers.processes import log_file, nodes_key, run_step, step_failed
 from nemo_srl.launchers.slurm.settings import SrunSettings
 from nemo_srl.launchers.slurm.steps import step_command, step_environment, stopped_file, write_step_files
-from nemo_srl.protocols import Job
+from nemo_srl.launchers.srun.servers import ServingSteps
+from nemo_srl.protocols import Job, Launcher
 
 
 class SrunLauncher:
@@ -30,25 +31,37 @@ class SrunLauncher:
     def __init__(self, launcher: SrunSettings, cluster: ClusterConfig) -> None:
         self._launcher = launcher
         self._cluster = cluster
+        self._serving = ServingSteps(launcher, cluster, self._commands)
 
     def run(self, job: Job) -> None:
         """Run the steps one after the other."""
         _check_allocation(job, os.environ)
         job.log_dir.mkdir(parents=True, exist_ok=True)
-        token = secrets.token_hex(8)
-        write_step_files(job, token=token)
-        own = step_environment(self._cluster, job, token=token)
+        if job.services:
+            return self._serving.run(job)
+        self.close()  # the job needs the GPUs
+        env, commands = self._commands(job, secrets.token_hex(8))
         stopped = stopped_file(job)
-        stopped.unlink(missing_ok=True)
-        env = {**os.environ, **_meeting_point(os.environ), **own}
-        for step in job.steps:
-            rank_idiom = self._launcher.rank_idiom
-            command = step_command(step, job, rank_idiom=rank_idiom, cluster=self._cluster, env=own)
-            code = run_step([*command.srun, *command.command], env, log_file(job))
+        for step, command in zip(job.steps, commands, strict=True):
+            code = run_step(command, env, log_file(job))
             if stopped.exists():
                 raise StoppedError(f"{job.name} was asked to stop in its step {step.name!r}. Run again to go on.")
             if code:
                 raise step_failed(job, step, code)
+
+    def close(self) -> None:
+        """End the servers, and wait for that."""
+        self._serving.end()
+
+    def _commands(self, job: Job, token: str) -> tuple[dict[str, str], list[list[str]]]:
+        """The environment and the commands of a job's steps, after their files were written."""
+        write_step_files(job, token=token)
+        stopped_file(job).unlink(missing_ok=True)
+        own = step_environment(self._cluster, job, token=token)
+        idiom = self._launcher.rank_idiom
+        found = [step_command(s, job, rank_idiom=idiom, cluster=self._cluster, env=own) for s in job.steps]
+        env = {**os.environ, **_meeting_point(os.environ), **own}
+        return env, [[*command.srun, *command.command] for command in found]
 
 
 def _check_allocation(job: Job, environ: Mapping[str, str]) -> None:
@@ -74,4 +87,9 @@ def _meeting_point(environ: Mapping[str, str]) -> dict[str, str]:
     return {"MASTER_ADDR": done.stdout.split()[0], "MASTER_PORT": str(port)}
 
 
-BACKEND = LauncherBackend(settings=SrunSettings, open=SrunLauncher)
+def _close(launcher: Launcher) -> None:
+    assert isinstance(launcher, SrunLauncher)
+    launcher.close()
+
+
+BACKEND = LauncherBackend(settings=SrunSettings, open=SrunLauncher, close=_close)
