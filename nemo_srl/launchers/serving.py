@@ -37,6 +37,7 @@ from typing import Any
 from nemo_srl import jsonio
 from nemo_srl.artifacts import write_atomic
 from nemo_srl.errors import JobFailedError
+from nemo_srl.launchers import supervisor
 from nemo_srl.launchers.processes import GRACE_SECONDS, log_file
 from nemo_srl.protocols import EXIT_STOPPED, Job, JobStep
 
@@ -157,6 +158,7 @@ def main(directory: Path, idle_seconds: float) -> int:
         raise _Stopped
 
     signal.signal(signal.SIGTERM, stop)
+    supervisor.follow_parent(os.getppid(), signal.SIGKILL)  # without it, the servers are gone as well
     directory.mkdir(parents=True, exist_ok=True)
     try:
         return _serve(directory, idle_seconds)
