@@ -2,9 +2,10 @@
 
 Containers are stand-ins. So is TensorRT-LLM, with a replica on each of the 2 nodes.
 
-One run is left alone. Another one meets four faults in turn: the warning before a time limit in the middle of SFT, a
-node that dies in the middle of generation, a killed orchestrator, and a node that dies in the middle of DPO. Both must
-have published the same bytes. No model call that was completed may be made again.
+One run is left alone. Another one meets faults in turn: the warning before a time limit in the middle of SFT, servers
+that are killed in every stage that asks them, a node that dies in the middle of generation, a killed orchestrator, and
+a node that dies in the middle of DPO. Both must have published the same bytes. No model call that was completed may be
+made again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +24,8 @@ import pytest
 
 from nemo_srl.artifacts import JOURNAL
 from tests.slurm.conftest import PROJECT, Cluster, kill, wait_for
+from tests.slurm.test_jobs import is_running
+from tests.slurm.test_servers import processes_of
 from tests.tiny_loop import published, tiny_settings
 
 IMAGE = "nvcr.io#nvidia/nemo:25.02"
@@ -104,10 +108,21 @@ class Run:
         found = [int(name.split("-step=")[1].split("-")[0]) for name in whole]
         return num_done - max(found, default=0)
 
-    def answered_samples(self, job: str) -> int:
-        """How many samples the job's servers gave. Those of the probe at their start count as well."""
-        logs = (self.run_dir / "logs").glob(f"{job}-trtllm-*.log")
-        return sum(log.read_text().count("answered a sample") for log in logs)
+    def count_in_logs_of_servers(self, words: str) -> int:
+        logs = (self.run_dir / "logs").glob("servers-*-trtllm-*.log")
+        return sum(log.read_text().count(words) for log in logs)
+
+    def kill_servers(self, stage: str) -> None:
+        """Kill what serves a stage, in the middle of the stage."""
+        self.wait_for_lines(f"{stage}/{JOURNAL}", 1)
+        for pid in processes_of("nemo_srl.launchers.with_services", str(self.run_dir)):
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: self._going() and f"{stage.replace('/', '-')}" in self._again())
+
+    def _again(self) -> str:
+        """The stages that were begun again so far."""
+        taken = (self.run_dir / "logs").glob("servers-*/*.taken")
+        return " ".join(path.stem for path in taken if path.read_bytes().count(b"\n") > 1)
 
     def finish(self) -> None:
         assert self.process.wait(400) == 0, self.log.read_text()[-4000:]
@@ -123,6 +138,10 @@ def disturb(cluster: Cluster, run: Run, record_property: Callable[[str, object],
     record_property("steps_repeated_after_the_time_limit", repeated)
     assert repeated == 0
 
+    run.kill_servers("iter_00/evaluation_m0")
+    run.kill_servers("iter_00/evaluation")
+    run.kill_servers("iter_01/prompts")
+
     run.wait_for_lines(f"iter_01/candidates/{JOURNAL}", 1)
     first = run.node_of("iter_01-candidates")
     cluster.node_dies(first)
@@ -132,6 +151,7 @@ def disturb(cluster: Cluster, run: Run, record_property: Callable[[str, object],
     # Early, so that the job still runs when the new orchestrator looks for it.
     wait_for(lambda: (run.run_dir / "logs" / "iter_01-judgements.log").exists(), 240)
     run.restart()
+    run.kill_servers("iter_01/judgements")
     table = run.status()
     assert re.search(rf"^iter_01/candidates +published +{run.job_id('iter_01-candidates')} +\d+ s$", table, re.M), table
     assert re.search(r"^iter_01/judgements +(running|pending|completed)\b", table, re.M), table
@@ -143,6 +163,7 @@ def disturb(cluster: Cluster, run: Run, record_property: Callable[[str, object],
     record_property("steps_repeated_after_a_dead_node", repeated)
     assert repeated <= 2, "a checkpoint after each step; the last step's may not have been finished"
     try:
+        run.kill_servers("iter_01/evaluation")
         run.finish()
     finally:
         cluster.node_returns(second)
@@ -162,13 +183,15 @@ def test_all_faults_in_one_run_leave_what_an_undisturbed_run_leaves(
 
     disturb(cluster, run, record_property)
     record_property("seconds_disturbed", time.monotonic() - began)
-    for job in ("candidates", "judgements"):
-        asked = calm.answered_samples(f"iter_01-{job}")
-        record_property(f"samples_of_{job}", asked)
-        repeated = run.answered_samples(f"iter_01-{job}") - asked
-        record_property(f"samples_repeated_in_{job}", repeated)
-        # Another probe, and at most the requests that were under way on the replicas of both nodes.
-        assert repeated <= 2 + 2 * 4, job
+    starts = calm.count_in_logs_of_servers("serving ")
+    record_property("server_starts_undisturbed", starts)
+    assert starts == 2 * 3, "two replicas, and once for each of M0, M1 and M2"
+    asked = calm.count_in_logs_of_servers("answered a sample")
+    repeated = run.count_in_logs_of_servers("answered a sample") - asked
+    record_property("samples", asked)
+    record_property("samples_repeated", repeated)
+    # After each of six kills and the dead node: another probe, and at most the requests under way on both replicas.
+    assert repeated <= 7 * (2 + 2 * 4)
 
     assert published(run.run_dir) == published(calm.run_dir)
     for job in ("iter_00-sft", "iter_01-candidates", "iter_01-policy"):
@@ -177,7 +200,6 @@ def test_all_faults_in_one_run_leave_what_an_undisturbed_run_leaves(
     for journal in run.run_dir.glob(f"iter_*/*/{JOURNAL}"):
         keys = [(row["request_key"], row["index"]) for row in map(json.loads, journal.read_text().split("\n")[:-1])]
         assert len(keys) == len(set(keys)), "a completed model call was repeated"
-    listed = subprocess.run(["ps", "-ef"], text=True, capture_output=True, check=True).stdout
-    assert str(run.run_dir) not in listed
+    wait_for(lambda: not is_running(str(run.run_dir)))  # the last servers end after the orchestrator
     assert {c["image"] for c in cluster.containers()} == {IMAGE}
     assert os.path.exists(run.run_dir / "report.md")
