@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.conftest import Cluster, kill, wait_for
+from nemo_srl.artifacts import JOURNAL
+from tests.slurm.conftest import PROJECT, Cluster, kill, wait_for
 from tests.slurm.test_jobs import is_running, start, write_spec
+from tests.tiny_loop import published, tiny_settings
 
 SERVER = """
 import http.server, sys, time
@@ -110,6 +112,55 @@ def test_servers_that_are_killed_in_each_stage_are_started_again(cluster: Cluste
     assert starts_of(directory) == 4
     assert "trained" in (directory / "logs" / "training.log").read_text()
     wait_for(lambda: not is_running(str(directory)))
+
+
+STAGES = ("iter_00/evaluation", "iter_01/prompts", "iter_01/candidates", "iter_01/judgements", "iter_01/anchor")
+
+
+def on_real_stages(cluster: Cluster, run_dir: Path, faults: str) -> subprocess.Popen[bytes]:
+    """All stages that ask a model, on TensorRT-LLM's stand-in: two replicas, one of which is enough for the anchor."""
+    path = f"{PROJECT / 'tests' / 'stubs'}:{Path(sys.executable).parent}:/usr/bin:/bin"
+    settings = {
+        **tiny_settings(run_dir.parent / "tiny"),
+        "run_dir": run_dir, "engine": "trtllm", "engine.max_concurrency": 1, "engine.num_replicas": 2,
+        "engine.num_replicas_small": 1, "launcher": "slurm", "launcher.poll_seconds": 0.5,
+        "launcher.signal_seconds": 30, "cluster.exclusive": "false", "cluster.time": "'30'", "anchor.num_prompts": 3,
+        "+cluster.env.PATH": f"'{path}'", "+cluster.env.NEMO_SRL_STUB_FAULTS": f"'{faults}'",
+        "+cluster.env.NEMO_SRL_STUB_REPLY": "'Name {number} animals. Score: {score}'",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "tests.slurm.run_stages", *(f"{key}={value}" for key, value in settings.items())]
+    return cluster.start(*command, log=run_dir.with_suffix(".log"))
+
+
+def test_each_stage_goes_on_when_what_serves_it_is_killed(cluster: Cluster) -> None:
+    shared = cluster.shared / "real_stages"
+    shared.mkdir()
+    calm, killed = shared / "calm", shared / "killed"
+    assert on_real_stages(cluster, calm, "{}").wait(400) == 0, calm.with_suffix(".log").read_text()
+    run = on_real_stages(cluster, killed, '{"slow_seconds": 1.5}')
+
+    def going() -> bool:
+        assert run.poll() is None, killed.with_suffix(".log").read_text()
+        return True
+
+    for stage in STAGES:
+        journal = killed / stage / JOURNAL
+        wait_for(lambda: going() and journal.exists() and journal.read_bytes().count(b"\n"), 240)  # noqa: B023
+        for pid in processes_of("nemo_srl.launchers.with_services", str(killed)):
+            os.kill(pid, signal.SIGKILL)
+        (taken,) = (killed / "logs").glob(f"servers-*/{stage.replace('/', '-')}.taken")
+        wait_for(lambda: going() and taken.read_bytes().count(b"\n") == 2, 240)  # noqa: B023
+    assert run.wait(400) == 0, killed.with_suffix(".log").read_text()
+    assert published(killed) == published(calm)
+    for stage in STAGES:
+        lines = (killed / stage / JOURNAL).read_text().split("\n")[:-1]
+        keys = [(row["request_key"], row["index"]) for row in map(json.loads, lines)]
+        assert len(keys) == len(set(keys)), "a completed model call was repeated"
+    starts = [
+        sum(log.read_text().count("serving ") for log in (d / "logs").glob("servers-*.log")) for d in (calm, killed)
+    ]
+    assert starts == [2, 2 * (1 + len(STAGES))], "of both replicas"
+    wait_for(lambda: not is_running(str(shared)))
 
 
 def test_an_orchestrator_that_was_killed_finds_its_stage_on_the_servers(cluster: Cluster) -> None:

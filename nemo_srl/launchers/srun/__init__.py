@@ -68,7 +68,7 @@ def _check_allocation(job: Job, environ: Mapping[str, str]) -> None:
     if "SLURM_JOB_ID" not in environ:
         raise ConfigError(
             "launcher.name=srun: there is no Slurm allocation around this process. Use `sbatch "
-            "recipes/iterate.sbatch`, or launcher=slurm, which makes an allocation for every stage."
+            "recipes/iterate.sbatch`, or launcher=slurm, which submits jobs."
         )
     if job.num_nodes > (available := int(environ.get("SLURM_NNODES", "1"))):
         raise ConfigError(
