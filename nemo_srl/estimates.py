@@ -1,15 +1,18 @@
 """Estimates what a run needs: memory of an engine, tokens, hours, disk. Only arithmetic, without torch or files.
 
 Each stage says how much it generates or trains (`Stage.work`). The trainer says how much memory a training needs on a
-GPU (`TrainerBackend.memory`). The engine says how many GPUs it has (`EngineBackend.size`).
+GPU (`TrainerBackend.memory`). The engine says how many GPUs it has (`EngineBackend.size`). `server_starts` says how
+often servers start, and on how many GPUs a stage finds them.
 Source: [N] Narayanan et al. 2021, arXiv 2104.04473, equation 4.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from nemo_srl import server_starts
 from nemo_srl.config import Config
 from nemo_srl.engines import EngineSize, engine_backend
 from nemo_srl.models.arithmetic import flops_per_token, num_parameters
@@ -103,15 +106,48 @@ def times_of(stage: Stage[Any], cfg: Config) -> int:
 
 
 def stages(cfg: Config, spec: ModelSpec, assumptions: Assumptions) -> list[StageEstimate]:
-    """Every stage of the run that generates or trains, in the order of `stages.LOOP`."""
-    made = []
+    """Every stage of the run that generates or trains, in the order of `stages.LOOP`, and the starts of servers.
+
+    A stage that the run has on servers of different sizes is there once for each size.
+    """
+    served = server_starts.served(cfg)
+    starts = Counter(x.num_gpus for x in served if x.starts)
+    made = [_starts(num_gpus, times, assumptions) for num_gpus, times in sorted(starts.items())]
     for stage in map(stage_named, LOOP):
         work = stage.work(cfg, assumptions)
         if isinstance(work, Trained):
             made.append(_training(stage.name, times_of(stage, cfg), work, cfg, spec, assumptions))
+        elif work is not None and (sizes := Counter(x.num_gpus for x in served if x.stage == stage.name)):
+            for num_gpus, times in sorted(sizes.items()):
+                hours = work.num_tokens / _rate(num_gpus, spec, assumptions) / 3600
+                made.append(_generated(stage.name, times, work, num_gpus, hours))
         elif work is not None:
             made.append(_generation(stage.name, times_of(stage, cfg), work, cfg, spec, assumptions))
     return made
+
+
+def num_server_starts(cfg: Config) -> int:
+    """How often the run starts servers, all replicas of a model together."""
+    return sum(x.starts for x in server_starts.served(cfg))
+
+
+def saved_by_sharing(cfg: Config, assumptions: Assumptions) -> tuple[int, float, float]:
+    """Beside a start for each stage that asks a model, with all replicas: starts, minutes and GPU-hours that are saved.
+
+    `engine=openai` and engines in a stage's own process have no servers, so nothing is saved.
+    """
+    served = server_starts.served(cfg)
+    num_fewer = len(served) - num_server_starts(cfg)
+    full = max((x.num_gpus for x in served), default=0)
+    fewer = len(served) * full - sum(x.num_gpus for x in served if x.starts)
+    minutes = assumptions.start_minutes
+    return num_fewer, num_fewer * minutes, fewer * minutes / 60
+
+
+def _starts(num_gpus: int, times: int, a: Assumptions) -> StageEstimate:
+    return StageEstimate(
+        name="start servers", times=times, num_tokens=0, num_gpus=num_gpus, hours=a.start_minutes / 60, disk_bytes=0
+    )
 
 
 def _training(name: str, times: int, work: Trained, cfg: Config, spec: ModelSpec, a: Assumptions) -> StageEstimate:
@@ -132,18 +168,27 @@ def _training(name: str, times: int, work: Trained, cfg: Config, spec: ModelSpec
 
 
 def _generation(name: str, times: int, work: Generated, cfg: Config, spec: ModelSpec, a: Assumptions) -> StageEstimate:
+    """By an engine without servers: it starts with each stage."""
     size = engine_size(cfg)
     num_gpus = size.num_gpus or 1
-    rate = a.generation_tokens_per_second * 70e9 / num_parameters(spec) * num_gpus
+    rate = _rate(num_gpus, spec, a)
     hours = a.start_minutes / 60
     if size.max_batch_size:
         rate = min(rate, size.max_batch_size / 2 / a.decode_step_seconds)
         # The rate of other engines includes the prompts.
         flops = work.num_prompt_tokens * 2 * num_parameters(spec)
         hours += training_hours(flops, num_gpus=num_gpus, tflops_per_gpu=a.peak_tflops * a.training_mfu)
-    hours += work.num_tokens / rate / 3600
+    return _generated(name, times, work, num_gpus, hours + work.num_tokens / rate / 3600)
+
+
+def _generated(name: str, times: int, work: Generated, num_gpus: int, hours: float) -> StageEstimate:
     # A record takes about six bytes per token of its text.
     return StageEstimate(
         name=name, times=times, num_tokens=work.num_tokens, num_gpus=num_gpus, hours=hours,
         disk_bytes=6 * work.num_tokens,
     )  # fmt: skip
+
+
+def _rate(num_gpus: int, spec: ModelSpec, a: Assumptions) -> float:
+    """Tokens per second."""
+    return a.generation_tokens_per_second * 70e9 / num_parameters(spec) * num_gpus

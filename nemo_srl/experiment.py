@@ -51,6 +51,9 @@ class Experiment:
             busy=f"run_dir={self.run_dir}: another orchestrator uses it ({{owner}}). Wait for it, end it, or use "
             "another run_dir.",
         )
+        self._outside: set[Path] = set()
+        """Directories outside the run directory that stages read, and those to which their links lead. All jobs see all
+        of them, so that a job with servers can run the steps of any stage."""
 
     def __enter__(self) -> Experiment:
         self._lock.__enter__()
@@ -69,6 +72,7 @@ class Experiment:
         """
         cache_dir = Path(self.cfg.model.cache_dir).expanduser()
         model_dir = models.resolve(path or self.cfg.model.path, cache_dir, key=key)
+        self._outside |= set(shared_storage.directories_of(model_dir))
         return BaseModel(model_dir, hf.digest(model_dir))
 
     def source(self, path: str, record: type[R], *, key: str = "") -> SourceFile[R]:
@@ -93,7 +97,10 @@ class Experiment:
                 f"{f'{key}={path!r}' if key else path}: {what}, in this directory or in {PROJECT_ROOT}. Give the path "
                 "of a file."
             )
-        return found.absolute()
+        file = found.absolute()
+        if not file.is_relative_to(self.run_dir):
+            self._outside |= set(shared_storage.directories_of(file))
+        return file
 
     def given(self, name: str, records: Sequence[R], record: type[R]) -> SourceFile[R]:
         """Records that no stage made, as the file `run_dir/given/<name>.jsonl`, which stages can read."""
@@ -102,13 +109,21 @@ class Experiment:
         return self.source(str(path), record)
 
     def run(
-        self, stage: Stage[A], iteration: int, *, directory: str = "", **inputs: Input | Sequence[Input] | None
+        self,
+        stage: Stage[A],
+        iteration: int,
+        *,
+        directory: str = "",
+        small: bool = False,
+        **inputs: Input | Sequence[Input] | None,
     ) -> A:
         """The stage's artifact. It is kept if the run directory has it, and made otherwise.
 
-        Its directory is `run_dir/iter_XX/<directory>`, by default with the name of the stage. Raises `InputError` for
-        inputs that the stage does not take, `StaleArtifactError` when another artifact is in its place, and
-        `JobFailedError` when the stage fails. A stage without engines and distributed steps runs in this process.
+        Its directory is `run_dir/iter_XX/<directory>`, by default with the name of the stage. `small` says that the
+        stage asks its model little, and that no large work follows with that model: few replicas are enough. Raises
+        `InputError` for inputs that the stage does not take, `StaleArtifactError` when another artifact is in its
+        place, and `JobFailedError` when the stage fails. A stage without engines and distributed steps runs in this
+        process.
         """
         given = stage.inputs(inputs)
         name = f"iter_{iteration:02d}/{directory or stage.name}"
@@ -121,7 +136,7 @@ class Experiment:
         started = time.monotonic()
         worker.describe(stage, self.cfg, iteration, given, output)
         if stage.engines or stage.distributed:
-            self._launcher.run(self._job(stage, name.replace("/", "-"), output, given))
+            self._launcher.run(self._job(stage, name.replace("/", "-"), output, given, small=small))
         else:
             worker.run_steps(output.path, [s.name for s in stage.steps])
         # A cluster's job of an earlier start may have published it, with other settings.
@@ -175,17 +190,19 @@ class Experiment:
             found.append(("trainer", self.cfg.trainer, trainer_backend(self.cfg.trainer)))
         return found
 
-    def _services(self, stage: Stage[Any], inputs: Mapping[str, Input]) -> list[Service]:
+    def _services(self, stage: Stage[Any], inputs: Mapping[str, Input], *, small: bool) -> list[Service]:
         """The servers of the stage's engines, with its model. Roles with the same engine share them.
 
-        They depend on nothing else of the stage. So a launcher can keep them for the next stage that asks this model.
+        They depend on nothing else of the stage, beside their number if it is `small`. So a launcher can keep them for
+        the next stage that asks this model.
         """
         found: list[Service] = []
         for i, cfg in enumerate(engines := [self.cfg.engine_for(role) for role in stage.engines]):
             if cfg not in engines[:i]:
                 model = inputs[stage.model]
                 assert isinstance(model, (Model, BaseModel))
-                found += services(cfg, model.model_dir.absolute(), self.run_dir / "servers")
+                all_of_it = services(cfg, model.model_dir.absolute(), self.run_dir / "servers")
+                found += all_of_it[: _size(cfg).num_replicas_small or None] if small else all_of_it
         if len({s.name for s in found}) < len(found):
             raise ConfigError(
                 f"stage {stage.name}: the engines of its roles {', '.join(stage.engines)} differ, but would start "
@@ -193,9 +210,9 @@ class Experiment:
             )
         return found
 
-    def _job(self, stage: Stage[Any], name: str, output: Artifact, inputs: Mapping[str, Input]) -> Job:
+    def _job(self, stage: Stage[Any], name: str, output: Artifact, inputs: Mapping[str, Input], *, small: bool) -> Job:
         distributed, trainer = stage.distributed, self.cfg.trainer
-        servers = self._services(stage, inputs)
+        servers = self._services(stage, inputs, small=small)
         num_nodes = trainer.num_nodes if distributed else 1 + max((s.node for s in servers), default=0)
         num_ranks = trainer.num_ranks_per_node if distributed else 1
         served = max(sum(s.num_gpus for s in servers if s.node == node) for node in range(num_nodes))
@@ -203,7 +220,7 @@ class Experiment:
         in_process = max((s.gpus_per_replica for s in sizes if s.in_process), default=0)
         # Directories outside the run directory that the stage reads, and those to which their links lead.
         given = [x.model_dir if isinstance(x, BaseModel) else x.path for x in inputs.values() if _is_given(x)]
-        outside = {directory for path in given for directory in shared_storage.directories_of(path)}
+        outside = self._outside | {directory for path in given for directory in shared_storage.directories_of(path)}
         return Job(
             name=name,
             steps=self._job_steps(stage, output),

@@ -102,16 +102,13 @@ def evaluate(settings: EvaluateSettings, exp: Experiment) -> str:
     checked = verifiable.read_prompts(Path(settings.ifeval), verifiable.Verifier()) if settings.ifeval else []
     models = {name: exp.base_model(path) for name, path in directories.items()}
     sections = []
+    own = {name: ask(settings, exp, name, model, asked, checked) for name, model in models.items()}
     if checked and models:
-        sections.append("## IFEval\n\n" + report.markdown(report.ifeval_cells(follow(exp, models, checked))))
+        sections.append("## IFEval\n\n" + report.markdown(report.ifeval_cells(follow(exp, own, checked))))
     if settings.judging and models:
-        held_out = exp.source(exp.cfg.data.eft_eval_path, EFTExample)
-        measured = {
-            name: exp.run(evaluation.STAGE, 0, policy=m, eft_eval=held_out, directory=f"evaluation_{name}").read()
-            for name, m in models.items()
-        }
+        measured = {name: asked_of.evaluation.read() for name, asked_of in own.items()}
         sections.append("## Each model by itself\n\n" + report.table(measured))
-    answered = answer(settings, exp, models, asked) if asked else {}
+    answered = answer(settings, exp, own, asked) if asked else {}
     if len(answered) > 1:
         judge = exp.base_model(settings.judge_model or next(iter(directories.values())))
         matches = compare(exp, judge, answered)
@@ -130,15 +127,46 @@ def naming(key: str) -> Iterator[None]:
         raise DataError(f"{key}={e}") from e
 
 
+@dataclass
+class Own:
+    """What one model said. None for what is not asked."""
+
+    ifeval: Any = None
+    evaluation: Any = None
+    answers: Any = None
+
+
+def ask(
+    settings: EvaluateSettings,
+    exp: Experiment,
+    name: str,
+    policy: BaseModel,
+    asked: Sequence[Question],
+    checked: Sequence[VerifiablePrompt],
+) -> Own:
+    """Everything that one model is asked, one stage after the other, so that its servers start once."""
+    own = Own()
+    if checked:
+        prompts = [Question(question_id=p.key, turns=[p.text], dataset="ifeval") for p in checked]
+        questions = exp.given("ifeval_questions", prompts, Question)
+        own.ifeval = exp.run(answers.STAGE, 0, policy=policy, questions=questions, directory=f"ifeval_answers_{name}")
+    if settings.judging:
+        held_out = exp.source(exp.cfg.data.eft_eval_path, EFTExample)
+        own.evaluation = exp.run(evaluation.STAGE, 0, policy=policy, eft_eval=held_out, directory=f"evaluation_{name}")
+    if asked:
+        questions = exp.given("questions", asked, Question)
+        own.answers = exp.run(answers.STAGE, 0, policy=policy, questions=questions, directory=f"answers_{name}")
+    return own
+
+
 def answer(
-    settings: EvaluateSettings, exp: Experiment, models: Mapping[str, BaseModel], asked: Sequence[Question]
+    settings: EvaluateSettings, exp: Experiment, own: Mapping[str, Own], asked: Sequence[Question]
 ) -> dict[str, Any]:
     """The answers of each model, as artifacts. Also writes them as files for other programs."""
-    questions = exp.given("questions", asked, Question)
     answered: dict[str, Any] = {}
     for name, path in settings.models.items():
-        if name in models:
-            y = exp.run(answers.STAGE, 0, policy=models[name], questions=questions, directory=f"answers_{name}")
+        if name in own:
+            y = own[name].answers
         else:
             y = exp.given(f"answers_{name}", formats.read_answers(Path(path), asked), Candidate)
         answered[name] = y
@@ -146,18 +174,13 @@ def answer(
     return answered
 
 
-def follow(
-    exp: Experiment, models: Mapping[str, BaseModel], verifiable: Sequence[VerifiablePrompt]
-) -> dict[str, list[Metric]]:
+def follow(exp: Experiment, own: Mapping[str, Own], verifiable: Sequence[VerifiablePrompt]) -> dict[str, list[Metric]]:
     """The IFEval metrics of each model."""
     prompts = exp.given("ifeval", verifiable, VerifiablePrompt)
-    asked = [Question(question_id=p.key, turns=[p.text], dataset="ifeval") for p in verifiable]
-    questions = exp.given("ifeval_questions", asked, Question)
-    found = {}
-    for name, policy in models.items():
-        y = exp.run(answers.STAGE, 0, policy=policy, questions=questions, directory=f"ifeval_answers_{name}")
-        found[name] = exp.run(ifeval_stage.STAGE, 0, prompts=prompts, answers=y, directory=f"ifeval_{name}").read()
-    return found
+    return {
+        name: exp.run(ifeval_stage.STAGE, 0, prompts=prompts, answers=x.ifeval, directory=f"ifeval_{name}").read()
+        for name, x in own.items()
+    }
 
 
 def compare(exp: Experiment, judge: BaseModel, answered: Mapping[str, Any]) -> dict[tuple[str, str], Sequence[Metric]]:

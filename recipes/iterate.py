@@ -128,15 +128,15 @@ def iterate(cfg: Config, exp: Experiment) -> dict[str, list[Metric]]:
     if line := machine_time.announcement(cfg, m0.model_dir, ift.read(), given.eft.read() if given.eft else ()):
         log.info("%s", line)
     m = m1 = previous = exp.run(sft.STAGE, 0, policy=m0, ift=ift, eft=given.eft)
-    evaluations = {"M0": evaluate(exp, 0, m0, suffix="_m0"), "M1": evaluate(exp, 0, m)}
+    made = ready_prompts(cfg, exp, given)
+    evaluations = {"M0": evaluate(exp, 0, m0, suffix="_m0", is_alone=True)}
+    evaluations["M1"] = evaluate(exp, 0, m, is_alone=not cfg.num_iterations)
     earlier: list[Table[Prompt]] = []
     kept: list[Table[EFTExample]] = []
     all_pairs: list[Table[PreferencePair]] = []
     for t in range(1, cfg.num_iterations + 1):
-        if given.prompts:
-            x = given.prompts[t]
-        else:
-            x = exp.run(prompts.STAGE, t, policy=given.generator or m, ift=ift, eft_eval=held_out, earlier=earlier)
+        if (x := made.get(t)) is None:
+            x = exp.run(prompts.STAGE, t, policy=m, ift=ift, eft_eval=held_out, earlier=earlier)
             earlier.append(x)
         iteration = Iteration(
             exp=exp, number=t, policy=m, previous=previous, first=m1, others=given.others, checked=given.checked
@@ -145,7 +145,7 @@ def iterate(cfg: Config, exp: Experiment) -> dict[str, list[Metric]]:
         r = iteration.judge(y)
         d = iteration.pairs(x, y, r)
         if cfg.anchor.num_prompts and asks_models(reader(cfg.judge)):
-            exp.run(anchor.STAGE, t, judge=given.anchor or m1, candidates=y, judgements=r, pairs=d)
+            exp.run(anchor.STAGE, t, judge=given.anchor or m1, candidates=y, judgements=r, pairs=d, small=True)
             for alarm in found_alarms(exp):
                 if alarm.iteration == t:
                     log.warning("ALARM, %s", alarm.text)
@@ -161,16 +161,36 @@ def iterate(cfg: Config, exp: Experiment) -> dict[str, list[Metric]]:
             kept.append(exp.run(eft.STAGE, t, judge=m, rankings=given.rankings))
             own = exp.run(candidates.STAGE, t, policy=m, prompts=x, directory="own_answers")
             m = exp.run(refresh.STAGE, t, policy=m, own_answers=own, eft=given.eft, kept=kept)
-        evaluations[f"M{t + 1}"] = evaluate(exp, t, m)
+        evaluations[f"M{t + 1}"] = evaluate(exp, t, m, is_alone=t == cfg.num_iterations)
         tracking.track(open_run(exp.run_dir), cfg.tracking)
     return evaluations
 
 
-def evaluate(exp: Experiment, t: int, m: Model | BaseModel, *, suffix: str = "") -> list[Metric]:
-    """How a model answers and judges. With `data.checked_path`, also what code knows about that."""
+def ready_prompts(cfg: Config, exp: Experiment, given: Given) -> Mapping[int, SourceFile[Prompt] | Table[Prompt]]:
+    """The prompts that need no model of the loop, by iteration: from files, or by another model (`prompts.model`).
+
+    That model writes those of all iterations now, so that its servers start once.
+    """
+    if given.prompts or given.generator is None:
+        return given.prompts
+    made: list[Table[Prompt]] = []
+    for t in range(1, cfg.num_iterations + 1):
+        inputs = {"policy": given.generator, "ift": given.ift, "eft_eval": given.held_out}
+        made.append(exp.run(prompts.STAGE, t, **inputs, earlier=list(made), small=True))
+    return dict(enumerate(made, start=1))
+
+
+def evaluate(
+    exp: Experiment, t: int, m: Model | BaseModel, *, suffix: str = "", is_alone: bool = False
+) -> list[Metric]:
+    """How a model answers and judges. With `data.checked_path`, also what code knows about that.
+
+    `is_alone` says that nothing else of the loop asks this model afterwards.
+    """
     data = exp.cfg.data
     held_out = exp.source(data.eft_eval_path, EFTExample)
-    found = exp.run(evaluation.STAGE, t, policy=m, eft_eval=held_out, directory=f"evaluation{suffix}")
+    directory = f"evaluation{suffix}"
+    found = exp.run(evaluation.STAGE, t, policy=m, eft_eval=held_out, directory=directory, small=is_alone)
     if not data.checked_path:
         return found.read()
     true = exp.run(

@@ -89,7 +89,10 @@ def memory_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> tuple[list[str
 
 
 def time_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> list[str]:
-    """The stages and the whole run. SFT runs once, evaluation once per model, the others once per iteration."""
+    """The stages and the whole run. SFT runs once, evaluation once per model, the others once per iteration.
+
+    Stages on servers do not start them: `start servers` is for all stages in a row that ask one model.
+    """
     lines = [f"{'stage':14} {'times':>5} {'Mtokens':>9} {'GPUs':>5} {'hours':>7} {'GPU-hours':>10} {'disk, GB':>9}"]
     total_hours = total_gpu_hours = total_disk = 0.0
     for s in estimates.stages(cfg, spec, a):
@@ -107,6 +110,12 @@ def time_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> list[str]:
     checkpoint = trainer_backend(cfg.trainer).checkpoint_bytes(cfg.trainer, spec)
     scratch = 2 * checkpoint + 4 * num_parameters(spec)
     lines.append(f"and {scratch / 1e9:,.0f} GB more while a training runs (two checkpoints, the starting weights)")
+    if starts := estimates.num_server_starts(cfg):
+        fewer, minutes, gpu_hours = estimates.saved_by_sharing(cfg, a)
+        lines.append(
+            f"servers start {starts} times; a start for each stage that asks a model would be {starts + fewer} times, "
+            f"{minutes:.0f} minutes and {gpu_hours:.0f} GPU-hours more"
+        )
     return lines
 
 

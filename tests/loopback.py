@@ -41,6 +41,8 @@ class Faults:
     drop_choice: int = 0
     malformed: int = 0
     no_finish_reason: int = 0
+    last_reason_only: bool = False
+    """Only the last of n samples to end, the longest one, has a finish reason, as with TensorRT-LLM 1.1 and 1.2."""
     one_choice: bool = False
     refuse_n: bool = False
     """Refuse requests for more than one sample."""
@@ -183,6 +185,11 @@ class Loopback:
             del choices[-1]
         if nameless:
             choices[-1]["finish_reason"] = None
+        if f.last_reason_only:
+            lengths = [len(self.reply(body, i)[0]) for i in range(n)]
+            for i, choice in enumerate(choices):
+                if i != lengths.index(max(lengths)):
+                    choice["finish_reason"] = None
         for choice in choices:
             self._other_shapes(choice)
         if malformed:
@@ -211,7 +218,8 @@ class Loopback:
         greedy = body.get("top_k") == 1 or body.get("temperature") == 0
         if greedy and body.get("n", 1) > 1:
             return "Greedy decoding in the LLM API does not allow multiple returns"
-        missing = {"model", "max_tokens", "add_special_tokens", "stop_token_ids"} - body.keys()
+        wanted = {"model", "max_tokens", "add_special_tokens", "stop_token_ids", "include_stop_str_in_output"}
+        missing = wanted - body.keys()
         return f"this test wants {missing} to be sent" if missing else ""
 
     def _choice(self, body: dict[str, Any], index: int, *, chat: bool) -> dict[str, Any]:

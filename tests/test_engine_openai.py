@@ -17,7 +17,15 @@ from nemo_srl import engines
 from nemo_srl.artifacts import BaseModel
 from nemo_srl.config import Config, JudgeConfig
 from nemo_srl.engines.checks import length_check
-from nemo_srl.engines.openai.dialects import ChatDialect, CompletionsDialect, TokenLogprob, number_logprobs
+from nemo_srl.engines.openai import transport
+from nemo_srl.engines.openai.dialects import (
+    BadChoiceError,
+    ChatDialect,
+    CompletionsDialect,
+    TokenLogprob,
+    UnknownEndError,
+    number_logprobs,
+)
 from nemo_srl.engines.openai.engine import OpenAIEngine, ServerSettings
 from nemo_srl.engines.openai.settings import ClientSettings
 from nemo_srl.engines.trtllm.requests import TrtllmDialect
@@ -204,6 +212,31 @@ def test_a_server_that_never_recovers_is_an_error_that_counts() -> None:
         assert loopback.num_calls == 3
 
 
+def test_a_server_that_its_job_restarts_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "HEALTH_SECONDS", 0.05)
+    loopback = Loopback(echo)
+    with loopback.running() as url:
+        port = int(url.split(":")[2].split("/")[0])
+    settings = ServerSettings(
+        base_urls=[url], client=ClientSettings(max_retries=1), backoff_seconds=0.001, restart_seconds=30
+    )
+    found = OpenAIEngine(settings, TrtllmDialect(CompletionsDialect(CharTokenizer(), (0,))))
+    servers = []
+
+    def comes_back() -> None:
+        server = loopback.server(port)
+        servers.append(server)
+        server.serve_forever(0.01)
+
+    threading.Timer(0.5, comes_back).start()
+    assert ask(found, requests(20)).keys() == keys(requests(20))
+    servers[0].shutdown()
+    servers[0].server_close()
+    gone = OpenAIEngine(replace(settings, restart_seconds=0.2), found._dialect)
+    with pytest.raises(EngineError, match="after 2 attempts"):
+        ask(gone, requests(1))
+
+
 def test_nonsense_without_end_is_an_error_that_quotes_it() -> None:
     with (
         engine(Faults(malformed=99), max_concurrency=1) as (found, _),
@@ -322,15 +355,126 @@ def test_the_probe_says_nothing_about_a_good_server() -> None:
 
 
 @pytest.mark.parametrize(
-    ("faults", "words"), [(Faults(one_choice=True), "one sample"), (Faults(same_samples=True), "same")]
+    ("faults", "words"),
+    [
+        (Faults(one_choice=True), "1 usable samples for n=2"),
+        (Faults(same_samples=True), "the same sample 2 times"),
+        (Faults(refuse_n=True), "only one completion choice is allowed"),
+    ],
 )
 def test_the_probe_downgrades_to_one_sample_at_a_time(faults: Faults, words: str) -> None:
     got, loopback, said = probing(faults)
     assert len(said) == 1
     assert words in said[0]
-    assert [b["n"] for b in loopback.requests] == [2] + 9 * [1]
-    assert len({b["seed"] for b in loopback.requests[1:]}) == 9
+    asked = loopback.requests[-9:]
+    assert [b["n"] for b in asked] == 9 * [1]
+    assert len({b["seed"] for b in asked}) == 9
     assert got.keys() == keys(requests(3))
+
+
+def test_the_probe_is_hot_and_two_equal_samples_are_no_proof() -> None:
+    def seldom_different(body: dict[str, Any], index: int) -> tuple[list[int], str]:
+        return ids_of("yes" if len(loopback.requests) < 2 else f"no {index}"), "stop"
+
+    loopback, said = Loopback(seldom_different), list[str]()
+    with loopback.running() as url:
+        found = OpenAIEngine(
+            ServerSettings(base_urls=[url]),
+            TrtllmDialect(CompletionsDialect(CharTokenizer(), (0,))),
+            probe=True,
+            warn=said.append,
+        )
+        assert ask(found, requests(1)).keys() == keys(requests(1))
+    assert said == []
+    assert [b["n"] for b in loopback.requests] == [2, 2, 3]
+    assert {b["temperature"] for b in loopback.requests[:2]} == {2.0}
+
+
+def test_a_probe_of_one_sample_and_without_log_probabilities_is_not_made() -> None:
+    loopback = Loopback(echo)
+    with loopback.running() as url:
+        dialect = TrtllmDialect(CompletionsDialect(CharTokenizer(), (0,)))
+        found = OpenAIEngine(ServerSettings(base_urls=[url]), dialect, probe=True)
+        ask(found, requests(2, n=1))
+    assert len(loopback.requests) == 2
+
+
+# Servers that tell the end of the last sample only.
+
+
+def of_many_lengths(body: dict[str, Any], index: int) -> tuple[list[int], str]:
+    """Sample i has 5 (i + 1) characters, and is cut off at `max_tokens` like a real one."""
+    whole = ids_of("abcde" * (index + 1 if body["n"] > 1 else 1 + body["seed"] % 4))
+    return (whole, "stop") if len(whole) <= body["max_tokens"] else (whole[: body["max_tokens"]], "length")
+
+
+def test_token_ids_tell_how_a_sample_without_a_finish_reason_ended() -> None:
+    loopback, said = Loopback(of_many_lengths, faults=Faults(last_reason_only=True)), list[str]()
+    with loopback.running() as url:
+        dialect = TrtllmDialect(CompletionsDialect(CharTokenizer(), (0,)))
+        found = OpenAIEngine(ServerSettings(base_urls=[url]), dialect, probe=True, warn=said.append)
+        got = ask(found, requests(2, n=4), replace(PARAMS, max_tokens=16))
+    assert said == []
+    assert [b["n"] for b in loopback.requests] == [2, 4, 4], "nothing is asked twice"
+    ends = [(got[f"k0/{i:02d}"].num_tokens, got[f"k0/{i:02d}"].finish_reason) for i in range(4)]
+    assert ends == [(6, "stop"), (11, "stop"), (16, "stop"), (16, "length")]
+
+
+def test_a_stop_string_among_the_ids_is_an_end() -> None:
+    dialect = CompletionsDialect(CharTokenizer(), (0,))
+    choice = {"finish_reason": None, "token_ids": [*map(ord, "Score: 4")]}
+    sample = dialect.sample(choice, PARAMS, ("Score: 4", "Score: 5"))
+    assert (sample.text, sample.finish_reason, sample.num_tokens) == ("Score: 4", "stop", 8)
+    with pytest.raises(UnknownEndError, match="finish_reason=None"):
+        dialect.sample(choice, PARAMS)
+
+
+@pytest.mark.parametrize("probe", [True, False])
+@pytest.mark.parametrize("dialect", ["completions", "chat"])
+def test_texts_without_a_finish_reason_are_all_asked_for_again_one_by_one(dialect: str, probe: bool) -> None:
+    """To keep those that have one would keep the longest samples."""
+
+    class Texts(Loopback):
+        def _problem(self, body: dict[str, Any]) -> str:
+            return ""  # what another server than TensorRT-LLM's takes
+
+    loopback, said = Texts(of_many_lengths, faults=Faults(last_reason_only=True)), list[str]()
+    with loopback.running() as url:
+        texts = CompletionsDialect(CharTokenizer(), (0,)) if dialect == "completions" else ChatDialect(CharTokenizer())
+        server = ServerSettings(base_urls=[url], client=ClientSettings(max_concurrency=1))
+        found = OpenAIEngine(server, texts, probe=probe, warn=said.append)
+        got = ask(found, requests(20, n=4), replace(PARAMS, max_tokens=99))
+    assert got.keys() == keys(requests(20, n=4))
+    assert len(said) == 1
+    assert "detokenize: false" in said[0]
+    assert sum(b["n"] > 1 for b in loopback.requests) == (1 if probe else 3)
+    singles = [b for b in loopback.requests if b["n"] == 1 and b["max_tokens"] == 99]
+    # Each single answer is taken, whatever its length: none is left out, and none is asked for again.
+    assert len(singles) == 80
+    assert sorted(c.num_tokens for c in got.values()) == sorted(len(of_many_lengths(b, 0)[0]) for b in singles)
+
+
+class BlankDroppingTokenizer(CharTokenizer):
+    """Like Llama 2's: a blank at the beginning of what it decodes is dropped. Its tokens are words."""
+
+    words = ("<end>", " Score", ":", " 4", " of", " 5")
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str:
+        return "".join(self.words[i] for i in ids if i).removeprefix(" ")
+
+
+def test_places_of_numbers_do_not_depend_on_the_texts_of_single_tokens() -> None:
+    tokenizer, ids = BlankDroppingTokenizer(), [1, 2, 3, 4, 5, 0]
+    alone = [tokenizer.decode([i], skip_special_tokens=True, clean_up_tokenization_spaces=False) for i in ids]
+    top = [{text: -0.1, "3": -2.4} if text == "4" else {text: 0.0} for text in alone]
+    logprobs = {"tokens": alone, "token_logprobs": [None] * len(ids), "top_logprobs": top}
+    choice = {"finish_reason": "stop", "token_ids": ids, "logprobs": logprobs}
+    sample = CompletionsDialect(tokenizer, (0,)).sample(choice, LOGPROBS)
+    assert sample.text == "Score: 4 of 5"
+    assert sample.number_logprobs == [(7, {"4": -0.1, "3": -2.4}), (12, {"5": 0.0})]
+    short = {name: values[:2] for name, values in logprobs.items()}
+    with pytest.raises(BadChoiceError, match="logprobs of 2 tokens for 5 token ids"):
+        CompletionsDialect(tokenizer, (0,)).sample({**choice, "logprobs": short}, LOGPROBS)
 
 
 @pytest.mark.parametrize("faults", [Faults(refuse_logprobs=True), Faults(no_logprobs=True)])
@@ -338,6 +482,13 @@ def test_the_probe_names_the_remedy_for_missing_log_probabilities(faults: Faults
     with pytest.raises(EngineError, match=r"judge\.mode='expected'.*judge\.mode=sampled"):
         probing(faults, LOGPROBS)
     assert probing(Faults(refuse_logprobs=True))[2] == []
+
+
+def test_log_probabilities_may_come_only_for_one_sample_at_a_time() -> None:
+    got, loopback, said = probing(Faults(refuse_n=True), LOGPROBS)
+    assert len(said) == 1
+    assert [b["n"] for b in loopback.requests] == [1] + 9 * [1]
+    assert all(c.number_logprobs for c in got.values())
 
 
 def test_a_prompt_stays_on_its_replica() -> None:

@@ -108,11 +108,11 @@ def test_log_probabilities_come_with_either_api(url: str, model_dir: Path, api: 
         assert 0 < sum(map(math.exp, top.values())) < 1.001
 
 
-def test_more_samples_than_the_server_has_slots(url: str, model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_samples_than_the_server_has_slots(url: str, model_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     params = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=8)
     got = ask(url, model_dir, "completions", [request(model_dir, "Name a fruit.", n=NUM_SLOTS + 1)], params)
     assert len(got) == NUM_SLOTS + 1
-    assert "one at a time" in capsys.readouterr().out
+    assert "one at a time" in caplog.text
 
 
 def test_a_judge_on_the_server(url: str, model_dir: Path, tmp_path: Path) -> None:

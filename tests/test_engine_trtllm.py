@@ -25,6 +25,7 @@ from nemo_srl.engines.trtllm.requests import TrtllmDialect
 from nemo_srl.engines.trtllm.settings import TrtllmSettings
 from nemo_srl.errors import ConfigError, EngineError, JobFailedError
 from nemo_srl.experiment import Experiment
+from nemo_srl.launchers import keeper
 from nemo_srl.launchers import services as launcher_services
 from nemo_srl.launchers.slurm.settings import SlurmSettings
 from nemo_srl.models import hf
@@ -82,9 +83,10 @@ def test_every_field_of_a_request_is_in_the_contract(num_logprobs: int, temperat
     dialect = TrtllmDialect(CompletionsDialect(CharTokenizer(), (0, 7)))
     body = dialect.body(request(), params, model="m", n=2, seed=3)
     assert "stop" not in body
+    assert body["include_stop_str_in_output"] is True, "or ids and log-probabilities differ in number"
     body = dialect.body(replace(request(), stop=("Score: 4\n",)), params, model="m", n=2, seed=3)
     assert not unknown_names("completion_request", body)
-    assert (body["stop"], body["include_stop_str_in_output"]) == (["Score: 4\n"], True)
+    assert body["stop"] == ["Score: 4\n"]
     assert body["stop_token_ids"] == [0, 7]
     assert body["temperature"] > 0
     assert (body["top_k"] == 1) == (temperature == 0)
@@ -101,7 +103,6 @@ def test_the_recommended_settings_are_written_out_and_can_be_overridden(tmp_path
     assert OmegaConf.to_container(OmegaConf.load(found[0].command[-1])) == {
         "dtype": "bfloat16",
         "enable_chunked_prefill": True,
-        "scheduler_config": {"capacity_scheduler_policy": "MAX_UTILIZATION"},
         "kv_cache_config": {"enable_block_reuse": False, "free_gpu_memory_fraction": 0.9},
         "cuda_graph_config": {"enable_padding": True, "max_batch_size": 32},
         "guided_decoding_backend": "xgrammar",
@@ -197,6 +198,20 @@ def test_in_process_asks_as_the_contract_wants(model_dir: Path, monkeypatch: pyt
     assert "limit of 1024" in long.reason
     engine.close()
     assert llm.is_shut_down
+
+
+def test_in_process_samples_may_lack_a_finish_reason(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reply(ids: list[int], sampling: Any, index: int) -> dict[str, Any]:
+        whole = [100, 101, 102, 2]
+        end = {"token_ids": whole[: sampling.max_tokens], "finish_reason": None}
+        return end if index < sampling.n - 1 else {"token_ids": [100, 2], "finish_reason": "stop"}
+
+    tensorrt_llm_stub.install(monkeypatch, reply)
+    engine = engines.open_engine(config(in_process=True), model_dir)
+    for max_tokens, reason in ((4, "stop"), (3, "length")):
+        params = replace(PARAMS, num_logprobs=0, max_tokens=max_tokens)
+        found = collect(engine.generate([request(n=3)], params))
+        assert [c.finish_reason for c in found.values()] == [reason, reason, "stop"]
 
 
 def test_in_process_refusals_are_in_words(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,6 +321,7 @@ def test_a_server_that_dies_ends_the_stage_and_a_restart_goes_on(
     tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NEMO_SRL_STUB_REPLY", "It is red.")
+    monkeypatch.setattr(keeper, "NUM_RESTARTS", 0)
     faults(monkeypatch, die_after=12, slow_seconds=0.05)
     given = {"policy": BaseModel(model_dir, "digest"), "prompts": prompts(tmp_path, 8)}
     with experiment(tmp_path, replace(config(), max_concurrency=2)) as exp:
@@ -313,11 +329,28 @@ def test_a_server_that_dies_ends_the_stage_and_a_restart_goes_on(
             exp.run(candidates.STAGE, 1, **given)
         journal = tmp_path / "run" / "iter_01" / "candidates" / "journal.jsonl"
         kept = len(journal.read_text().splitlines())
-        assert kept >= 12 - 3, "the probe and at most two requests under way are not in it"
+        assert kept >= 12 - 5, "three probes and at most two requests under way are not in it"
         faults(monkeypatch)
         made = exp.run(candidates.STAGE, 1, **given)
     assert len(made.read()) == 32
     assert len(journal.read_text().splitlines()) == 32, "nothing was asked for twice"
+
+
+def test_a_server_that_dies_is_restarted_and_the_stage_goes_on(
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEMO_SRL_STUB_REPLY", "It is red.")
+    faults(monkeypatch, die_after=20)
+    given = {"policy": BaseModel(model_dir, "digest"), "prompts": prompts(tmp_path, 8)}
+    with experiment(tmp_path, replace(config(), max_concurrency=2)) as exp:
+        made = exp.run(candidates.STAGE, 1, **given)
+    assert [c.response for c in made.read()] == ["It is red."] * 32
+    journal = tmp_path / "run" / "iter_01" / "candidates" / "journal.jsonl"
+    assert len(journal.read_text().splitlines()) == 32, "nothing was asked for twice"
+    log = (tmp_path / "run" / "logs" / "iter_01-candidates-trtllm-0.log").read_text()
+    assert 2 <= log.count("serving ") <= 3
+    ports = [line.split("--port ")[1].split()[0] for line in log.splitlines() if line.startswith("$ trtllm-serve")]
+    assert len(set(ports)) == 1, "the steps know one URL"
 
 
 def test_options_that_the_server_refuses_come_back_with_its_words(tmp_path: Path, model_dir: Path) -> None:

@@ -38,6 +38,13 @@ def die():
     os._exit(7)
 threading.Thread(target=die).start()
 """
+WITHOUT_RESTARTS = """
+import pathlib, sys
+from nemo_srl.launchers import keeper, with_services
+keeper.NUM_RESTARTS = 0
+sys.exit(with_services.main(pathlib.Path(sys.argv[1]), sys.argv[2:]))
+"""
+"""`with_services` that does not restart a service, so that a test of a dead one is short."""
 SAVES = """
 import pathlib, signal, sys, time
 def save(*_):
@@ -65,7 +72,7 @@ class Nodes:
         known = {"GROUP_RANK": str(node), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
         with (self.directory / f"out_{node}").open("ab") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "nemo_srl.launchers.with_services", str(spec), sys.executable, "-c", command],
+                [sys.executable, "-c", WITHOUT_RESTARTS, str(spec), sys.executable, "-c", command],
                 env={**os.environ, **known, "NEMO_SRL_TOKEN": "token", "SLURM_NTASKS": "2", **env},
                 stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nemo_srl.errors import ConfigError, JobFailedError
-from nemo_srl.launchers import services, supervisor
+from nemo_srl.launchers import keeper, services, supervisor
 from nemo_srl.launchers.local import LocalLauncher
 from nemo_srl.launchers.services import claimed_port, running
 from nemo_srl.launchers.with_services import to_spec
@@ -107,11 +107,53 @@ def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
         LocalLauncher().run(job(tmp_path, "pass", missing))
 
 
-def test_a_service_that_dies_in_mid_step_ends_the_job_with_its_log(tmp_path: Path) -> None:
+def test_a_service_that_dies_again_and_again_ends_the_job_with_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "SETTLE_SECONDS", 0.1)
     code = "import time; print('working', flush=True); time.sleep(600)"
-    with pytest.raises(JobFailedError, match=r"(?s)server ended with exit status 7 while.*last words"):
+    with pytest.raises(JobFailedError, match=r"(?s)server ended with exit status 7 while.*3 restarts.*last words"):
         LocalLauncher().run(job(tmp_path, code, service(tmp_path, lifetime=0.3)))
+    assert len(pids(tmp_path)) == 2 * (1 + keeper.NUM_RESTARTS)
     assert "working" in (tmp_path / "job.log").read_text()
+    assert not any(map(alive, pids(tmp_path)))
+
+
+ILL = """
+import pathlib
+first = not pathlib.Path(directory + '/ill').exists()
+def answer(self):
+    if first and pathlib.Path(directory + '/ill').exists():
+        {does}
+    self.send_response({status} if first and pathlib.Path(directory + '/ill').exists() else 200); self.end_headers()
+Handler.do_GET = answer
+"""
+
+
+@pytest.mark.parametrize(("does", "status"), [("pass", 503), ("time.sleep(600)", 200)], ids=["503", "hangs"])
+def test_a_service_that_is_ill_is_restarted_on_its_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, status: int
+) -> None:
+    """It is well until the step writes a file. After its restart it is well again."""
+    monkeypatch.setattr(keeper, "HEALTH_SECONDS", 0.1)
+    monkeypatch.setattr(keeper, "UNHEALTHY_SECONDS", 0.5)
+    step = f"""
+import json, os, pathlib, time, urllib.request
+(url,) = json.loads(os.environ['{SERVICES_VARIABLE}']).values()
+pathlib.Path({str(tmp_path / "ill")!r}).touch()
+def well():
+    try:
+        return urllib.request.urlopen(url, timeout=1).status == 200
+    except OSError:
+        return False
+while not well():
+    time.sleep(0.1)
+print('well again')
+"""
+    LocalLauncher().run(job(tmp_path, step, service(tmp_path, before=ILL.format(does=does, status=status))))
+    assert "well again" in (tmp_path / "job.log").read_text()
+    assert "restarting: the service gave no good answer for 0.5 s" in (tmp_path / "job-server.log").read_text()
+    assert len(pids(tmp_path)) == 4
     assert not any(map(alive, pids(tmp_path)))
 
 
@@ -181,9 +223,9 @@ def test_workers_of_a_server_that_was_killed_are_ended(tmp_path: Path) -> None:
         server, worker = pids(tmp_path)
         os.kill(server, signal.SIGKILL)
         wait_for(lambda: not alive(worker))
-        wait_for(lambda: found._services[0].ended() is not None)
-        with pytest.raises(JobFailedError, match="by SIGKILL"):
-            found.check()
+        wait_for(lambda: len(pids(tmp_path)) == 4)  # it was restarted
+        found.check()
+    assert not any(map(alive, pids(tmp_path)))
 
 
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nemo_srl import estimates
+from tests.support import composed
 from tests.test_loop import overrides
 from tests.tiny_loop import ROOT
 
@@ -36,6 +38,10 @@ def test_the_loop_on_servers(tmp_path: Path, overrides: list[str]) -> None:
     # All stages that ask M1 share one start of its servers.
     kept = [line.split()[-1] for line in logs["iter_00-evaluation-trtllm-0.log"].splitlines() if "kept for" in line]
     assert kept == [f"iter_01-{stage}" for stage in ("prompts", "candidates", "judgements", "anchor")]
+    starts = sum(log.count("serving ") for log in logs.values())
+    assert starts == estimates.num_server_starts(composed(*overrides, "engine=trtllm")), (
+        "as recipes/plan.py counts them"
+    )
     identity = json.loads((tmp_path / "run" / "iter_01" / "candidates" / "manifest.json").read_text())["identity"]
     assert identity["engine.name"] == "trtllm"
     listed = subprocess.run(["ps", "-ef"], capture_output=True, text=True, check=True).stdout

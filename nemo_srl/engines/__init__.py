@@ -21,6 +21,8 @@ class EngineSize:
 
     num_replicas: int = 0
     """Copies of the model."""
+    num_replicas_small: int = 0
+    """Copies that are enough for small work, if no servers of its model run. 0: all of them."""
     num_nodes: int = 1
     """Nodes that share the replicas evenly."""
     tensor_parallel_size: int = 1
@@ -40,6 +42,11 @@ class EngineSize:
     def num_gpus(self) -> int:
         """Of all replicas, on all nodes."""
         return self.num_replicas * self.gpus_per_replica
+
+    @property
+    def num_gpus_small(self) -> int:
+        """Of the replicas for small work."""
+        return (self.num_replicas_small or self.num_replicas) * self.gpus_per_replica
 
 
 @dataclass(frozen=True, kw_only=True)

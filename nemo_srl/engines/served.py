@@ -1,7 +1,8 @@
 """What engines share whose servers a stage's job starts on M_t: TensorRT-LLM and vLLM.
 
-The servers are services of the job. The launcher starts them, waits for them and stops them. The engine only talks to
-them, through the OpenAI-style client. No server loads other weights later: the next model gets other servers.
+The servers are services of the job. The launcher starts them, waits for them, restarts one that ends, hangs or is ill,
+and stops them. The engine only talks to them, through the OpenAI-style client. No server loads other weights later: the
+next model gets other servers.
 
 A server's model has a name with the digest of its weights. Before anything is asked, every server must list this name.
 So a server that was left over, or that belongs to another run, never answers.
@@ -30,6 +31,9 @@ from nemo_srl.protocols import SERVICES_VARIABLE, GenerationEngine, GenerationRe
 
 log = logging.getLogger(__name__)
 
+_NOTICED_SECONDS = 600.0
+"""In this time a job notices that a server is ill, and ends it (`launchers/keeper.py`)."""
+
 
 @dataclass
 class ServedSettings(ClientSettings):
@@ -41,6 +45,9 @@ class ServedSettings(ClientSettings):
     """The program, and what stands before it. It may have an environment or a container of its own."""
     num_replicas: int = 1
     """Servers, each with the whole model. This and the other sizes decide no result."""
+    num_replicas_small: int | None = None
+    """So many of the replicas for small work: the anchor, the evaluation of a model that makes no candidates, and new
+    prompts by `prompts.model`. Where more servers of the same model run already, it uses those. null: all of them."""
     num_nodes: int = 1
     """Nodes that share the replicas evenly. A replica is on one node. More than one node needs a cluster's launcher."""
     tensor_parallel_size: int = 1
@@ -54,6 +61,12 @@ class ServedSettings(ClientSettings):
         for key in ("num_replicas", "num_nodes", "tensor_parallel_size", "pipeline_parallel_size"):
             check(getattr(self, key) >= 1, f"engine.{key}", getattr(self, key), "must be at least 1")
         check(
+            self.num_replicas_small is None or 1 <= self.num_replicas_small <= self.num_replicas,
+            "engine.num_replicas_small",
+            self.num_replicas_small,
+            f"must be null or from 1 to engine.num_replicas={self.num_replicas}",
+        )
+        check(
             self.num_replicas % self.num_nodes == 0,
             "engine.num_nodes",
             self.num_nodes,
@@ -65,6 +78,7 @@ def size_of(cfg: ServedSettings, *, cache_fraction: float, in_process: bool = Fa
     """The replicas and their sizes. `cache_fraction` is the share of free memory for keys and values."""
     return EngineSize(
         num_replicas=cfg.num_replicas,
+        num_replicas_small=cfg.num_replicas_small or 0,
         num_nodes=cfg.num_nodes,
         tensor_parallel_size=cfg.tensor_parallel_size,
         pipeline_parallel_size=cfg.pipeline_parallel_size,
@@ -112,6 +126,7 @@ def open_served(
         model=served_name(model_dir),
         check_model=True,
         client=cfg,
+        restart_seconds=cfg.start_timeout_seconds + _NOTICED_SECONDS,
         use_proxies=False,  # the servers belong to the job, on this node or another one
     )
     return OpenAIEngine(settings, dialect, check=check, probe=probe, warn=log.warning)

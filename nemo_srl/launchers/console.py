@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from pathlib import Path
 
 QUIET_SECONDS = 15
 """Time between two progress lines if the console is a file and not a terminal."""
@@ -45,3 +46,22 @@ class Console:
         """Clear the line."""
         if self._shown and self._terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+class LogTail:
+    """Gives a console what others write to a log, from now on."""
+
+    def __init__(self, path: Path, console: Console) -> None:
+        self._path, self._console = path, console
+        self._position = path.stat().st_size if path.exists() else 0
+
+    def show(self) -> None:
+        """Give it what is new."""
+        try:
+            with self._path.open("rb") as f:
+                f.seek(self._position)
+                while block := f.read(1 << 16):
+                    self._console.feed(block)
+                self._position = f.tell()
+        except FileNotFoundError:
+            return

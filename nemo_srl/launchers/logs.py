@@ -19,8 +19,11 @@ def how_it_ended(code: int) -> str:
 
 
 def tail(log_path: Path) -> str:
-    """The last lines of a log, without progress bars."""
+    """The last lines of a log, without progress bars. The last line of an error is shown in any case."""
     text = log_path.read_bytes()[-(1 << 18) :].decode(errors="replace") if log_path.exists() else ""
     lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.split("\n")]
-    shown = [line for line in lines if line][-TAIL_LINES:]
+    lines = [line for line in lines if line]
+    shown, errors = lines[-TAIL_LINES:], [line for line in lines if line.startswith("error: ")]
+    if errors and errors[-1] not in shown:
+        shown = [errors[-1], "...", *shown]
     return f"The end of {log_path}:\n" + "\n".join(f"  | {line}" for line in shown)

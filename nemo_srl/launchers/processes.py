@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -83,13 +84,25 @@ def send(process: subprocess.Popen[bytes], sig: signal.Signals) -> None:
         os.killpg(process.pid, sig)
 
 
+def stop_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process that leads a group, with its group: TERM, a grace period, KILL."""
+    _end(process, _ways_to_end(process))
+
+
 def _stop(process: subprocess.Popen[bytes], ask: Callable[[], None]) -> None:
     """Ask the step to save its work and end. Then TERM, a grace period, and KILL. Ctrl-C ends the waiting."""
-    ways = (
-        (ask, SAVE_SECONDS),
-        (lambda: send(process, signal.SIGTERM), GRACE_SECONDS),
-        (lambda: send(process, signal.SIGKILL), GRACE_SECONDS),
-    )
+    _end(process, [(ask, SAVE_SECONDS), *_ways_to_end(process)])
+
+
+_Way = tuple[Callable[[], None], float]
+"""What to do, and how long to wait for the end then."""
+
+
+def _ways_to_end(process: subprocess.Popen[bytes]) -> list[_Way]:
+    return [(partial(send, process, sig), GRACE_SECONDS) for sig in (signal.SIGTERM, signal.SIGKILL)]
+
+
+def _end(process: subprocess.Popen[bytes], ways: Sequence[_Way]) -> None:
     for way, seconds in ways:
         try:
             way()

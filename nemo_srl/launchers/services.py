@@ -4,9 +4,10 @@
         ... run the steps with `services.environment`, each inside `services.ending(process)` ...
 
 Every service runs under `supervisor.py`. It has a port and a log of its own (`log_dir/<job>-<service>.log`). If a
-service does not start in time, or ends before the job, `JobFailedError` is raised with the end of its log. A step that
-runs at that time is ended first. If somebody else took the port of a service, it starts again with another port. Runs
-on one machine do not choose each other's ports.
+service does not start in time, `JobFailedError` is raised with the end of its log. One that ends later, or does not
+answer well, is restarted (`keeper.py`). If that does not help, `JobFailedError` is raised as well, and a step that runs
+at that time is ended first. If somebody else took the port of a service, it starts again with another port. Runs on one
+machine do not choose each other's ports.
 
 `with_services.py` does this on each node of a job that has several. Not covered: one service that spans nodes.
 """
@@ -31,6 +32,7 @@ from pathlib import Path
 
 from nemo_srl.errors import ConfigError, JobFailedError
 from nemo_srl.launchers import supervisor
+from nemo_srl.launchers.keeper import SETTLE_SECONDS, Keeper
 from nemo_srl.launchers.logs import how_it_ended, tail
 from nemo_srl.protocols import SERVICES_VARIABLE, Service
 
@@ -42,8 +44,6 @@ NUM_STARTS = 5
 """A service whose port is taken is started so often at most."""
 POLL_SECONDS = 0.25
 LOOPBACK = "127.0.0.1"
-SETTLE_SECONDS = 1.0
-"""A signal for all processes of a step may reach a server a moment before it reaches this process."""
 
 _OF_THE_STEP = re.compile(r"SLURM_|PMI_|PMIX_|OMPI_")
 """How the names of variables begin that describe a step to MPI."""
@@ -52,8 +52,11 @@ _ADDRESS_IN_USE = re.compile(rb"address already in use|failed to bind|errno 98|E
 
 @dataclass
 class _Running:
+    """A service that was started. Implements `keeper.Kept`."""
+
     service: Service
     log_path: Path
+    environ: Mapping[str, str]
     host: str = LOOPBACK
     port: int = 0
     log_start: int = 0
@@ -71,6 +74,30 @@ class _Running:
         assert self.process is not None
         return self.process.poll()
 
+    @property
+    def start_timeout_seconds(self) -> float:
+        return self.service.start_timeout_seconds
+
+    def is_well(self) -> bool:
+        return is_healthy(self.service, self.host, self.port)
+
+    def restart(self, why: str) -> None:
+        self.note(f"restarting: the service {why}")
+        if self.process is not None:
+            _stop([self.process])
+        _start(self)
+
+    def failed(self, how: str) -> str:
+        return (
+            f"the service {self.service.name} {how}. What was completed is kept, run again to go on.\n"
+            f"{tail(self.log_path)}"
+        )
+
+    def note(self, text: str) -> None:
+        """Add a line to its log."""
+        with self.log_path.open("ab") as log:
+            log.write(f"$ {text}\n".encode())
+
     def port_was_taken(self) -> bool:
         """Whether the log of this start says so."""
         with self.log_path.open("rb") as log:
@@ -83,8 +110,12 @@ class RunningServices:
 
     def __init__(self, services: Sequence[_Running]) -> None:
         self._services = services
-        self._end_is_expected = False
+        self._keeper = Keeper(services)
         self._interrupted: str | None = None
+
+    def close(self) -> None:
+        """Restart none of them any more."""
+        self._keeper.close()
 
     @property
     def ports(self) -> dict[str, int]:
@@ -101,31 +132,20 @@ class RunningServices:
 
     def are_healthy(self) -> bool:
         """Whether all of them run and answer now."""
-        return all(s.ended() is None and is_healthy(s.service, s.host, s.port) for s in self._services)
+        return all(s.ended() is None and s.is_well() for s in self._services)
 
     def note(self, text: str) -> None:
         """Add a line to their logs."""
         for s in self._services:
-            with s.log_path.open("ab") as log:
-                log.write(f"$ {text}\n".encode())
+            s.note(text)
 
     def expect_end(self) -> None:
         """From now on, a service that ends has not failed. Slurm may end all processes, for example at a time limit."""
-        self._end_is_expected = True
+        self._keeper.end_is_expected = True
 
     def failure(self) -> str | None:
-        """Which service has ended too early, with the end of its log. None if there is none."""
-        ended = ((s, code) for s in self._services if (code := s.ended()) is not None)
-        if self._end_is_expected or (found := next(ended, None)) is None:
-            return None
-        time.sleep(SETTLE_SECONDS)
-        if self._end_is_expected:  # this process has got the signal as well
-            return None
-        s, code = found
-        return (
-            f"the service {s.service.name} ended {how_it_ended(code)} while the job needed it. What was completed is "
-            f"kept, run again to go on.\n{tail(s.log_path)}"
-        )
+        """Which service needed more restarts than it may have, with the end of its log. None if there is none."""
+        return None if self._keeper.end_is_expected else self._keeper.failure
 
     def check(self) -> None:
         """Raise `JobFailedError` if there is a failure."""
@@ -157,7 +177,7 @@ class RunningServices:
     ) -> None:
         while not done.wait(POLL_SECONDS):
             failure = self.failure() or elsewhere()
-            if failure is None or self._end_is_expected or done.is_set():
+            if failure is None or self._keeper.end_is_expected or done.is_set():
                 continue
             self._interrupted = failure
             for sig in (signal.SIGTERM, signal.SIGKILL):
@@ -185,19 +205,24 @@ def running(
     the waiting.
     """
     devices = _devices(services)
-    started = [_Running(s, log_dir / f"{job_name}-{s.name}.log", host) for s in services]
 
-    def start(s: _Running) -> None:
-        own = {"CUDA_VISIBLE_DEVICES": found} if (found := devices[s.service.name]) is not None else {}
-        environ = {**without_step(os.environ), "PYTHONUNBUFFERED": "1", **s.service.env, **own}
-        _start(s, environ, taken={x.port for x in started})
+    def prepared(s: Service) -> _Running:
+        own = {"CUDA_VISIBLE_DEVICES": found} if (found := devices[s.name]) is not None else {}
+        env = {**without_step(os.environ), "PYTHONUNBUFFERED": "1", **s.env, **own}
+        return _Running(s, log_dir / f"{job_name}-{s.name}.log", env, host)
 
+    started = [prepared(s) for s in services]
     log_dir.mkdir(parents=True, exist_ok=True)
     try:
         for s in started:
-            start(s)
-        _wait_until_healthy(started, start, meanwhile)
-        yield RunningServices(started)
+            _claim_port(s, started)
+            _start(s)
+        _wait_until_healthy(started, meanwhile)
+        found = RunningServices(started)
+        try:
+            yield found
+        finally:
+            found.close()
     finally:
         _stop([s.process for s in started if s.process is not None])
         for s in started:
@@ -224,10 +249,15 @@ def without_step(environ: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in environ.items() if not _OF_THE_STEP.match(key)}
 
 
-def _start(s: _Running, env: Mapping[str, str], *, taken: set[int]) -> None:
+def _claim_port(s: _Running, started: Sequence[_Running]) -> None:
+    """Another port for the service than it has, and than the others have."""
     if s.claim is not None:
         s.claim.close()
-    s.port, s.claim = claimed_port(taken, host=s.host)
+    s.port, s.claim = claimed_port({x.port for x in started}, host=s.host)
+
+
+def _start(s: _Running) -> None:
+    """Start the service on its port."""
     s.num_starts += 1
     command = [part.replace("{port}", str(s.port)).replace("{host}", s.host) for part in s.service.command]
     with s.log_path.open("ab") as log:
@@ -236,20 +266,19 @@ def _start(s: _Running, env: Mapping[str, str], *, taken: set[int]) -> None:
         s.log_start = log.tell()
         s.process = subprocess.Popen(
             [sys.executable, "-I", supervisor.__file__, str(os.getpid()), str(GRACE_SECONDS), *command],
-            env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            env=dict(s.environ), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
 
-def _wait_until_healthy(
-    started: Sequence[_Running], start: Callable[[_Running], None], meanwhile: Callable[[], None]
-) -> None:
+def _wait_until_healthy(started: Sequence[_Running], meanwhile: Callable[[], None]) -> None:
     begin = time.monotonic()
     while waiting := [s for s in started if not s.healthy]:
         meanwhile()
         for s in waiting:
             if (code := s.ended()) is not None:
                 if s.num_starts < NUM_STARTS and s.port_was_taken():
-                    start(s)
+                    _claim_port(s, started)
+                    _start(s)
                     continue
                 how = how_it_ended(code)
                 name = s.service.name

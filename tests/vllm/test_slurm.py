@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.slurm.conftest import Cluster
+from tests.slurm.conftest import Cluster, wait_for
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -56,6 +56,7 @@ def test_a_stage_has_its_server_in_its_job(
     assert process.wait(1800) == 0, (base / "log").read_text()[-4000:]
     made = [json.loads(line) for line in (base / "run/iter_01/candidates/data.jsonl").read_text().splitlines()]
     assert len({row["response"] for row in made}) == 16
-    log = (base / "run/logs/iter_01-candidates-vllm-0.log").read_text()
+    (path,) = (base / "run/logs").glob("servers-*-vllm-0.log")
+    log = path.read_text()
     assert log.count('"POST /v1/completions HTTP/1.1" 200 OK') == 4
-    assert cluster.run("squeue", "--noheader") == ""
+    wait_for(lambda: cluster.run("squeue", "--noheader") == "")

@@ -14,6 +14,7 @@ variable. It is neither logged nor stored.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from nemo_srl.engines.openai.settings import OpenAISettings
 from nemo_srl.errors import ConfigError
 from nemo_srl.protocols import GenerationEngine, GenerationRequest, SamplingParams
 from nemo_srl.records import FinishReason
+
+log = logging.getLogger(__name__)
 
 
 def _open(settings: OpenAISettings, model_dir: Path) -> GenerationEngine:
@@ -41,11 +44,13 @@ def _open(settings: OpenAISettings, model_dir: Path) -> GenerationEngine:
     )
     broken_up = markers.for_servers(markers.of(tokenizer).strings)
     if settings.api == "chat":
-        return OpenAIEngine(server, ChatDialect(tokenizer, settings.extra_body, markers=broken_up), check=_check_text)
+        # No probe: a hosted chat costs money, and whatever the probe would find out shows in the answers as well.
+        chat = ChatDialect(tokenizer, settings.extra_body, markers=broken_up)
+        return OpenAIEngine(server, chat, check=_check_text, warn=log.warning)
     if settings.api == "classify":
         return OpenAIEngine(server, ClassifyDialect(settings.extra_body, broken_up), check=_check_rated)
-    eos_token_ids = read_spec(model_dir).eos_token_ids
-    return OpenAIEngine(server, CompletionsDialect(tokenizer, eos_token_ids, settings.extra_body))
+    completions = CompletionsDialect(tokenizer, read_spec(model_dir).eos_token_ids, settings.extra_body)
+    return OpenAIEngine(server, completions, probe=True, warn=log.warning)
 
 
 def api_key(variable: str) -> str:

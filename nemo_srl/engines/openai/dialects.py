@@ -3,6 +3,10 @@ conversation to a reward model.
 
 An answer is untrusted. A choice that lacks something raises `BadChoiceError`, and the engine asks again for that
 sample. A choice that the model or the server's filter refused is a sample without an answer.
+
+A choice may also lack its finish reason. TensorRT-LLM 1.1 and 1.2 give it only to the last of n samples to end
+(`tensorrt_llm/executor/result.py`: it is set when the whole request is done). Token ids tell how such a sample ended. A
+text does not, and raises `UnknownEndError`.
 """
 
 from __future__ import annotations
@@ -35,10 +39,15 @@ FINISH_REASONS: Mapping[str, FinishReason] = {
 }
 
 _NUMBER = re.compile(r"[0-9]+")
+_NO_REASON = "finish_reason={!r}: it does not say whether the text is whole or was cut off"
 
 
 class BadChoiceError(ValueError):
     """A choice in a server's answer that cannot be used as a sample."""
+
+
+class UnknownEndError(BadChoiceError):
+    """A choice without a finish reason, and nothing in it tells whether it is whole or was cut off."""
 
 
 class Tokenizer(Protocol):
@@ -83,8 +92,8 @@ class Dialect(Protocol):
         self, request: GenerationRequest, params: SamplingParams, *, model: str, n: int, seed: int
     ) -> dict[str, Any]: ...
 
-    def sample(self, choice: Mapping[str, Any], params: SamplingParams) -> Sample:
-        """Raises `BadChoiceError`."""
+    def sample(self, choice: Mapping[str, Any], params: SamplingParams, stop: Sequence[str] = ()) -> Sample:
+        """`stop` are the request's stop strings. Raises `BadChoiceError`."""
         ...
 
 
@@ -110,22 +119,42 @@ class CompletionsDialect:
             body["logprobs"] = params.num_logprobs
         return _with_extra(body, self.extra_body)
 
-    def sample(self, choice: Mapping[str, Any], params: SamplingParams) -> Sample:
+    def sample(self, choice: Mapping[str, Any], params: SamplingParams, stop: Sequence[str] = ()) -> Sample:
+        ids = choice.get("token_ids")
+        if isinstance(ids, list) and all(isinstance(i, int) for i in ids):
+            return self._of_ids(choice, ids, params, stop)
         reason = _finish_reason(choice)
         if reason == "refused":
             return _refused(choice, "")
-        ids = choice.get("token_ids")
-        if isinstance(ids, list) and all(isinstance(i, int) for i in ids):
-            # Servers differ in whether the token that ended a sample is among its ids.
-            kept = ids[:-1] if reason == "stop" and ids and ids[-1] in self.end_token_ids else ids
-            by_text = isinstance(choice.get("stop_reason"), str)  # the stop string is among the ids
-            text, num_tokens = decode(self.tokenizer, kept), len(kept) + (reason == "stop" and not by_text)
-        else:
-            text = _text(choice.get("text"))
-            num_tokens = _count(self.tokenizer, text, reason)
+        text = _text(choice.get("text"))
         logprobs = _of_completion(choice.get("logprobs")) if params.num_logprobs else None
         numbers = None if logprobs is None else number_logprobs(text, logprobs)
-        return Sample(text, num_tokens, reason, numbers)
+        return Sample(text, _count(self.tokenizer, text, reason), reason, numbers)
+
+    def _of_ids(self, choice: Mapping[str, Any], ids: list[int], params: SamplingParams, stop: Sequence[str]) -> Sample:
+        by_text = isinstance(choice.get("stop_reason"), str)  # the stop string is among the ids
+        if choice.get("finish_reason") is None:
+            reason, by_text = self._end_of(ids, params, stop)
+        else:
+            reason = _finish_reason(choice)
+        if reason == "refused":
+            return _refused(choice, "")
+        # Servers differ in whether the token that ended a sample is among its ids.
+        kept = ids[:-1] if reason == "stop" and ids and ids[-1] in self.end_token_ids else ids
+        num_tokens = len(kept) + (reason == "stop" and not by_text)
+        logprobs = _of_completion(choice.get("logprobs")) if params.num_logprobs else None
+        numbers = None if logprobs is None else number_logprobs_of_ids(self.tokenizer, kept, logprobs)
+        return Sample(decode(self.tokenizer, kept), num_tokens, reason, numbers)
+
+    def _end_of(self, ids: list[int], params: SamplingParams, stop: Sequence[str]) -> tuple[FinishReason, bool]:
+        """How a sample without a finish reason ended, and whether a stop string ended it."""
+        if ids and ids[-1] in self.end_token_ids:
+            return "stop", False
+        if stop and any(text in decode(self.tokenizer, ids) for text in stop):
+            return "stop", True
+        if len(ids) >= params.max_tokens:
+            return "length", False
+        raise UnknownEndError(_NO_REASON.format(None))
 
 
 @dataclass(frozen=True)
@@ -154,7 +183,7 @@ class ChatDialect:
             body |= {"logprobs": True, "top_logprobs": params.num_logprobs}
         return _with_extra(body, self.extra_body)
 
-    def sample(self, choice: Mapping[str, Any], params: SamplingParams) -> Sample:
+    def sample(self, choice: Mapping[str, Any], params: SamplingParams, stop: Sequence[str] = ()) -> Sample:
         message = choice.get("message")
         content = message.get("content") if isinstance(message, dict) else None
         refusal = _refusal(message, content)
@@ -195,7 +224,7 @@ class ClassifyDialect:
         body = {"model": model, "messages": messages, "add_generation_prompt": False, "use_activation": False}
         return _with_extra(body, self.extra_body)
 
-    def sample(self, choice: Mapping[str, Any], params: SamplingParams) -> Sample:
+    def sample(self, choice: Mapping[str, Any], params: SamplingParams, stop: Sequence[str] = ()) -> Sample:
         values = choice.get("probs")
         if not isinstance(values, list) or len(values) != 1 or not _is_number(values[0]):
             raise BadChoiceError(f"probs={str(values)[:100]}: a reward model gives one finite number")
@@ -222,6 +251,26 @@ def number_logprobs(text: str, tokens: Sequence[TokenLogprob]) -> NumberLogprobs
             continue
         begin = offset + len(token.token) - len(token.token.lstrip())
         found.append((begin, {t: p for t, p in token.top.items() if _NUMBER.fullmatch(t.strip())}))
+    return found
+
+
+def number_logprobs_of_ids(tokenizer: Tokenizer, ids: Sequence[int], tokens: Sequence[TokenLogprob]) -> NumberLogprobs:
+    """The same for a text whose token `ids` are known. `tokens` may have more at its end, such as an end token.
+
+    A place is the length of the text before it. The texts of single tokens would not do: a tokenizer such as Llama 2's
+    drops the blank before a token that it decodes alone.
+    """
+    if len(tokens) < len(ids):
+        raise BadChoiceError(f"logprobs of {len(tokens)} tokens for {len(ids)} token ids")
+    found: NumberLogprobs = []
+    for i, token in enumerate(tokens[: len(ids)]):
+        if not _NUMBER.fullmatch(token.token.strip()):
+            continue
+        before, with_it = decode(tokenizer, list(ids[:i])), decode(tokenizer, list(ids[: i + 1]))
+        piece = with_it.removeprefix(before)
+        if _NUMBER.fullmatch(piece.strip()):
+            begin = len(before) + len(piece) - len(piece.lstrip())
+            found.append((begin, {t: p for t, p in token.top.items() if _NUMBER.fullmatch(t.strip())}))
     return found
 
 
@@ -264,8 +313,10 @@ def _with_extra(body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any
 
 def _finish_reason(choice: Mapping[str, Any]) -> FinishReason:
     reason = choice.get("finish_reason")
+    if reason is None:
+        raise UnknownEndError(_NO_REASON.format(reason))
     if not isinstance(reason, str) or reason.lower() not in FINISH_REASONS:
-        raise BadChoiceError(f"finish_reason={reason!r}: it does not say whether the text is whole or was cut off")
+        raise BadChoiceError(_NO_REASON.format(reason))
     return FINISH_REASONS[reason.lower()]
 
 

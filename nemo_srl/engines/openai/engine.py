@@ -4,9 +4,11 @@ One HTTP call asks for all n samples of a prompt. So the server computes the pro
 TensorRT-LLM's sampler ignores seeds, and two replicas could give the same text for the same prompt.
 
 The usable choices of an answer are yielded. The engine asks again for samples that are missing or malformed, until
-`NUM_FRUITLESS` answers in turn had nothing usable. A sample that never comes, or that the server refuses, is yielded as
-a completion without an answer. If all requests would fail, the engine sends no new ones, waits for those under way, and
-then raises `EngineError`. So nothing that a server completed is lost.
+`NUM_FRUITLESS` answers in turn had nothing usable. If an answer does not tell how each of its samples ended, none of
+them is taken: those that tell it are the longest ones. The request is then asked for one sample at a time. A sample
+that never comes, or that the server refuses, is yielded as a completion without an answer. If all requests would fail,
+the engine sends no new ones, waits for those under way, and then raises `EngineError`. So nothing that a server
+completed is lost.
 
 Not covered: two runs with the same bytes. What a server samples depends on what else it serves.
 """
@@ -27,7 +29,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from nemo_srl.engines.checks import RequestCheck, plan_samples
-from nemo_srl.engines.openai.dialects import BadChoiceError, Dialect, Sample
+from nemo_srl.engines.openai.dialects import BadChoiceError, Dialect, Sample, UnknownEndError
 from nemo_srl.engines.openai.refusals import concerns_request
 from nemo_srl.engines.openai.settings import ClientSettings
 from nemo_srl.engines.openai.transport import GivenUpError, RefusedError, Transport, error_body, server_message
@@ -52,6 +54,8 @@ class ServerSettings:
     """Every server must list `model`. Otherwise nothing is asked."""
     api_key: str = ""
     client: ClientSettings = field(default_factory=ClientSettings)
+    restart_seconds: float = 0
+    """A server that is gone or ill may come back in this time, because its job restarts it. 0: nobody does."""
     use_proxies: bool = True
     """Use the proxies of the environment. They are not used if all servers are on this machine."""
     backoff_seconds: float = 0.5
@@ -87,8 +91,8 @@ class _Out:
 class OpenAIEngine:
     """Serves the model that the servers have.
 
-    `check` finds requests that the servers could not take, and they are not sent. With `probe`, the first
-    `generate` finds out whether one call gives n samples, and whether they differ. If not, the engine asks for one
+    `check` finds requests that the servers could not take, and they are not sent. With `probe`, the first `generate`
+    finds out whether one call gives n samples that differ and whose ends are known. If not, the engine asks for one
     sample at a time, and says so through `warn`.
     """
 
@@ -108,6 +112,7 @@ class OpenAIEngine:
         self._warn = warn
         self._model = settings.model
         self._one_at_a_time = False
+        self._num_unknown_ends = 0
 
     def generate(
         self, requests: Sequence[GenerationRequest], params: SamplingParams, *, completed: Collection[str] = ()
@@ -158,15 +163,15 @@ class OpenAIEngine:
         s = self._settings
         are_here = all(httpx.URL(url).host in ("127.0.0.1", "localhost", "::1") for url in s.base_urls)
         transport = Transport(
-            s.client, api_key=s.api_key, backoff_seconds=s.backoff_seconds, use_proxies=s.use_proxies and not are_here
-        )
+            s.client, api_key=s.api_key, backoff_seconds=s.backoff_seconds, use_proxies=s.use_proxies and not are_here,
+            restart_seconds=s.restart_seconds,
+        )  # fmt: skip
         async with transport:
             self._model = self._model or await only_model(transport, s.base_urls[0])
             for url in s.base_urls if s.check_model else ():
                 await check_model(transport, url, self._model)
             if self._probe:
-                shortest = min((one.request for one in todo), key=lambda r: len(r.prompt_token_ids))
-                await self._find_out(transport, shortest, params)
+                await self._find_out(transport, [one.request for one in todo], params)
             errors: list[EngineError] = []
             queued = deque(todo)
 
@@ -225,7 +230,12 @@ class OpenAIEngine:
                 self._takes_one_at_a_time(refusal)
             if concerns := concerns_error(answer):
                 return out.give(unanswered(key, todo.missing, concerns, server_message(answer)))
-            samples, problems = self._samples(answer, params, n)
+            try:
+                samples, problems = self._samples(answer, params, n, request.stop)
+            except UnknownEndError as e:
+                self._has_unknown_ends(str(e))
+                one_at_a_time = True
+                continue
             taken = _assigned(samples, todo.missing, greedy=params.temperature == 0, by_index=whole)
             if taken:
                 out.give(tuple(Completion(request_key=key, index=i, **vars(s)) for i, s in taken.items()))
@@ -243,13 +253,25 @@ class OpenAIEngine:
             self._warn(f"{refusal}. It takes n=1: samples are asked for one at a time, which is slower")
             self._one_at_a_time = True
 
+    def _has_unknown_ends(self, problem: str) -> None:
+        """An answer of several samples did not tell how each of them ended. If that is the rule, n is 1 from now on."""
+        self._num_unknown_ends += 1
+        if self._num_unknown_ends == NUM_FRUITLESS and not self._one_at_a_time:
+            self._warn(f"{problem}. {_UNKNOWN_ENDS}")
+            self._one_at_a_time = True
+
     def _url(self, request: GenerationRequest) -> str:
         """The replica of a request. It is always the same one, because that one may still have the prompt."""
         urls = self._settings.base_urls
         return urls[zlib.crc32(request.key.encode()) % len(urls)]
 
-    def _samples(self, answer: httpx.Response, params: SamplingParams, n: int) -> tuple[dict[int, Sample], list[str]]:
-        """The usable choices by index, and what is wrong with the others."""
+    def _samples(
+        self, answer: httpx.Response, params: SamplingParams, n: int, stop: Sequence[str] = ()
+    ) -> tuple[dict[int, Sample], list[str]]:
+        """The usable choices by index, and what is wrong with the others.
+
+        Raises `UnknownEndError` if one of several choices does not tell how it ended.
+        """
         found = error_body(answer)
         name = self._dialect.choices
         choices = found.get(name) if isinstance(found, dict) else None
@@ -264,41 +286,72 @@ class OpenAIEngine:
                 problems.append(f"a choice with index={index!r} of n={n}")
                 continue
             try:
-                samples[index] = self._dialect.sample(choice, params)
+                samples[index] = self._dialect.sample(choice, params, stop)
             except BadChoiceError as e:
+                if n > 1 and isinstance(e, UnknownEndError):
+                    raise
                 problems.append(f"choice {index}: {e}")
         if len(samples) + len(problems) < n:
             problems.append(f"{len(choices)} choices instead of {n}")
         return samples, problems
 
-    async def _find_out(self, transport: Transport, request: GenerationRequest, params: SamplingParams) -> None:
-        """Ask for two short samples. Adapts to what the server can do. Raises `EngineError` if nothing would help."""
+    async def _find_out(
+        self, transport: Transport, requests: Sequence[GenerationRequest], params: SamplingParams
+    ) -> None:
+        """Ask for two short samples of one request, and adapt to what comes. What is refused for n=2 is asked for n=1.
+
+        Raises `EngineError` if log-probabilities are needed and do not come, or if the server cannot be asked at all.
+        """
         self._probe = False
-        probing = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=16, num_logprobs=params.num_logprobs)
-        url = self._settings.base_urls[0] + self._dialect.path
-        samples: dict[int, Sample] = {}
-        for number in range(NUM_FRUITLESS):
-            body = self._dialect.body(request, probing, model=self._model, n=2, seed=seed_of(request, number))
-            try:
-                samples, problems = self._samples(await transport.post(url, body), probing, 2)
-            except EngineError as e:
-                if isinstance(e, RefusedError) and e.concerns:
-                    return  # it is about this request alone
-                if not params.num_logprobs or "logprobs" not in str(e):
-                    raise
-                raise EngineError(f"{_NO_LOGPROBS} It said: {e}") from e
-            if samples:
-                break
-        else:
-            if params.num_logprobs and any("logprobs" in p for p in problems):
-                raise EngineError(f"{_NO_LOGPROBS} {'; '.join(problems)}")
-            raise EngineError(f"{url} answers a small request with nothing usable: {'; '.join(problems)}")
-        if len(samples) < 2 or samples[0].text == samples[1].text:
-            what = "one sample" if len(samples) < 2 else "the same sample twice"
-            self._warn(f"{url} gives {what} for n=2: samples are asked for one at a time, which is slower")
+        several = params.temperature > 0 and any(r.n > 1 for r in requests)
+        if not several and not params.num_logprobs:
+            return
+        request = min(requests, key=lambda r: len(r.prompt_token_ids) or len(r.text))
+        downgrade = await self._tried(transport, request, params.num_logprobs, n=2 if several else 1)
+        if downgrade and await self._tried(transport, request, params.num_logprobs, n=1) is None:
+            self._warn(f"{self._url(request)}: {downgrade}: samples are asked for one at a time, which is slower")
             self._one_at_a_time = True
 
+    async def _tried(
+        self, transport: Transport, request: GenerationRequest, num_logprobs: int, *, n: int
+    ) -> str | None:
+        """Why not to ask this server for n samples at once. None if nothing speaks against it.
 
+        The probe is hot. At usual temperatures, two short samples of a trained model are often the same by chance.
+        """
+        probing = SamplingParams(temperature=_HOT, top_p=1.0, max_tokens=16, num_logprobs=num_logprobs)
+        reason: str | None = None
+        for number in range(NUM_FRUITLESS):
+            body = self._dialect.body(request, probing, model=self._model, n=n, seed=seed_of(request, number))
+            try:
+                answer = await transport.post(self._url(request) + self._dialect.path, body)
+                samples, problems = self._samples(answer, probing, n, request.stop)
+            except UnknownEndError as e:
+                return f"{e}. {_UNKNOWN_ENDS}"
+            except RefusedError as e:
+                if e.concerns is not None:
+                    return None  # it is about this request alone
+                if num_logprobs and "logprobs" in str(e):
+                    raise EngineError(f"{_NO_LOGPROBS} It said: {e}") from e
+                if e.status not in (400, 422):
+                    raise
+                return str(e)
+            if num_logprobs and not samples and any("logprobs" in p for p in problems):
+                raise EngineError(f"{_NO_LOGPROBS} {'; '.join(problems)}")
+            if len(samples) == n and (n == 1 or len({s.text for s in samples.values()}) > 1):
+                return None
+            same = f"gives the same sample {n} times for n={n}"
+            reason = same if len(samples) == n else f"gives {len(samples)} usable samples for n={n}"
+        return reason
+
+
+_HOT = 2.0
+"""The temperature of the probe: the highest one that OpenAI's API takes."""
+_UNKNOWN_ENDS = (
+    "The server tells it for the last sample to end only, as TensorRT-LLM 1.1 and 1.2 do. Its answers for n=1 tell it. "
+    "TensorRT-LLM gives token ids with engine=trtllm, or with engine.api=completions engine.extra_body={detokenize: "
+    "false}. Then all n samples may come in one answer"
+)
 _NO_LOGPROBS = (
     "judge.mode='expected' needs log-probabilities, and the server gives none for /v1/completions. Use a newer server, "
     "or another engine. Or use judge.mode=sampled with a new run_dir, because M1 learns to judge in this mode."

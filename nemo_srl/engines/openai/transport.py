@@ -4,11 +4,15 @@ Connection errors, attempts past their deadline, 408, 409, 425, 429 and 5xx are 
 and jitter. The next attempt waits as long as `Retry-After` says. Any other status but 200 raises `RefusedError` at
 once, with the server's own message. So does an error that is about this one request, whatever its status. The key is in
 the headers only. It is cut out of every message.
+
+A server of the job itself may be restarted while it is asked (`restart_seconds`). When all attempts failed because it
+is gone or ill, its `/health` is asked until it is well again, and then the attempts begin anew.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import random
 import time
@@ -26,6 +30,10 @@ MAX_BACKOFF_SECONDS = 30.0
 _MAY_PASS = (408, 409, 425, 429)
 """Statuses below 500 after which the same request may succeed: a timeout, a conflict, too early, too many requests."""
 MAX_RETRY_AFTER_SECONDS = 300.0
+NUM_RESTARTS = 3
+"""For so many restarts of its server a request waits at most."""
+HEALTH_SECONDS = 1.0
+"""Time between two looks at a server that is to come back."""
 
 
 class RefusedError(EngineError):
@@ -59,7 +67,18 @@ class GivenUpError(EngineError):
 class Transport:
     """One HTTP client. Use it as an asynchronous context manager within one event loop."""
 
-    def __init__(self, cfg: ClientSettings, *, api_key: str, backoff_seconds: float, use_proxies: bool) -> None:
+    def __init__(
+        self,
+        cfg: ClientSettings,
+        *,
+        api_key: str,
+        backoff_seconds: float,
+        use_proxies: bool,
+        restart_seconds: float = 0,
+    ) -> None:
+        self._restart_seconds = restart_seconds
+        self._well_at: dict[str, float] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
         self._key = api_key
         self._timeout = cfg.timeout_seconds
         self._max_retries = cfg.max_retries
@@ -89,6 +108,29 @@ class Transport:
         return await self._request("POST", url, body)
 
     async def _request(self, method: str, url: str, body: Mapping[str, Any] | None) -> httpx.Response:
+        num_restarts = 0
+        while True:
+            try:
+                return await self._attempts(method, url, body)
+            except GivenUpError as e:
+                if e.may_be_its_own or num_restarts == NUM_RESTARTS or not await self._comes_back(url):
+                    raise
+                num_restarts += 1
+
+    async def _comes_back(self, url: str) -> bool:
+        """Wait until the server at `url` is healthy. Returns whether it is. One of those that wait asks for all."""
+        health = httpx.URL(url).copy_with(path="/health", query=None)
+        server, began = str(health), time.monotonic()
+        async with self._locks.setdefault(server, asyncio.Lock()):
+            while self._well_at.get(server, 0.0) < began and time.monotonic() - began < self._restart_seconds:
+                with contextlib.suppress(httpx.HTTPError):
+                    if (await self._client.get(health, timeout=10)).status_code == 200:
+                        self._well_at[server] = time.monotonic()
+                        break
+                await asyncio.sleep(HEALTH_SECONDS)
+        return self._well_at.get(server, 0.0) >= began
+
+    async def _attempts(self, method: str, url: str, body: Mapping[str, Any] | None) -> httpx.Response:
         num_answered = self._num_answered
         for attempt in range(self._max_retries + 1):
             retry_after, may_be_its_own = None, False

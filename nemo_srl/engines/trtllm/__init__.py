@@ -5,8 +5,8 @@
     requests.py     what it is asked: token ids, stop tokens, and limits that are checked before
     in_process.py   the `LLM` class behind `GenerationEngine`
 
-The servers are services of the stage's job (`../served.py`). No TensorRT engine is built or refitted: a server loads
-the directory, and the next iteration starts another server.
+The servers are services of the job that runs the stage (`../served.py`). No TensorRT engine is built or refitted: a
+server loads the directory, and the next iteration starts another server.
 
 Raises `ConfigError` for bad settings and for a job without servers, and `EngineError` for errors of the servers.
 Prompts over the context are not sent, since one such prompt can end the whole list. They give completions without an

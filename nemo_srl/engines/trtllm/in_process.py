@@ -104,7 +104,7 @@ class InProcessEngine:
             max_tokens=params.max_tokens,
             stop_token_ids=list(self._dialect.end_token_ids),
             stop=list(request.stop) or None,
-            include_stop_str_in_output=bool(request.stop),
+            include_stop_str_in_output=True,  # else ids and log-probabilities may differ in number
             logprobs=params.num_logprobs or None,
             detokenize=False,
             add_special_tokens=False,
@@ -124,7 +124,7 @@ class InProcessEngine:
             outputs = [outputs[0]] * request.n
         if len(outputs) != request.n:
             raise EngineError(f"request {request.key!r}: TensorRT-LLM gave {len(outputs)} samples for n={request.n}")
-        samples = [self._dialect.sample(self._choice(output, params), params) for output in outputs]
+        samples = [self._dialect.sample(self._choice(output, params), params, request.stop) for output in outputs]
         return [Completion(request_key=request.key, index=i, **vars(sample)) for i, sample in enumerate(samples)]
 
     def _choice(self, output: Any, params: SamplingParams) -> dict[str, Any]:
@@ -133,7 +133,11 @@ class InProcessEngine:
         def text(token: int) -> str:
             return decode(self._dialect.tokenizer, [token])
 
-        choice = {"finish_reason": output.finish_reason, "token_ids": list(output.token_ids)}
+        choice = {
+            "finish_reason": output.finish_reason,
+            "stop_reason": getattr(output, "stop_reason", None),
+            "token_ids": list(output.token_ids),
+        }
         if params.num_logprobs and output.logprobs:
             rows = list(zip(output.token_ids, output.logprobs, strict=False))
             choice["logprobs"] = {

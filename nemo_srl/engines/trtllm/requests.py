@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +39,13 @@ class TrtllmDialect:
             "temperature": params.temperature or 1.0,
             # The server compares token ids. A stop string that the model writes in other tokens does not stop it.
             **ending_fields(request, self.completions.end_token_ids),
+            # Without this, the server cuts an end token off the ids and not off the log-probabilities. Then the two
+            # lists differ in length, and the answer is an error of status 400.
+            "include_stop_str_in_output": True,
         }
 
-    def sample(self, choice: Mapping[str, Any], params: SamplingParams) -> Sample:
-        return self.completions.sample(choice, params)
+    def sample(self, choice: Mapping[str, Any], params: SamplingParams, stop: Sequence[str] = ()) -> Sample:
+        return self.completions.sample(choice, params, stop)
 
 
 def max_seq_len(cfg: TrtllmSettings, spec: ModelSpec) -> int:

@@ -11,7 +11,7 @@ from nemo_srl.engines.served import ServedSettings
 
 @dataclass
 class TrtllmSettings(ServedSettings):
-    """`engine=trtllm`: each stage starts `trtllm-serve` on its model. Each replica has TP x PP GPUs."""
+    """`engine=trtllm`: `trtllm-serve` on each model. Each replica has TP x PP GPUs."""
 
     name: str = "trtllm"
     max_batch_size: int = 32

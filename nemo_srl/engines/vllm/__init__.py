@@ -4,8 +4,8 @@
     options.py     every flag that vLLM gets
     requests.py    what it is asked, and what is read from its answers
 
-The servers are services of the stage's job (`../served.py`). vLLM has an environment of its own, because its packages
-clash with the trainer's: `engine.command=[/envs/vllm/bin/vllm, serve]`. Nothing of vLLM is imported here.
+The servers are services of the job that runs the stage (`../served.py`). vLLM has an environment of its own, because
+its packages clash with the trainer's: `engine.command=[/envs/vllm/bin/vllm, serve]`. Nothing of vLLM is imported here.
 
 Raises `ConfigError` for bad settings and for a job without servers, and `EngineError` for errors of the servers.
 Prompts over the context are not sent: vLLM would cut their completions short without a word.

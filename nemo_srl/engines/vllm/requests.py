@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +37,12 @@ class VllmDialect:
             **ending_fields(request, self.completions.end_token_ids),
         }
 
-    def sample(self, choice: Mapping[str, Any], params: SamplingParams) -> Sample:
+    def sample(self, choice: Mapping[str, Any], params: SamplingParams, stop: Sequence[str] = ()) -> Sample:
         if not isinstance(choice.get("token_ids"), list):
             raise BadChoiceError(f"token_ids={choice.get('token_ids')!r}, although they were asked for")
         if not params.num_logprobs:
-            return self.completions.sample(choice, params)
-        return self.completions.sample({**choice, "logprobs": self._with_texts(choice.get("logprobs"))}, params)
+            return self.completions.sample(choice, params, stop)
+        return self.completions.sample({**choice, "logprobs": self._with_texts(choice.get("logprobs"))}, params, stop)
 
     def _with_texts(self, logprobs: Any) -> dict[str, Any]:
         """The log-probabilities of a choice, by the texts of the tokens."""

@@ -25,7 +25,7 @@ _FIXED = ("config", "enable_prefix_caching", "generation_config", "host", "model
 
 @dataclass
 class VllmSettings(ServedSettings):
-    """`engine=vllm`: each stage starts `vllm serve` on its model. Each replica has TP x PP GPUs."""
+    """`engine=vllm`: `vllm serve` on each model. Each replica has TP x PP GPUs."""
 
     name: str = "vllm"
     command: list[str] = field(default_factory=lambda: ["vllm", "serve"])

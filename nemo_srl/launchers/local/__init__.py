@@ -4,8 +4,8 @@ Everything that a job prints goes to `log_dir/<job>.log`. Its progress bars are 
 fails raises `JobFailedError` with the end of its log. An interrupt first stops the job's whole process group.
 
 The job's services run as long as its steps do (see `services.py`). In a run, they stay for the next job if that needs
-the same ones. So all stages in a row that ask one model share one start of its servers. Any other job stops them first:
-its model is another one, or it needs their GPUs. An error stops them, too.
+the same ones, or some of them. So all stages in a row that ask one model share one start of its servers. Any other job
+stops them first: its model is another one, or it needs their GPUs. An error stops them, too.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ class LocalLauncher:
         self._stopping.close()
 
     def _running(self, job: Job) -> RunningServices:
-        """The services of a job: those of the job before, if it had the same and they are well, and otherwise new ones.
+        """The services of a job: those of the job before, if they are well and all it needs, and otherwise new ones.
 
         Services are the same if their commands are. So the model is the same: its path and its digest are in there.
         """
-        if job.services and job.services == self._needed and self._services.are_healthy():
+        if job.services and all(s in self._needed for s in job.services) and self._services.are_healthy():
             self._services.note(f"kept for {job.name}")
             return self._services
         self.close()

@@ -1,9 +1,13 @@
-"""Runs every stage as a batch job of a Slurm cluster: submits the job, follows its log, and waits for its end.
+"""Runs stages as batch jobs of a Slurm cluster: submits a job, follows its log, and waits for its end.
+
+A stage that trains has a job of its own. Stages in a row that ask one model join one serving job (`servers.py`).
 
     settings.py                   what can be set
     script.py, job.sbatch.jinja   the batch script
     steps.py, task.sh             srun's options, and what a task runs
     client.py                     sbatch, scontrol, sacct, squeue, scancel
+    record.py                     the record of a submission
+    servers.py, ../serving.py     one job with servers, for all stages that ask one model
     ../with_services.py           a step's servers, on one node or several
 
 For a job `iter_01-policy`, `run_dir/logs/` holds its script (`.sbatch`), its log (`.log`), and the record of its
@@ -23,27 +27,28 @@ Raises `JobFailedError` with the end of the log when a job fails, and `ConfigErr
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from nemo_srl import jsonio
 from nemo_srl.artifacts import write_atomic
 from nemo_srl.config import ClusterConfig
-from nemo_srl.errors import DataError, JobFailedError
+from nemo_srl.errors import JobFailedError
 from nemo_srl.launchers import LauncherBackend
-from nemo_srl.launchers.console import Console
+from nemo_srl.launchers.console import Console, LogTail
 from nemo_srl.launchers.logs import how_it_ended, tail
 from nemo_srl.launchers.processes import log_file
 from nemo_srl.launchers.slurm import client
 from nemo_srl.launchers.slurm.client import JobState, SlurmUnavailableError
+from nemo_srl.launchers.slurm.record import Submission, read_record, record_file, write_record
 from nemo_srl.launchers.slurm.script import render
+from nemo_srl.launchers.slurm.servers import ServingJobs
 from nemo_srl.launchers.slurm.settings import SlurmSettings
 from nemo_srl.launchers.slurm.steps import cancelled_file, parts, write_step_files
-from nemo_srl.protocols import EXIT_STOPPED, Job
+from nemo_srl.protocols import EXIT_STOPPED, Job, Launcher
 from nemo_srl.shared_storage import VISIBLE_SECONDS
 
 SETTLE_SECONDS = 45.0
@@ -61,62 +66,50 @@ LAUNCH_FAILED = "LAUNCH_FAILED"
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Submission:
-    """The record in `<job>.slurm.json`. Without a `job_id`, nobody knows whether sbatch was called."""
-
-    token: str
-    job_id: str | None = None
-    num_submissions: int = 1
-
-    @property
-    def comment(self) -> str:
-        return f"nemo_srl:{self.token}"
-
-
-def record_file(log_dir: Path, name: str) -> Path:
-    return log_dir / f"{name}.slurm.json"
-
-
-def read_record(path: Path) -> Submission | None:
-    """The record of the last submission. None if nothing was submitted."""
-    try:
-        return Submission(**jsonio.loads(path.read_bytes()))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError) as e:
-        raise DataError(
-            f"{path}: damaged ({e}). See with `squeue --me` that no job of this run is left, and delete this file."
-        ) from e
-
-
 class SlurmLauncher:
     """Implements `nemo_srl.protocols.Launcher`."""
 
     def __init__(self, launcher: SlurmSettings, cluster: ClusterConfig) -> None:
         self._launcher = launcher
         self._cluster = cluster
+        self._serving = ServingJobs(launcher, cluster, self._run_until)
 
     def run(self, job: Job) -> None:
         """Run the job, or follow the one that runs already."""
+        if job.services:
+            return self._serving.run(job)
+        self.close()
         job.log_dir.mkdir(parents=True, exist_ok=True)
         found = [(part, self._find(part)) for part in parts(job)]
         under_way = [i for i, (_, submission) in enumerate(found) if submission is not None]
         for part, submission in found[max(under_way, default=0) :]:
-            self._run(part, submission)
+            self._go_on(part, submission, until=lambda: False, shown=part, again=lambda end: False)
 
-    def _run(self, job: Job, submission: Submission | None) -> None:
+    def close(self) -> None:
+        """Let the servers end."""
+        self._serving.end()
+
+    def _run_until(self, job: Job, *, until: Callable[[], bool], shown: Job, again: Callable[[JobState], bool]) -> None:
+        """See `servers.FollowUntil`."""
+        job.log_dir.mkdir(parents=True, exist_ok=True)
+        self._go_on(job, self._find(job), until=until, shown=shown, again=again)
+
+    def _go_on(
+        self, job: Job, submission: Submission | None, *, until: Callable[[], bool], shown: Job,
+        again: Callable[[JobState], bool],
+    ) -> None:  # fmt: skip
+        """Follow the submission, or submit the job."""
         if submission is not None:
             log.info("%s: job %s is under way, following it", job.name, submission.job_id)
         else:
             submission = self._submit(job, num_submissions=1)
         while True:
-            end = self._follow(job, submission)
-            if end.name == "COMPLETED":
+            end = self._follow(job, submission, until, shown)
+            if end is None or end.name == "COMPLETED":
                 return
             if end.name == LAUNCH_FAILED:
                 client.cancel(submission.job_id or "")
-            if not _was_stopped(end) or submission.num_submissions > self._launcher.max_requeues:
+            if not (_was_stopped(end) or again(end)) or submission.num_submissions > self._launcher.max_requeues:
                 raise JobFailedError(_explain(job, submission, end))
             log.info("%s: job %s ended as %s and was not requeued", job.name, submission.job_id, end.name)
             if submission.job_id is not None:
@@ -130,10 +123,9 @@ class SlurmLauncher:
         write_atomic(script, text)
         write_step_files(job, token=submission.token)
         cancelled_file(job).unlink(missing_ok=True)
-        record = record_file(job.log_dir, job.name)
-        write_atomic(record, json.dumps(asdict(submission)) + "\n")
+        write_record(job, submission)
         submission = replace(submission, job_id=client.submit(script))
-        write_atomic(record, json.dumps(asdict(submission)) + "\n")
+        write_record(job, submission)
         log.info("%s: submitted as job %s", job.name, submission.job_id)
         return submission
 
@@ -149,7 +141,7 @@ class SlurmLauncher:
                     if job_id is None:
                         return None  # the orchestrator died before sbatch had submitted the job
                     found = replace(found, job_id=job_id)
-                    write_atomic(record_file(job.log_dir, job.name), json.dumps(asdict(found)) + "\n")
+                    write_record(job, found)
                 assert found.job_id is not None
                 state = client.state(found.job_id, exit_file=_exit_file(job))
                 return None if state.name in client.FINAL - client.PASSING else found
@@ -158,11 +150,12 @@ class SlurmLauncher:
                 log.warning("%s; waiting for Slurm, since a job may be running", e)
                 time.sleep(self._launcher.poll_seconds)
 
-    def _follow(self, job: Job, submission: Submission) -> JobState:
+    def _follow(self, job: Job, submission: Submission, until: Callable[[], bool], shown: Job) -> JobState | None:
         assert submission.job_id is not None
         console = Console()
         try:
-            return _Follower(job, submission.job_id, console, self._launcher.poll_seconds).to_the_end()
+            follower = _Follower(job, submission.job_id, console, self._launcher.poll_seconds, shown)
+            return follower.to_the_end(until)
         except KeyboardInterrupt:
             self._stop(job, submission.job_id)
             raise
@@ -200,19 +193,20 @@ class SlurmLauncher:
 class _Follower:
     """Follows one job: shows its log on the console, and asks for its state until it has ended."""
 
-    def __init__(self, job: Job, job_id: str, console: Console, poll_seconds: float) -> None:
+    def __init__(self, job: Job, job_id: str, console: Console, poll_seconds: float, shown: Job) -> None:
         self._job, self._job_id, self._console = job, job_id, console
         self._poll_seconds = poll_seconds
-        self._log_path = log_file(job)
-        self._position = self._log_path.stat().st_size if self._log_path.exists() else 0
+        self._log = LogTail(log_file(shown), console)
         self._restarts = 0
         self._releases = 0
 
-    def to_the_end(self) -> JobState:
-        """The state in which the job ended."""
+    def to_the_end(self, until: Callable[[], bool]) -> JobState | None:
+        """The state in which the job ended. None if `until` holds before."""
         next_poll, settled_at, warned = 0.0, float("inf"), False
         while True:
-            self._show_log()
+            self._log.show()
+            if until():
+                return None
             if time.monotonic() >= next_poll:
                 next_poll = time.monotonic() + self._poll_seconds
                 try:
@@ -232,7 +226,7 @@ class _Follower:
                     elif settled_at == float("inf"):
                         settled_at = time.monotonic() + SETTLE_SECONDS
                     if state.name in client.FINAL and not time.monotonic() < settled_at < float("inf"):
-                        self._show_log()
+                        self._log.show()
                         return state
             time.sleep(min(LOG_SECONDS, self._poll_seconds))
 
@@ -251,16 +245,6 @@ class _Follower:
         log.warning("%s: Slurm could not start job %s and holds it; releasing it", self._job.name, self._job_id)
         client.release(self._job_id)
         return True
-
-    def _show_log(self) -> None:
-        try:
-            with self._log_path.open("rb") as f:
-                f.seek(self._position)
-                while block := f.read(1 << 16):
-                    self._console.feed(block)
-                self._position = f.tell()
-        except FileNotFoundError:
-            return
 
 
 def _was_stopped(end: JobState) -> bool:
@@ -298,4 +282,9 @@ def _exit_file(job: Job) -> Path:
     return job.log_dir / f"{job.name}.exit"
 
 
-BACKEND = LauncherBackend(settings=SlurmSettings, open=SlurmLauncher, visible_seconds=VISIBLE_SECONDS)
+def _close(launcher: Launcher) -> None:
+    assert isinstance(launcher, SlurmLauncher)
+    launcher.close()
+
+
+BACKEND = LauncherBackend(settings=SlurmSettings, open=SlurmLauncher, close=_close, visible_seconds=VISIBLE_SECONDS)

@@ -17,14 +17,19 @@ class SrunSettings:
     rank_idiom: str = "srun"
     """How the ranks of a training start. srun: one Slurm task per rank, and before a time limit each rank gets the
     signal. torchrun: one task per node, and torch's launcher starts the ranks."""
+    idle_seconds: float = 900.0
+    """Servers stay for the next stage that asks their model. They end after so long without a stage, in case that the
+    orchestrator was killed."""
 
     def __post_init__(self) -> None:
+        check(self.idle_seconds > 0, "launcher.idle_seconds", self.idle_seconds, "must be above 0")
         check(self.rank_idiom in RANK_IDIOMS, "launcher.rank_idiom", self.rank_idiom, f"must be one of {RANK_IDIOMS}")
 
 
 @dataclass
 class SlurmSettings(SrunSettings):
-    """`launcher=slurm`: one batch job per stage, submitted from a login node and followed to its end."""
+    """`launcher=slurm`: batch jobs, submitted from a login node and followed to their end. There is one for each
+    training, and one for all stages in a row that ask one model."""
 
     name: str = "slurm"
     signal_seconds: int = 600
