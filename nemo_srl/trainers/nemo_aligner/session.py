@@ -109,8 +109,9 @@ def finish_checkpoint(checkpoint_path: Any, barrier_before: bool = False, *, kee
         torch.distributed.barrier()
     if os.environ["RANK"] == "0":
         NeMoModelCheckpoint.format_checkpoint_unfinished_marker_path(checkpoint_path).unlink(missing_ok=True)
-        if keep_in is not None and Path(checkpoint_path).exists():
-            checkpoints.keep(Path(checkpoint_path), keep_in)
+        directory = Path(str(checkpoint_path).removesuffix(".ckpt"))  # NeMo names a file and writes a directory
+        if keep_in is not None and directory.is_dir():  # this is also called after NeMo has removed one
+            checkpoints.keep(directory, keep_in)
 
 
 def _load_plan(work_dir: Path) -> DictConfig:
