@@ -8,7 +8,7 @@ from typing import Any
 
 from nemo_srl import registry
 from nemo_srl.config import ClusterConfig
-from nemo_srl.protocols import Launcher
+from nemo_srl.protocols import Job, Launcher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,8 @@ class LauncherBackend:
     """Raises `ConfigError`, at set-up, for a number of nodes that it cannot use. Given: the setting's key and value."""
     close: Callable[[Launcher], None] = lambda launcher: None
     """Called at the end of a run, also after an error, with what `open` returned. Stops what the launcher kept."""
+    ask_to_stop: Callable[[Job], None] | None = None
+    """Tells a running job to save and leave, as it is told before a time limit. None: its jobs have no time limit."""
 
 
 def launcher_backend(settings: Any) -> LauncherBackend:

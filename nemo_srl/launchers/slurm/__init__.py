@@ -245,4 +245,11 @@ def _exit_file(job: Job) -> Path:
     return job.log_dir / f"{job.name}.exit"
 
 
-BACKEND = LauncherBackend(settings=SlurmSettings, open=SlurmLauncher)
+def _ask_to_stop(job: Job) -> None:
+    submission = read_record(record_file(job.log_dir, job.name))
+    assert submission is not None
+    assert submission.job_id is not None
+    client.warn(submission.job_id)
+
+
+BACKEND = LauncherBackend(settings=SlurmSettings, open=SlurmLauncher, ask_to_stop=_ask_to_stop)

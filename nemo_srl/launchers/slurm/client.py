@@ -85,6 +85,13 @@ def cancel(job_id: str) -> None:
     _slurm("scancel", job_id)
 
 
+def warn(job_id: str) -> None:
+    """Send a job's script the signal that Slurm sends before the time limit. Raises `SlurmUnavailableError`."""
+    done = _slurm("scancel", "--batch", "--signal=USR1", job_id)
+    if done.returncode:
+        raise SlurmUnavailableError(f"scancel --batch --signal=USR1 {job_id}: {done.stderr.strip()}")
+
+
 def _exit_status(code: re.Match[str] | None) -> int | None:
     """Slurm's `status:signal` as a shell would report it."""
     if code is None:
