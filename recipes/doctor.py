@@ -4,13 +4,13 @@
     python recipes/doctor.py platform=cuda work_dir=/scratch/doctor
     python recipes/doctor.py recipe=srl-llama2-70b-8n8g-tp8pp4 launcher=slurm cluster=dgx-h100 cluster.account=NAME
 
-On a machine, it shows the versions, the platform of the trainer, GPUs, memory and disk. Then it trains a tiny model with
-SFT and DPO, generates with it, and compares the losses and the text with stored ones.
+On a machine, it shows the versions, the platform of the trainer, GPUs, memory and disk. Then it trains a tiny model
+with SFT and DPO, generates with it, and compares the losses and the text with stored ones.
 
-With settings of conf/ (as `recipes/iterate.py` takes them), it examines a cluster. It runs small jobs on one or two nodes
-through the recipe's own launcher, in the containers of the trainer and of the engine. For each check it says what was
-tried, what was found and what to set. A bad check does not end the others. `work_dir` must then be on storage that all
-nodes share (default: runs/doctor). It gets report.md and report.json, which you can attach to an issue.
+With settings of conf/ (as `recipes/iterate.py` takes them), it examines a cluster. It runs small jobs on one or two
+nodes through the recipe's own launcher, in the containers of the trainer and of the engine. For each check it says what
+was tried, what was found and what to set. A bad check does not end the others. `work_dir` must then be on storage that
+all nodes share (default: runs/doctor). It gets report.md and report.json, which you can attach to an issue.
 
 Exit status 2 means that something is wrong.
 """

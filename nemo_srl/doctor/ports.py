@@ -1,4 +1,4 @@
-"""Whether the nodes of a job reach each other's ports: MASTER_PORT, those of servers, and free ones as NCCL uses them."""
+"""Whether the nodes of a job reach each other's ports: MASTER_PORT, those of servers, and free ones (NCCL's)."""
 
 from __future__ import annotations
 
@@ -82,9 +82,10 @@ def judge(site: Site, nodes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
     reached = len(rows) - sum(bool(r["problem"]) for r in rows)
     text = f"{reached} of {len(rows)} connections" + (f"; {'; '.join(problems)}" if problems else "")
     remedy = (
-        "Nodes must resolve MASTER_ADDR, the name of the first one, and reach each other's MASTER_PORT (20000 to 29999), the ports of servers (8100 to "
-        "8999) and free ports (/proc/sys/net/ipv4/ip_local_port_range). Open them in the nodes' firewall. If the names "
-        "lead to the wrong network, set cluster.env.NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME to the right interface."
+        "Nodes must resolve MASTER_ADDR, the name of the first one. They must reach each other's MASTER_PORT (20000 to "
+        "29999), the ports of servers (8100 to 8999) and free ports (/proc/sys/net/ipv4/ip_local_port_range). Open "
+        "them in the nodes' firewall. If names lead to the wrong network, set cluster.env.NCCL_SOCKET_IFNAME and "
+        "GLOO_SOCKET_IFNAME to the right interface."
     )
     ok = not problems and bool(rows)
     yield Finding(name="ports", ok=ok, text=text, tried=tried, remedy="" if ok else remedy)
@@ -99,7 +100,7 @@ def _wanted(index: int) -> list[tuple[str, int]]:
 
 
 def _own_address(index: int) -> str:
-    """How others reach this node: the first node by MASTER_ADDR, and others by the address that they have towards it."""
+    """How others reach this node: the first one by MASTER_ADDR, and others by their address towards it."""
     master = os.environ.get("MASTER_ADDR", "127.0.0.1")
     if index == 0:
         return master

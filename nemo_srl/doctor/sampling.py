@@ -43,7 +43,7 @@ def digit_logprobs() -> dict[str, float]:
 
 
 def write_model(directory: Path) -> None:
-    """A Llama of 10M parameters whose layers add nothing: its hidden state is 1 everywhere, and the head has the logits."""
+    """A Llama of 10M parameters. Its layers add nothing, its hidden state is 1 everywhere, its head has the logits."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -136,4 +136,5 @@ def _distribution(answered: Sequence[Completion]) -> Iterator[str]:
     deviation = math.sqrt(sum(p * (k - mean) ** 2 for k, p in chances.items()) / n)
     length = sum(c.num_tokens for c in answered) / n
     if abs(length - mean) > SIGMAS * deviation:
-        yield f"samples have {length:.2f} tokens instead of {mean:.2f}: {'short' if length > mean else 'long'} ones are lost"
+        lost = "short" if length > mean else "long"
+        yield f"samples have {length:.2f} tokens on average instead of {mean:.2f}: {lost} ones are lost"

@@ -37,7 +37,7 @@ REACH_SECONDS = 120.0
 """So long, a request may take to reach the training. A step takes less than a second."""
 REMEDY = (
     "Without this, a time limit costs all steps since the last checkpoint. See the end of the log. If the request did "
-    "not arrive: does the site's Slurm pass signals on to steps (scancel --signal=TERM JOB), and may a job requeue itself "
+    "not arrive: does the site's Slurm pass signals on to steps (scancel --signal=TERM JOB)? May a job requeue itself "
     "(JobRequeue=1)? If the save failed: is the storage fast enough for launcher.signal_seconds?"
 )
 
@@ -82,7 +82,7 @@ def judge(found: dict[str, Any], tried: str) -> Finding:
 
 
 def _run(site: Site, job: Job, lesson: Lesson, problems: list[str]) -> None:
-    """Run the job, and meanwhile ask it to stop. Inside an allocation the launcher returns then, and starts it again."""
+    """Run the job, and meanwhile ask it to stop. launcher=srun returns then, and must start it again."""
     over = threading.Event()
     asking = threading.Thread(target=_ask, args=(site, job, lesson, over, problems), daemon=True)
     asking.start()

@@ -211,8 +211,8 @@ def _locks(site: Site, found: Mapping[str, Any]) -> Finding:
         )
     elif between - {"busy"} or login - {"busy"}:
         remedies.append(
-            "Locks are not shared between machines. Mount it with shared ones (Lustre: -o flock and not localflock; NFS: "
-            "without nolock and local_lock), or start a run from one machine only."
+            "Locks are not shared between machines. Mount it with shared ones (Lustre: -o flock and not localflock; "
+            "NFS: without nolock and local_lock), or start a run from one machine only."
         )
     text = f"a lock: {', '.join(sorted(kinds))}; one that this machine holds: {', '.join(sorted(login))}"
     text += f"; one that another node holds: {', '.join(sorted(between))}" if between else ""
@@ -245,8 +245,8 @@ def _of_speed(site: Site, found: Mapping[str, Any]) -> Finding:
     seconds, given = checkpoint / written, getattr(site.cfg.launcher, "signal_seconds", None)
     text = (
         f"{written:.2f} GB/s written and {read:.2f} GB/s read by {len(found)} node(s) at once; a checkpoint of "
-        f"{checkpoint:.1f} GB takes {seconds:.0f} s at this rate; the plan assumes {site.assumptions.storage_gb_per_second:g} "
-        "GB/s"
+        f"{checkpoint:.1f} GB takes {seconds:.0f} s at this rate; the plan assumes "
+        f"{site.assumptions.storage_gb_per_second:g} GB/s"
     )
     remedies = []
     if given is not None and seconds > given:
