@@ -97,12 +97,10 @@ def _of_gpus(site: Site, role: JobRole, host: str, gpus: Sequence[Mapping[str, A
     if len(gpus) < wanted:
         remedies.append(f"The recipe uses {wanted} on a node. Lower {_sizes(role)}, or ask for more.")
     if needed > least:
-        remedies.append(
-            f"The memory is too small: raise the parallel sizes ({_sizes(role)}); recipes/plan.py says more."
-        )
+        remedies.append(f"The memory is too small. Raise the parallel sizes ({_sizes(role)}). See recipes/plan.py.")
     if busy := [gpu for gpu in gpus if float(gpu["used_gb"]) > MAX_USED_GB]:
         remedies.append(
-            f"{len(busy)} of them are in use ({busy[0]['used_gb']:.1f} GB): nvidia-smi lists the processes."
+            f"{len(busy)} of them are in use ({busy[0]['used_gb']:.1f} GB). End the programs that nvidia-smi lists."
         )
     return Finding(name=name, ok=not remedies, text=text, tried=tried, remedy=" ".join(remedies))
 

@@ -42,6 +42,8 @@ def probe(node: Node) -> dict[str, Any]:
     found["free_gb"] = shutil.disk_usage(node.directory).free / 1e9
     if node.count > 1 and node.index < 2:
         found["new_file_seconds"] = _round_trips(node, "new", replaces=False)
+        if None in found["new_file_seconds"]:  # all that follows would wait in vain
+            raise TimeoutError(f"a new file of the other node was not visible in {node.seconds:g} s")
         found["replaced_file_seconds"] = _round_trips(node, "again", replaces=True)
         found["lock_between_nodes"] = _lock_between_nodes(node)
     found["rename"] = _renames(node)
@@ -185,7 +187,7 @@ def _visibility(site: Site, found: Mapping[str, Any]) -> Finding:
         "acdirmax=10, lookupcache=positive)."
     )
     if None in times:
-        text = "a node did not see a file of the other one in 120 s"
+        text = "a node did not see the new content of a replaced file in time"
         return Finding(name=name, ok=False, text=text, tried=tried, remedy=remedy)
     there = max((x for x in times if x is not None), default=0.0)
     text = f"there and back {there:.2f} s" if times else "one node only"
