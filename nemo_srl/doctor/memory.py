@@ -73,10 +73,10 @@ def shape(site: Site) -> ModelSpec:
     from nemo_srl.doctor.site import PROJECT_ROOT
     from nemo_srl.models.hf import read_shape
 
-    model, shapes = site.cfg.model, PROJECT_ROOT / "recipes" / "shapes"
-    known = shapes / Path(model.path).name
-    if not Path(model.path).is_dir() and known.is_dir():
-        return read_shape(known)
+    model, name = site.cfg.model, Path(site.cfg.model.path).name.lower()
+    known = {p.name.lower(): p for p in (PROJECT_ROOT / "recipes" / "shapes").glob("*")}
+    if not Path(model.path).is_dir() and name in known:
+        return read_shape(known[name])
     return read_shape(models.resolve(model.path, Path(model.cache_dir).expanduser()))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,6 @@ class Site:
     directory: Path
     facts: dict[JobRole, list[dict[str, Any]]] = field(default_factory=dict)
     """What the probes found on each node, by role. See `probe.py`."""
-    failures: dict[JobRole, str] = field(default_factory=dict)
-    """Why a role has no facts."""
     result_delays: list[float] = field(default_factory=list)
     """Seconds from the end of a job until this machine saw its files."""
 
@@ -121,8 +119,3 @@ def with_known(settings: Any, **changes: Any) -> Any:
     """`settings` with those of the `changes` for which it has a field."""
     known = {f.name for f in fields(settings)}
     return replace(settings, **{key: value for key, value in changes.items() if key in known})
-
-
-def as_json(settings: Any) -> dict[str, Any]:
-    """Settings of a backend, for a process that runs in a job."""
-    return asdict(settings)
