@@ -35,14 +35,16 @@ from nemo_srl.doctor import (  # fmt: skip
 from nemo_srl.doctor.cluster import Check
 from nemo_srl.doctor.findings import Finding
 from nemo_srl.doctor.probe import Node
-from nemo_srl.doctor.site import Site
+from nemo_srl.doctor.site import Site, wait_until
 from nemo_srl.engines.embedded.settings import EmbeddedSettings
 from nemo_srl.engines.trtllm.settings import TrtllmSettings
 from nemo_srl.errors import JobFailedError, NemoSrlError
+from nemo_srl.launchers.slurm.client import SlurmUnavailableError
 from nemo_srl.launchers.slurm.settings import SlurmSettings
 from nemo_srl.protocols import Job
 from nemo_srl.records import Completion
 from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
+from nemo_srl.trainers.nemo_aligner.trainer import NemoAlignerTrainer
 from nemo_srl.workload import Assumptions, assumptions
 from tests.models_support import make_llama
 
@@ -403,6 +405,26 @@ def test_a_job_that_fails_after_a_stop_request_is_shown(site: Site, monkeypatch:
     assert "JobRequeue" in finding.remedy
 
 
+def test_a_request_that_cannot_be_sent_is_shown_and_ends_the_training(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_when_asked(self: Site, job: Job) -> None:
+        assert wait_until((self.directory / stopping.ASKED).exists, 60)
+        raise JobFailedError("the stop request did not reach the training")
+
+    def refuse(job_id: str) -> None:
+        raise SlurmUnavailableError(f"scancel {job_id}: Access denied")
+
+    site.cfg.launcher = SlurmSettings()
+    site.write("logs/stopping.slurm.json", {"token": "t", "job_id": "7"})
+    monkeypatch.setattr(Site, "run", fail_when_asked)
+    monkeypatch.setattr(NemoAlignerTrainer, "metrics", lambda self, work_dir: [{}] * stopping.MIN_STEPS)
+    monkeypatch.setattr("nemo_srl.launchers.slurm.client.warn", refuse)
+    (finding,) = stopping.check(site)
+    assert not finding.ok
+    assert "The request could not be sent: scancel 7: Access denied" in finding.text
+
+
 # ---- servers
 
 
@@ -570,7 +592,8 @@ def test_the_report_has_everything_but_secrets(site: Site) -> None:
     site.cfg.cluster.env = {"HF_TOKEN": "hf_secret"}
     bad = Finding(name="ports", ok=False, text="closed | 8100\nnode2", tried="t", remedy="open them")
     site.facts["trainer"] = [{"host": "node1"}]
-    path = report.write(site, ["cluster=x"], [bad, Finding(name="sft", ok=True, text="good")])
+    arguments = ["cluster=x", "+cluster.env.HF_TOKEN=hf_secret", "cluster.env={A: hf_secret}", "a.api_key=hf_secret"]
+    path = report.write(site, arguments, [bad, Finding(name="sft", ok=True, text="good")])
     text = path.read_text()
     assert "Wrong: ports" in text
     assert "| WRONG | ports | t | closed \\| 8100<br>node2 | open them |" in text

@@ -18,6 +18,10 @@ from nemo_srl.doctor.site import Site
 
 SECTIONS = ("trainer", "engine", "launcher", "cluster")
 HIDDEN = "(not shown)"
+HIDING = {"env", "extra_body"}
+"""Groups of settings whose values may be secret."""
+SECRET = ("api_key", "token", "password")
+"""How the names of single secret settings end."""
 
 
 def line(finding: Finding) -> str:
@@ -30,7 +34,7 @@ def write(site: Site, arguments: Sequence[str], findings: Sequence[Finding]) -> 
     """Write both files, and return the path of the Markdown one. It is complete up to the last finding."""
     report = {
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "arguments": list(arguments),
+        "arguments": [_shown(argument) for argument in arguments],
         "model": site.cfg.model.path,
         "settings": settings(site),
         "findings": [{**asdict(x), "state": x.state} for x in findings],
@@ -75,10 +79,17 @@ def markdown(report: dict[str, Any], findings: Sequence[Finding]) -> str:
 
 def _without_secrets(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
-        hides = key in ("env", "extra_body")
+        hides = key in HIDING
         return {k: HIDDEN if hides and not isinstance(v, dict) else _without_secrets(v, k) for k, v in value.items()}
-    secret = key.endswith(("api_key", "token", "password")) and isinstance(value, str) and value
+    secret = key.endswith(SECRET) and isinstance(value, str) and value
     return HIDDEN if secret else value
+
+
+def _shown(argument: str) -> str:
+    """An argument of the program without a value that may be secret. Such a value may stand inside of braces, too."""
+    key, _, _ = argument.partition("=")
+    names = key.lstrip("+~").split(".")
+    return f"{key}={HIDDEN}" if HIDING & set(names) or names[-1].endswith(SECRET) else argument
 
 
 def _indented(title: str, text: str) -> list[str]:

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +118,8 @@ def _ask(site: Site, job: Job, lesson: Lesson, over: threading.Event, problems: 
             problems.append(f"no {MIN_STEPS} steps in {FIRST_STEPS_SECONDS:g} s.")
     except (NemoSrlError, OSError) as e:
         problems.append(f"The request could not be sent: {e}.")
+        with suppress(OSError):
+            write_atomic(lesson.directory / ASKED, "1")
 
 
 # ---- in the job
