@@ -419,7 +419,7 @@ def test_a_request_that_cannot_be_sent_is_shown_and_ends_the_training(
     site.write("logs/stopping.slurm.json", {"token": "t", "job_id": "7"})
     monkeypatch.setattr(Site, "run", fail_when_asked)
     monkeypatch.setattr(NemoAlignerTrainer, "metrics", lambda self, work_dir: [{}] * stopping.MIN_STEPS)
-    monkeypatch.setattr("nemo_srl.launchers.slurm.client.warn", refuse)
+    monkeypatch.setattr("nemo_srl.launchers.slurm.client.ask_to_stop", refuse)
     (finding,) = stopping.check(site)
     assert not finding.ok
     assert "The request could not be sent: scancel 7: Access denied" in finding.text

@@ -209,7 +209,7 @@ def _locks(site: Site, found: Mapping[str, Any]) -> Finding:
     if kinds != {"ok"}:
         remedies.append(
             "Locks do not work here. Mount it with them (Lustre: -o flock; NFS: rpc.statd and lockd on every node), or "
-            "set run_dir to another file system. Without locks, nothing keeps two orchestrators apart."
+            "set run_dir to another file system. Without them, a node that dies may leave a lock that you must delete."
         )
     elif between - {"busy"} or login - {"busy"}:
         remedies.append(

@@ -245,11 +245,11 @@ def _exit_file(job: Job) -> Path:
     return job.log_dir / f"{job.name}.exit"
 
 
-def _ask_to_stop(job: Job) -> None:
+def _ask_job_to_stop(job: Job) -> None:
     submission = read_record(record_file(job.log_dir, job.name))
     assert submission is not None
     assert submission.job_id is not None
-    client.warn(submission.job_id)
+    client.ask_to_stop(submission.job_id)
 
 
-BACKEND = LauncherBackend(settings=SlurmSettings, open=SlurmLauncher, ask_to_stop=_ask_to_stop)
+BACKEND = LauncherBackend(settings=SlurmSettings, open=SlurmLauncher, ask_to_stop=_ask_job_to_stop)

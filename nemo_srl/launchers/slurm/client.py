@@ -85,8 +85,11 @@ def cancel(job_id: str) -> None:
     _slurm("scancel", job_id)
 
 
-def warn(job_id: str) -> None:
-    """Send a job's script the signal that Slurm sends before the time limit. Raises `SlurmUnavailableError`."""
+def ask_to_stop(job_id: str) -> None:
+    """Send the job's script what it gets before a time limit. It lets the steps save their work.
+
+    Raises `SlurmUnavailableError`.
+    """
     done = _slurm("scancel", "--batch", "--signal=USR1", job_id)
     if done.returncode:
         raise SlurmUnavailableError(f"scancel --batch --signal=USR1 {job_id}: {done.stderr.strip()}")

@@ -74,7 +74,7 @@ def _meeting_point(environ: Mapping[str, str]) -> dict[str, str]:
     return {"MASTER_ADDR": done.stdout.split()[0], "MASTER_PORT": str(port)}
 
 
-def _ask_to_stop(job: Job) -> None:
+def _ask_job_to_stop(job: Job) -> None:
     """As recipes/iterate.sbatch does: TERM for all steps of the allocation, and not for its script."""
     command = ["scancel", "--signal=TERM", os.environ["SLURM_JOB_ID"]]
     done = subprocess.run(command, text=True, capture_output=True, check=False)
@@ -82,4 +82,4 @@ def _ask_to_stop(job: Job) -> None:
         raise ConfigError(f"{' '.join(command)}: {done.stderr.strip()}")
 
 
-BACKEND = LauncherBackend(settings=SrunSettings, open=SrunLauncher, ask_to_stop=_ask_to_stop)
+BACKEND = LauncherBackend(settings=SrunSettings, open=SrunLauncher, ask_to_stop=_ask_job_to_stop)
