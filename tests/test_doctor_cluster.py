@@ -39,7 +39,6 @@ from nemo_srl.doctor.site import Site, wait_until
 from nemo_srl.engines.embedded.settings import EmbeddedSettings
 from nemo_srl.engines.trtllm.settings import TrtllmSettings
 from nemo_srl.errors import JobFailedError, NemoSrlError
-from nemo_srl.launchers.slurm.client import SlurmUnavailableError
 from nemo_srl.launchers.slurm.settings import SlurmSettings
 from nemo_srl.protocols import Job
 from nemo_srl.records import Completion
@@ -412,14 +411,13 @@ def test_a_request_that_cannot_be_sent_is_shown_and_ends_the_training(
         assert wait_until((self.directory / stopping.ASKED).exists, 60)
         raise JobFailedError("the stop request did not reach the training")
 
-    def refuse(job_id: str) -> None:
-        raise SlurmUnavailableError(f"scancel {job_id}: Access denied")
-
     site.cfg.launcher = SlurmSettings()
     site.write("logs/stopping.slurm.json", {"token": "t", "job_id": "7"})
     monkeypatch.setattr(Site, "run", fail_when_asked)
     monkeypatch.setattr(NemoAlignerTrainer, "metrics", lambda self, work_dir: [{}] * stopping.MIN_STEPS)
-    monkeypatch.setattr("nemo_srl.launchers.slurm.client.ask_to_stop", refuse)
+    monkeypatch.setattr(
+        "nemo_srl.launchers.slurm.client.ask_to_stop", lambda job_id: f"scancel {job_id}: Access denied"
+    )
     (finding,) = stopping.check(site)
     assert not finding.ok
     assert "The request could not be sent: scancel 7: Access denied" in finding.text

@@ -24,7 +24,10 @@ class LauncherBackend:
     close: Callable[[Launcher], None] = lambda launcher: None
     """Called at the end of a run, also after an error, with what `open` returned. Stops what the launcher kept."""
     ask_to_stop: Callable[[Job], None] | None = None
-    """Tells a running job to save and leave, as it is told before a time limit. None: its jobs have no time limit."""
+    """Tells a running job to save and leave, as it is told before a time limit. None: its jobs have no time limit.
+
+    Raises a `NemoSrlError` if it cannot be told.
+    """
 
 
 def launcher_backend(settings: Any) -> LauncherBackend:

@@ -249,7 +249,8 @@ def _ask_job_to_stop(job: Job) -> None:
     submission = read_record(record_file(job.log_dir, job.name))
     assert submission is not None
     assert submission.job_id is not None
-    client.ask_to_stop(submission.job_id)
+    if problem := client.ask_to_stop(submission.job_id):
+        raise JobFailedError(problem)
 
 
 BACKEND = LauncherBackend(settings=SlurmSettings, open=SlurmLauncher, ask_to_stop=_ask_job_to_stop)

@@ -85,14 +85,13 @@ def cancel(job_id: str) -> None:
     _slurm("scancel", job_id)
 
 
-def ask_to_stop(job_id: str) -> None:
+def ask_to_stop(job_id: str) -> str:
     """Send the job's script what it gets before a time limit. It lets the steps save their work.
 
-    Raises `SlurmUnavailableError`.
+    Returns what Slurm says against it. Empty: nothing.
     """
     done = _slurm("scancel", "--batch", "--signal=USR1", job_id)
-    if done.returncode:
-        raise SlurmUnavailableError(f"scancel --batch --signal=USR1 {job_id}: {done.stderr.strip()}")
+    return f"scancel --batch --signal=USR1 {job_id}: {done.stderr.strip()}" if done.returncode else ""
 
 
 def _exit_status(code: re.Match[str] | None) -> int | None:
