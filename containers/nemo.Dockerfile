@@ -17,6 +17,7 @@ COPY data /opt/nemo_srl/data
 ENV PYTHONPATH=/opt/nemo_srl${PYTHONPATH:+:$PYTHONPATH}
 WORKDIR /opt/nemo_srl
 
-# If the base has another stack, this stops the build and names what is missing. No import here may need a GPU.
-RUN python -m nemo_srl.trainers.nemo_aligner.versions \
+# If the base has another stack, or no Transformer Engine or Apex, this stops the build and names what is missing. No
+# import here may need a GPU.
+RUN python -m nemo_srl.trainers.nemo_aligner.versions ngc \
  && python -c "import nemo_srl.engines.openai, nemo_srl.experiment, nemo_srl.report, nemo_srl.stages.pairs, nemo_srl.worker"

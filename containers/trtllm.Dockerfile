@@ -1,5 +1,6 @@
 # The engine's image: NGC's TensorRT-LLM 1.2.1, which has `trtllm-serve`. Stages that call models run in it.
 # Build in the project's root: docker build -f containers/trtllm.Dockerfile -t nemo-srl-engine .
+# It stays 1.2.1 until 1.3 is stable: in the image of 1.3.0rc27, `trtllm-serve` fails when it spawns its workers.
 FROM nvcr.io/nvidia/tensorrt-llm/release:1.2.1
 
 COPY containers/engine.requirements.txt /opt/nemo_srl/containers/

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 from nemo_srl.config import OptimConfig
+from nemo_srl.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,15 @@ class Assumptions:
     mean_response_tokens: float = 400.0
     mean_rubric_tokens: float = 450.0
     mean_verdict_tokens: float = 120.0
+
+
+def assumptions(given: Mapping[str, float]) -> Assumptions:
+    """The assumptions with the values of a recipe's section `assume`. Raises `ConfigError` for an unknown one."""
+    known = {f.name for f in fields(Assumptions)}
+    if unknown := sorted(set(given) - known):
+        names = ", ".join(sorted(known))
+        raise ConfigError(f"assume.{unknown[0]}={given[unknown[0]]:g}: no such assumption. There are {names}.")
+    return Assumptions(**{key: type(getattr(Assumptions, key))(value) for key, value in given.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,13 +18,13 @@ from hydra import compose, initialize_config_dir
 
 from nemo_srl import cli, estimates, models, worker
 from nemo_srl.config import Config, OptimConfig, load
-from nemo_srl.errors import ConfigError, ModelError
+from nemo_srl.errors import ModelError
 from nemo_srl.models.arithmetic import num_parameters
 from nemo_srl.models.hf import read_shape
 from nemo_srl.models.spec import ModelSpec
 from nemo_srl.preflight import check_shape
 from nemo_srl.trainers import trainer_backend
-from nemo_srl.workload import Assumptions
+from nemo_srl.workload import Assumptions, assumptions
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = ROOT / "recipes" / "shapes"
@@ -36,11 +36,7 @@ def compose_config(overrides: list[str]) -> tuple[Config, Assumptions]:
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         composed = compose("iterate", ["run_dir=runs/plan", *overrides])
     cfg = load(composed, Config)
-    known = {f.name for f in fields(Assumptions)}
-    if unknown := sorted(set(cfg.assume) - known):
-        names = ", ".join(sorted(known))
-        raise ConfigError(f"assume.{unknown[0]}={cfg.assume[unknown[0]]:g}: no such assumption. There are {names}.")
-    return cfg, Assumptions(**{key: type(getattr(Assumptions, key))(value) for key, value in cfg.assume.items()})
+    return cfg, assumptions(cfg.assume)
 
 
 def shape_of(model_path: str, cache_dir: str) -> ModelSpec:

@@ -85,6 +85,8 @@ class Loopback:
     faults: Faults = field(default_factory=Faults)
     bad: Callable[[dict[str, Any]], tuple[int, object] | None] = lambda body: None
     """(request body) -> status and body of the answer to a request that does not get a good one."""
+    top: Callable[[str], dict[str, float]] = lambda token: _top(token)
+    """(text of a token) -> the most probable tokens in its place, with their log-probabilities."""
     api_key: str = ""
     model: str = "policy"
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -230,7 +232,11 @@ class Loopback:
         tokens = [self.decode([i]) for i in kept]
         if chat:
             content = [
-                {"token": t, "logprob": -0.1, "top_logprobs": [{"token": u, "logprob": p} for u, p in _top(t).items()]}
+                {
+                    "token": t,
+                    "logprob": -0.1,
+                    "top_logprobs": [{"token": u, "logprob": p} for u, p in self.top(t).items()],
+                }
                 for t in tokens
             ]
             logprobs: object = {"content": content} if with_logprobs else None
@@ -240,7 +246,7 @@ class Loopback:
             "text_offset": [],
             "token_logprobs": [-0.1] * len(tokens),
             "tokens": tokens,
-            "top_logprobs": [_top(t) for t in tokens],
+            "top_logprobs": [self.top(t) for t in tokens],
         }
         choice = {
             "index": index,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nemo_srl.errors import ConfigError
-from nemo_srl.trainers.nemo_aligner.versions import STACK, check_versions
+from nemo_srl.trainers.nemo_aligner.versions import OF_NGC, STACK, check_versions
 
 CONTAINERS = Path(__file__).resolve().parent.parent / "containers"
 
@@ -48,11 +48,29 @@ def test_another_stack_is_named() -> None:
     def of_another_container(package: str) -> str:
         if package == "nemo-aligner":
             raise PackageNotFoundError(package)
-        return {"nemo-toolkit": "2.2.0rc3", "megatron-core": "0.12.1"}[package]
+        return {"torch": "2.3.1", "nemo-toolkit": "2.2.0rc3", "megatron-core": "0.12.1"}[package]
 
     with pytest.raises(ConfigError) as e:
         check_versions(installed=of_another_container)
     assert "nemo-aligner 0.7.x: not installed" in str(e.value)
     assert "megatron-core 0.11.x: found 0.12.1" in str(e.value)
     assert "nemo-toolkit" not in str(e.value)
-    assert check_versions(installed=lambda package: f"{STACK[package]}.9").keys() == STACK.keys()
+    assert "torch 2.4 or newer: found 2.3.1" in str(e.value)
+
+    def of_the_right_one(package: str) -> str:
+        return "2.6.0a0+ecf3bae40a.nv25.01" if package == "torch" else f"{STACK[package]}.9"
+
+    assert check_versions(installed=of_the_right_one).keys() == {"torch", *STACK}
+
+
+@pytest.mark.parametrize("package", ["torch", *OF_NGC])
+def test_an_image_without_a_package_of_ngc_is_named(package: str) -> None:
+    def without_it(name: str) -> str:
+        if name == package:
+            raise PackageNotFoundError(name)
+        return {"torch": "2.6.0", "transformer-engine": "2.0.0", "apex": "0.1"}.get(name) or f"{STACK[name]}.0"
+
+    with pytest.raises(ConfigError, match=f"  {package}: not installed"):
+        check_versions("ngc", installed=without_it)
+    if package != "torch":
+        assert package not in check_versions("cuda", installed=without_it)

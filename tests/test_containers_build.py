@@ -139,11 +139,13 @@ def builder(scratch: Path) -> Iterator[Buildah]:
 
 @pytest.fixture(scope="module")
 def images(builder: Buildah, scratch: Path) -> dict[str, Done]:
-    """Builds both images, and returns the ended builds. In "other", the base had another version of NeMo-Aligner."""
-    build_base(builder, scratch / "base-other", "nemo", versions={"nemo-aligner": "0.6.0"})
+    """Builds both images, and returns the ended builds. In "other", the base had another NeMo-Aligner and no Apex."""
+    of_ngc = {"nemo": {"transformer-engine": "2.0.0", "apex": "0.1"}, "trtllm": {}}
+    other = {"nemo-aligner": "0.6.0", "transformer-engine": "2.0.0"}
+    build_base(builder, scratch / "base-other", "nemo", versions=other)
     done = {"other": build(builder, "nemo")}
     for image in IMAGES:
-        build_base(builder, scratch / f"base-{image}", image, versions={})
+        build_base(builder, scratch / f"base-{image}", image, versions=of_ngc[image])
         done[image] = build(builder, image)
         assert done[image].returncode == 0, done[image].stdout + done[image].stderr
     return done
@@ -154,7 +156,8 @@ def run(builder: Buildah, image: str, *command: str, **options: Any) -> Done:
 
 
 def test_the_build_probes_its_base(images: dict[str, Done]) -> None:
-    assert "nemo-toolkit 2.2.1  nemo-aligner 0.7.0  megatron-core 0.11.0" in images["nemo"].stdout
+    stack = "nemo-toolkit 2.2.1  nemo-aligner 0.7.0  megatron-core 0.11.0  transformer-engine 2.0.0  apex 0.1"
+    assert stack in images["nemo"].stdout
     assert f"/{ngc_base.VENV}/bin/trtllm-serve" in images["trtllm"].stdout
 
 
@@ -162,6 +165,7 @@ def test_a_base_with_another_stack_stops_the_build(images: dict[str, Done]) -> N
     done = images["other"]
     assert done.returncode != 0
     assert "nemo-aligner 0.7.x: found 0.6.0" in done.stderr
+    assert "apex: not installed" in done.stderr
     assert "megatron-core 0.11.x" not in done.stderr
     assert "COMMIT" not in done.stdout
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_srl.doctor import EXPECTED, compare, examine
+from nemo_srl.doctor.machine import examine
+from nemo_srl.doctor.tiny import EXPECTED, compare
 from nemo_srl.errors import NemoSrlError
 from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 

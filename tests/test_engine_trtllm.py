@@ -22,7 +22,7 @@ from nemo_srl.engines import trtllm
 from nemo_srl.engines.openai.dialects import CompletionsDialect
 from nemo_srl.engines.trtllm.options import llm_options, llm_sizes, serve_command
 from nemo_srl.engines.trtllm.requests import TrtllmDialect
-from nemo_srl.engines.trtllm.settings import TrtllmSettings
+from nemo_srl.engines.trtllm.settings import BACKENDS, TrtllmSettings
 from nemo_srl.errors import ConfigError, EngineError, JobFailedError
 from nemo_srl.experiment import Experiment
 from nemo_srl.launchers import keeper
@@ -63,7 +63,7 @@ def request(text: str = "p", n: int = 2) -> GenerationRequest:
     return GenerationRequest(key=f"k-{text}", prompt_token_ids=tuple(map(ord, text)), n=n, seed=1)
 
 
-@pytest.mark.parametrize("backend", ["pytorch", "_autodeploy", "tensorrt"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_every_flag_and_option_is_in_the_contract(backend: str) -> None:
     cfg = config(backend=backend, tensor_parallel_size=4, pipeline_parallel_size=2)
     command = serve_command(cfg, Path("/model"), Path("/options.yaml"), max_seq_len=4096)
@@ -220,8 +220,10 @@ def test_in_process_refusals_are_in_words(model_dir: Path, monkeypatch: pytest.M
     tensorrt_llm_stub.install(monkeypatch, lambda ids, sampling, i: {"token_ids": [], "finish_reason": "cancelled"})
     with pytest.raises(ConfigError, match=r"extra_options.*\['speed'\]"):
         engines.open_engine(config(in_process=True, extra_options={"speed": 11}), model_dir)
-    with pytest.raises(ConfigError, match="backend='tensorrt'"):
-        engines.open_engine(config(in_process=True, backend="tensorrt"), model_dir)
+    with pytest.raises(ConfigError, match="backend='_autodeploy'"):
+        engines.open_engine(config(in_process=True, backend="_autodeploy"), model_dir)
+    with pytest.raises(ConfigError, match="backend='tensorrt': must be one of"):
+        config(backend="tensorrt")
     with pytest.raises(ConfigError, match="num_replicas=2"):
         config(in_process=True, num_replicas=2)
     with pytest.raises(EngineError, match="'cancelled'"):

@@ -35,9 +35,10 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 
-from nemo_srl import cli, doctor
+from nemo_srl import cli
 from nemo_srl.artifacts import write_atomic
 from nemo_srl.config import Config
+from nemo_srl.doctor import cluster, machine
 from nemo_srl.launchers.local import LocalLauncher
 from tests import run_directory, test_oasst, tiny
 
@@ -96,7 +97,8 @@ MORE = {
              "engine=trtllm"],
     "report": ["run_dir={d}/comparison", "run_dir={d}"],
     "export": ["formats=[trl,nemo_rl]", "iterations=[1]", "iterations=[7]", "model=last", "model=M2", "license=mit"],
-    "doctor": ["platform=cpu", "platform=tpu"],
+    "doctor": ["platform=cpu", "platform=tpu", "recipe=srl-smollm2-135m-1gpu", "cluster=bare-metal", "launcher=slurm",
+               "engine=trtllm", "trainer.num_nodes=2"],
     "prepare_oasst": ["language=de", "max_characters=1"],
 }  # fmt: skip
 VALUES = [
@@ -320,13 +322,14 @@ def _reach(*args: object, **kwargs: object) -> None:
 @contextlib.contextmanager
 def without_jobs() -> Iterator[None]:
     """No call starts a job or a training."""
-    kept: tuple[Callable[..., Any], Callable[..., Any]] = LocalLauncher.run, doctor.examine
+    kept: tuple[Callable[..., Any], ...] = LocalLauncher.run, machine.examine, cluster.examine
     LocalLauncher.run = _reach  # type: ignore[method-assign]
-    doctor.examine = lambda settings, directory: iter(())  # type: ignore[assignment]
+    machine.examine = lambda settings, directory: iter(())  # type: ignore[assignment]
+    cluster.examine = _reach  # type: ignore[assignment]
     try:
         yield
     finally:
-        LocalLauncher.run, doctor.examine = kept  # type: ignore[method-assign]
+        LocalLauncher.run, machine.examine, cluster.examine = kept  # type: ignore[method-assign,assignment]
 
 
 def fuzz(options: Options, base: Path) -> Outcomes:

@@ -8,7 +8,7 @@ from typing import Any
 
 from nemo_srl import registry
 from nemo_srl.config import ClusterConfig
-from nemo_srl.protocols import Launcher
+from nemo_srl.protocols import Job, Launcher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,11 @@ class LauncherBackend:
     """Called at the end of a run, also after an error, with what `open` returned. Stops what the launcher kept."""
     visible_seconds: float = 0.0
     """So late may the files of a job appear here, because it runs on another machine."""
+    ask_to_stop: Callable[[Job], None] | None = None
+    """Tells a running job to save and leave, as it is told before a time limit. None: its jobs have no time limit.
+
+    Raises a `NemoSrlError` if it cannot be told.
+    """
 
 
 def launcher_backend(settings: Any) -> LauncherBackend:

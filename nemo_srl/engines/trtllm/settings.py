@@ -8,6 +8,8 @@ from typing import Any
 from nemo_srl.config.check import check
 from nemo_srl.engines.served import ServedSettings
 
+BACKENDS = ("pytorch", "_autodeploy")
+
 
 @dataclass
 class TrtllmSettings(ServedSettings):
@@ -22,7 +24,7 @@ class TrtllmSettings(ServedSettings):
     in_process: bool = False
     """Use TensorRT-LLM's `LLM` class in the stage's own process, with one replica and no servers."""
     backend: str = "pytorch"
-    """pytorch, _autodeploy or tensorrt (gone since TensorRT-LLM 1.3)."""
+    """pytorch or _autodeploy. (`tensorrt` needs engines that are built before, and TensorRT-LLM 1.3 has it no more.)"""
     max_num_tokens: int = 8192
     """Tokens of all sequences in one forward pass, prompts included."""
     max_seq_len: int | None = None
@@ -34,6 +36,7 @@ class TrtllmSettings(ServedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self.backend in BACKENDS, "engine.backend", self.backend, f"must be one of {BACKENDS}")
         check(self.max_num_tokens >= 1, "engine.max_num_tokens", self.max_num_tokens, "must be at least 1")
         fraction = self.free_gpu_memory_fraction
         check(0 < fraction < 1, "engine.free_gpu_memory_fraction", fraction, "must be in (0, 1)")

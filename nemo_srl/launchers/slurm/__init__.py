@@ -287,4 +287,18 @@ def _close(launcher: Launcher) -> None:
     launcher.close()
 
 
-BACKEND = LauncherBackend(settings=SlurmSettings, open=SlurmLauncher, close=_close, visible_seconds=VISIBLE_SECONDS)
+def _ask_job_to_stop(job: Job) -> None:
+    submission = read_record(record_file(job.log_dir, job.name))
+    assert submission is not None
+    assert submission.job_id is not None
+    if problem := client.ask_to_stop(submission.job_id):
+        raise JobFailedError(problem)
+
+
+BACKEND = LauncherBackend(
+    settings=SlurmSettings,
+    open=SlurmLauncher,
+    close=_close,
+    ask_to_stop=_ask_job_to_stop,
+    visible_seconds=VISIBLE_SECONDS,
+)

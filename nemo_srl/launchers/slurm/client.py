@@ -93,9 +93,13 @@ def cancel(job_id: str) -> None:
     _slurm("scancel", job_id)
 
 
-def ask_to_stop(job_id: str) -> None:
-    """Send the job's script what it gets before a time limit. It lets the steps save their work."""
-    _slurm("scancel", "--batch", "--signal=USR1", job_id)
+def ask_to_stop(job_id: str) -> str:
+    """Send the job's script what it gets before a time limit. It lets the steps save their work.
+
+    Returns what Slurm says against it. Empty: nothing.
+    """
+    done = _slurm("scancel", "--batch", "--signal=USR1", job_id)
+    return f"scancel --batch --signal=USR1 {job_id}: {done.stderr.strip()}" if done.returncode else ""
 
 
 def release(job_id: str) -> None:

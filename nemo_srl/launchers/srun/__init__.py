@@ -130,4 +130,18 @@ def _close(launcher: Launcher) -> None:
     launcher.close()
 
 
-BACKEND = LauncherBackend(settings=SrunSettings, open=SrunLauncher, close=_close, visible_seconds=VISIBLE_SECONDS)
+def _ask_job_to_stop(job: Job) -> None:
+    """As recipes/iterate.sbatch does: TERM for all steps of the allocation, and not for its script."""
+    command = ["scancel", "--signal=TERM", os.environ["SLURM_JOB_ID"]]
+    done = subprocess.run(command, text=True, capture_output=True, check=False)
+    if done.returncode:
+        raise ConfigError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+BACKEND = LauncherBackend(
+    settings=SrunSettings,
+    open=SrunLauncher,
+    close=_close,
+    ask_to_stop=_ask_job_to_stop,
+    visible_seconds=VISIBLE_SECONDS,
+)
