@@ -140,8 +140,8 @@ def main(overrides: list[str]) -> None:
     if not fits:
         cli.fail(
             "the memory is too small. For a training, raise the parallel sizes, lower max_seq_length or "
-            "trainer.micro_batch_size, or set trainer.optimizer_cpu_offload=true. For the embedded engine, lower "
-            "engine.max_batch_size."
+            "trainer.micro_batch_size, or set trainer.optimizer_cpu_offload=true or trainer.lora_rank. For the embedded "
+            "engine, lower engine.max_batch_size."
         )
 
 

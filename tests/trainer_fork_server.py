@@ -4,7 +4,8 @@ Started as `python -m tests.trainer_fork_server`. Reads a JSON object a line fro
 `{"work_dir": ..., "num_ranks": 2, "at_step": null, "signal": null}`, runs one process per rank and answers with a line
 `{"exit_codes": [0, 0]}`. With `"lost_at_save": 2`, rank 1 is gone when its second save ends. With `"chunk_rows": 3`,
 three rows make a chunk of the reference's log-probabilities. With `"share_prompts": 0`, a pair is two sequences, as on
-the other platforms. Everything that the ranks print goes to
+the other platforms. With `"frozen": path`, each rank puts what it does not train into the file `path`, as it is at the
+end. Everything that the ranks print goes to
 `<work_dir>/log_<rank>.txt`.
 
 Not covered: that `train` works in a process of its own, which the tests with torchrun and `Trainer` do.
@@ -12,6 +13,7 @@ Not covered: that `train` works in a process of its own, which the tests with to
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -77,6 +79,8 @@ def _fork(job: dict, rank: int, port: int) -> int:
             cfg.model.data.share_prompts = bool(job.get("share_prompts", True))
 
         run_session(Path(job["work_dir"]), adapt_plan=adapt_plan)
+        if "frozen" in job:
+            _save_frozen(f"{job['frozen']}_{rank}")
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -84,6 +88,15 @@ def _fork(job: dict, rank: int, port: int) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _save_frozen(path: str) -> None:
+    import torch
+    from megatron.core.distributed import DistributedDataParallel
+
+    (model,) = (x for x in gc.get_objects() if type(x) is DistributedDataParallel)
+    frozen = {name: p.detach() for name, p in model.module.named_parameters() if not p.requires_grad}
+    torch.save(frozen, path)
 
 
 def _signal_at(step: int, number: int) -> None:

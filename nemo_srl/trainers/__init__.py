@@ -60,6 +60,8 @@ class TrainerBackend:
     memory: Callable[[OptimConfig, Any, ModelSpec], TrainingMemory]
     checkpoint_bytes: Callable[[Any, ModelSpec], float]
     """The size of one checkpoint, from which an interrupted training goes on."""
+    step_passes: Callable[[Any], float] = lambda settings: 3.0
+    """What a training step costs, in forward passes of the same rows."""
     whole_batches: bool = False
     """Whether a step needs a whole global batch, so that fewer rows are too few. Then preflight counts them."""
     describe: Callable[[Any], str] = lambda settings: settings.name

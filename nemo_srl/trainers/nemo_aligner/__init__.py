@@ -15,7 +15,7 @@ platforms/                   CPUs, GPUs with pip packages alone, and NVIDIA's co
 from __future__ import annotations
 
 from nemo_srl.trainers import TrainerBackend
-from nemo_srl.trainers.nemo_aligner.memory import checkpoint_bytes, training_memory
+from nemo_srl.trainers.nemo_aligner.memory import checkpoint_bytes, step_passes, training_memory
 from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 from nemo_srl.trainers.nemo_aligner.trainer import VERSION, NemoAlignerTrainer
 from nemo_srl.trainers.nemo_aligner.training_plan import check_plan
@@ -29,12 +29,13 @@ def _describe(settings: NemoAlignerSettings) -> str:
 
 BACKEND = TrainerBackend(
     settings=NemoAlignerSettings,
-    decisive=("precision",),
+    decisive=("precision", "lora_rank", "lora_alpha"),
     version=VERSION,
     open=NemoAlignerTrainer,
     check=check_plan,
     memory=training_memory,
     checkpoint_bytes=checkpoint_bytes,
+    step_passes=step_passes,
     whole_batches=True,
     describe=_describe,
 )

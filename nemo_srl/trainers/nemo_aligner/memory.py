@@ -39,16 +39,36 @@ def training_memory(optim: OptimConfig, trainer: NemoAlignerSettings, spec: Mode
     embedding = table * (1 if spec.tie_word_embeddings or pp > 1 else 2)
     parameters = (spec.num_layers / pp * parameters_per_layer(spec) + embedding) / tp
     weights, optimizer, host = bytes_per_parameter(trainer)
+    frozen, largest = 0.0, table / tp
+    if trainer.lora_rank:
+        frozen = parameters * (2.0 if trainer.precision == "bf16-O2" else 4.0)
+        parameters = spec.num_layers / pp * adapter_parameters_per_layer(spec, trainer.lora_rank) / tp
+        largest = trainer.lora_rank * 2 * spec.ffn_hidden_size / tp
     return TrainingMemory(
-        weights_and_gradients=parameters * weights,
+        weights_and_gradients=frozen + parameters * weights,
         optimizer=parameters * optimizer,
         activations=layers * per_layer,
         logits=logits_bytes(trainer, spec, num_tokens=num_tokens),
         # The largest parameter: megatron-core's copy of its clipped gradient, or both of its moments on their visit.
-        step=table / tp / trainer.data_parallel_size * (8 if trainer.optimizer_cpu_offload else 4),
+        step=largest / trainer.data_parallel_size * (8 if trainer.optimizer_cpu_offload else 4),
         overhead=OVERHEAD_BYTES if trainer.world_size > 1 else ONE_GPU_OVERHEAD_BYTES,
         host=parameters * host,
     )
+
+
+def step_passes(trainer: NemoAlignerSettings) -> float:
+    """A training step in forward passes: the backward pass has two products for each one of the forward pass [N, 2.2].
+
+    With LoRA it has only the one for the gradient of the input. Adapters are so small that they are neglected.
+    """
+    return 2.0 if trainer.lora_rank else 3.0
+
+
+def adapter_parameters_per_layer(spec: ModelSpec, rank: int) -> int:
+    """LoRA: two matrices of this rank for each linear layer of NeMo's (`nemo_srl/models/lora.py`)."""
+    h, f, q = spec.hidden_size, spec.ffn_hidden_size, spec.num_attention_heads * spec.head_dim
+    qkv = q + 2 * spec.num_query_groups * spec.head_dim
+    return rank * ((h + qkv) + (q + h) + (h + 2 * f) + (f + h))
 
 
 def bytes_per_parameter(trainer: NemoAlignerSettings) -> tuple[float, float, float]:
@@ -97,7 +117,7 @@ def logits_bytes(trainer: NemoAlignerSettings, spec: ModelSpec, *, num_tokens: i
     size = _bytes_per_element(trainer)
     per_logit = 4 if size == 4 else 4 + size
     logits = num_tokens * spec.vocab_size
-    later = size * (logits + spec.vocab_size * spec.hidden_size)
+    later = size * (logits + (0 if trainer.lora_rank else spec.vocab_size * spec.hidden_size))
     return max(per_logit * logits, later) / trainer.tensor_model_parallel_size
 
 
@@ -107,9 +127,13 @@ def _bytes_per_element(trainer: NemoAlignerSettings) -> float:
 
 
 def checkpoint_bytes(trainer: NemoAlignerSettings, spec: ModelSpec) -> float:
-    """One checkpoint of a training: weights, float32 masters (also of float32 weights) and both moments.
+    """One checkpoint of a training: weights, float32 masters (also of float32 weights) and both moments. With LoRA,
+    those of the adapters alone.
 
     Measured on a CPU: 2.1 GB for the 134.5M parameters of SmolLM2-135M in float32. This gives 2.15 GB.
     """
     weights = 2 if trainer.precision == "bf16-O2" else 4
-    return num_parameters(spec) * (weights + 4 + 8)
+    number = num_parameters(spec)
+    if trainer.lora_rank:
+        number = spec.num_layers * adapter_parameters_per_layer(spec, trainer.lora_rank)
+    return number * (weights + 4 + 8)

@@ -1,6 +1,7 @@
 """Builds NeMo-Aligner's objects and runs them; see `run.py`. It imports NeMo, so others import it late.
 
-Covers SFT and DPO of a full model. An error that `feasibility.py` did not foresee appears here, as NeMo's own.
+Covers SFT and DPO, of all weights or with LoRA. An error that `feasibility.py` did not foresee appears here, as NeMo's
+own.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from nemo_aligner.utils.utils import load_from_nemo
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_srl.errors import ConfigError, StoppedError
-from nemo_srl.trainers.nemo_aligner import divergence, losses, objectives, reference, shared_prompts, targets
+from nemo_srl.trainers.nemo_aligner import divergence, lora, losses, objectives, reference, shared_prompts, targets
 from nemo_srl.trainers.nemo_aligner.batches import batch_dpo, collate_dpo, collate_sft
 from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, read_rows
 from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, MetricsFile
@@ -119,6 +120,8 @@ def _load_model(cfg: DictConfig, trainer: Any, algorithm: str, start_dir: Path) 
     cls = MegatronGPTDPOModel if algorithm == "dpo" else GPTSFTModel
     model = load_from_nemo(cls, cfg.model, trainer, strict=True, restore_path=str(start_dir))
     init_peft(model, cfg.model)
+    if cfg.model.peft.peft_scheme == "lora":
+        lora.install(model, seed=cfg.model.seed)
     if algorithm == "sft":
         objectives.average_over_tokens(model)
         return model

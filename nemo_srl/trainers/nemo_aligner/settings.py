@@ -24,6 +24,12 @@ class NemoAlignerSettings:
     num_nodes: int = 1
     devices: int | None = None
     """Ranks per node; null: just enough for one model replica (tensor x pipeline / num_nodes)."""
+    lora_rank: int = 0
+    """Above 0: LoRA (Hu et al. 2021, arXiv 2106.09685). The model's weights stay as they are. Each linear layer of the
+    attention and of the feed-forward gets an adapter of this rank, and only adapters are trained. They are added to the
+    weights when the model is exported. LoRA needs higher learning rates than a training of all weights."""
+    lora_alpha: float = 32.0
+    """The output of an adapter is multiplied by lora_alpha / lora_rank."""
     optimizer_cpu_offload: bool = False
     """true: Adam's two moments stay in the host's memory, and visit the GPU one parameter at a time in each step. This
     frees 8 bytes of GPU memory a parameter (over the data-parallel ranks). The result is the same. It costs two
@@ -32,6 +38,8 @@ class NemoAlignerSettings:
     def __post_init__(self) -> None:
         for key in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "micro_batch_size", "num_nodes"):
             check(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "must be at least 1")
+        check(self.lora_rank >= 0, "trainer.lora_rank", self.lora_rank, "must be at least 0; 0 trains all weights")
+        check(self.lora_alpha > 0, "trainer.lora_alpha", self.lora_alpha, "must be above 0")
         known = ("bf16", "bf16-O2", "32")
         check(self.precision in known, "trainer.precision", self.precision, f"must be one of {known}")
         platforms = ("auto", *PLATFORMS)

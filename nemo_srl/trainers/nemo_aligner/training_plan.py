@@ -8,7 +8,7 @@ part of NeMo's `megatron_gpt_config.yaml`. Paths in it are relative to the work 
 training on GPUs with Transformer Engine. A platform's `adapt_plan` changes what a
 machine without them needs otherwise.
 
-Does not cover: LoRA, context parallelism, virtual pipeline stages, fp8, packed sequences.
+Does not cover: context parallelism, virtual pipeline stages, fp8, packed sequences.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _model_section(
         "activations_checkpoint_granularity": None,
         "activations_checkpoint_method": None,
         "activations_checkpoint_num_layers": None,
-        "peft": {"peft_scheme": "none", "restore_from_path": None},
+        "peft": _peft_section(trainer),
         "optim": _optim_section(optim, trainer, num_steps=num_steps),
         "data": _data_section(section, optim, trainer),
     }
@@ -175,6 +175,25 @@ def _model_section(
             "sft_loss_weight": optim.sft_loss_weight,
         }
     return model
+
+
+def _peft_section(trainer: NemoAlignerSettings) -> dict[str, Any]:
+    if not trainer.lora_rank:
+        return {"peft_scheme": "none", "restore_from_path": None}
+    return {
+        "peft_scheme": "lora",
+        "restore_from_path": None,
+        "lora_tuning": {
+            "target_modules": ["all"],
+            "adapter_dim": trainer.lora_rank,
+            "alpha": trainer.lora_alpha,
+            "adapter_dropout": 0.0,
+            "column_init_method": "zero",  # `lora.py` initialises, so that every parallel layout gets the same numbers
+            "row_init_method": "zero",
+            "layer_selection": None,
+            "weight_tying": False,
+        },
+    }
 
 
 def _architecture(optim: OptimConfig, spec: ModelSpec) -> dict[str, Any]:
