@@ -1,4 +1,6 @@
-"""LoRA, by the real NeMo-Aligner against an independent implementation in transformers."""
+"""What large models need, by the real NeMo-Aligner: LoRA, against an independent implementation in transformers, and
+what changes only memory or time, against trainings without it.
+"""
 
 from __future__ import annotations
 
@@ -183,7 +185,7 @@ def test_every_layout_trains_the_same_adapters(run_of: Callable[..., Run], layou
     assert_same_training(run_of("dpo", **LORA), run_of("dpo", **LORA, **layout))
 
 
-@pytest.mark.parametrize("precision", ["32", "bf16-O2"])
+@pytest.mark.parametrize("precision", ["32", "bf16", "bf16-O2"])
 def test_sft_of_the_adapters_equals_transformers(
     launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path, precision: str
 ) -> None:
@@ -201,7 +203,66 @@ def test_sft_of_the_adapters_equals_transformers(
     assert step["loss"] == pytest.approx(loss.item(), rel=1e-3 if rounded else 1e-5)
     assert step["grad_norm"] == pytest.approx(model.norm(), rel=0.02 if rounded else 1e-4)
     shutil.copytree(model_dir, base)
-    if rounded:
+    if precision == "bf16-O2":
         weights = {name: value.bfloat16() for name, value in load_file(base / "model.safetensors").items()}
         save_file(weights, base / "model.safetensors")
     assert_merged(tmp_path / "hf", base, adapters)
+
+
+FULL = {"recompute_granularity": "full"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        FULL,
+        {"recompute_granularity": "selective"},
+        {**FULL, "pipeline_model_parallel_size": 2},
+        {**FULL, "tensor_model_parallel_size": 2, "sequence_parallel": True},
+    ],
+    ids=["full", "selective", "full, PP=2", "full, TP=2+SP"],
+)
+def test_layers_that_are_computed_again_have_the_same_gradients(
+    run_of: Callable[..., Run], changes: dict[str, Any]
+) -> None:
+    """In a pipeline, the layers of the first stage are computed again when it has the next micro-batch."""
+    assert_same_training(run_of("dpo"), run_of("dpo", **changes))
+
+
+def test_adapters_of_layers_that_are_computed_again_have_gradients(run_of: Callable[..., Run]) -> None:
+    assert_same_training(run_of("dpo", **LORA), run_of("dpo", **LORA, **FULL))
+
+
+@pytest.mark.parametrize("granularity", ["full", "selective"])
+def test_layers_that_are_computed_again_drop_the_same_elements(run_of: Callable[..., Run], granularity: str) -> None:
+    dropout = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "max_epochs": 1}
+    assert_same_training(run_of("sft", optim=dropout), run_of("sft", optim=dropout, recompute_granularity=granularity))
+
+
+OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
+
+
+@pytest.mark.parametrize("lora", [{}, LORA], ids=["all weights", "LoRA"])
+def test_communication_beside_the_computation_changes_nothing(run_of: Callable[..., Run], lora: dict[str, Any]) -> None:
+    """Weights that another rank has updated are there when a checkpoint is saved."""
+    assert_same_training(run_of("dpo", **lora, devices=2), run_of("dpo", **lora, **OVERLAP, devices=2))
+
+
+CONTEXT = {"context_parallel_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "optim"),
+    [
+        ("sft", ALL_ROWS),
+        ("dpo", {}),
+        ("dpo", {"preference_loss": "dpo_norm", "beta": 5.0, "sft_loss_weight": 0.5, "max_epochs": 1}),
+    ],
+    ids=["sft", "dpo", "dpo_norm"],
+)
+def test_ranks_that_share_sequences_train_the_same_model(
+    run_of: Callable[..., Run], algorithm: str, optim: dict[str, Any]
+) -> None:
+    """With an attention for tests. Transformer Engine's runs on GPUs alone."""
+    usual = {"optim": optim, "micro_batch_size": 2}
+    assert_same_training(run_of(algorithm, **usual), run_of(algorithm, **usual, **CONTEXT))

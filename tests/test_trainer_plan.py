@@ -168,6 +168,39 @@ def test_where_adams_moments_stay_is_in_the_plan_only_if_it_is_not_usual() -> No
     assert offloaded == {**usual, "optimizer_cpu_offload": True}
 
 
+def test_overlaps_are_planned_by_nemos_names() -> None:
+    optim = plan(overlap_grad_reduce=True, overlap_param_gather=True)["model"]["optim"]
+    assert (optim["overlap_grad_sync"], optim["overlap_param_sync"]) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"overlap_param_gather": True}, r"trainer.overlap_param_gather=True: needs trainer.overlap_grad_reduce=true"),
+        ({"ub_tp_comm_overlap": True}, r"trainer.ub_tp_comm_overlap=True: .*lengths of their own.*false"),
+        (
+            {"virtual_pipeline_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
+            r"trainer.virtual_pipeline_model_parallel_size=2: NeMo-Aligner .*Set it to 1",
+        ),
+    ],
+)
+def test_overlaps_that_cannot_be_right_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        NemoAlignerSettings(**settings)
+
+
+def test_recomputation_is_planned_layer_by_layer() -> None:
+    def planned(granularity: str) -> list[Any]:
+        model = plan(recompute_granularity=granularity)["model"]
+        return [model[f"activations_checkpoint_{key}"] for key in ("granularity", "method", "num_layers")]
+
+    assert planned("none") == [None, None, None]
+    assert planned("selective") == ["selective", None, None]
+    assert planned("full") == ["full", "uniform", 1]
+    with pytest.raises(ConfigError, match=r"trainer.recompute_granularity='all'.*selective"):
+        plan(recompute_granularity="all")
+
+
 def test_adapters_are_planned_for_every_linear_layer() -> None:
     peft = plan(lora_rank=8, lora_alpha=16.0)["model"]["peft"]
     assert (peft["peft_scheme"], peft["lora_tuning"]["target_modules"]) == ("lora", ["all"])

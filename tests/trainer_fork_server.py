@@ -5,8 +5,8 @@ Started as `python -m tests.trainer_fork_server`. Reads a JSON object a line fro
 `{"exit_codes": [0, 0]}`. With `"lost_at_save": 2`, rank 1 is gone when its second save ends. With `"chunk_rows": 3`,
 three rows make a chunk of the reference's log-probabilities. With `"share_prompts": 0`, a pair is two sequences, as on
 the other platforms. With `"frozen": path`, each rank puts what it does not train into the file `path`, as it is at the
-end. Everything that the ranks print goes to
-`<work_dir>/log_<rank>.txt`.
+end. With context parallelism, attention is that of `context_parallel_attention`. Everything that the ranks print goes
+to `<work_dir>/log_<rank>.txt`.
 
 Not covered: that `train` works in a process of its own, which the tests with torchrun and `Trainer` do.
 """
@@ -64,6 +64,7 @@ def _fork(job: dict, rank: int, port: int) -> int:
         }
         from nemo_srl.trainers.nemo_aligner.platforms import cpu
         from nemo_srl.trainers.nemo_aligner.session import run_session
+        from tests import context_parallel_attention
 
         if job["at_step"] is not None and rank == 0:
             _signal_at(job["at_step"], job["signal"])
@@ -77,6 +78,10 @@ def _fork(job: dict, rank: int, port: int) -> int:
         def adapt_plan(cfg: DictConfig) -> None:
             cpu.adapt_plan(cfg)
             cfg.model.data.share_prompts = bool(job.get("share_prompts", True))
+            if (size := cfg.model.context_parallel_size) > 1:
+                cfg.model.data.share_prompts = False
+                cfg.model.data.pad_length_to_multiple_of *= 2 * size
+                context_parallel_attention.install()
 
         run_session(Path(job["work_dir"]), adapt_plan=adapt_plan)
         if "frozen" in job:

@@ -7,6 +7,7 @@ trainer.py                   prepare, train, export                             
 run.py                       one rank: environment, platform                      torch, NeMo
 session.py                   one rank: NeMo-Aligner's model, data and loop
 batches.py, micro_batches.py, shared_prompts.py, targets.py   what the model sees, and where logits are needed
+context_parallel.py, lora.py, overlap.py   what a rank has of a sequence; adapters; weights that arrive late
 reference.py, objectives.py, losses.py   what is minimised
 metrics.py, progress.py, divergence.py, stopping.py   what is told of a step, and what ends a training
 platforms/                   CPUs, GPUs with pip packages alone, and NVIDIA's containers

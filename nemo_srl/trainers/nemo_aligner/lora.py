@@ -1,6 +1,6 @@
 """LoRA by NeMo's adapters: their first values, and checkpoints that hold them and nothing of the frozen model.
 
-NeMo 2.2.1 adds the adapters to the layers and freezes all else. `install` changes four things:
+NeMo 2.2.1 adds the adapters to the layers and freezes all else. `install` changes five things:
 
 1. *First values.* A is uniform in +-1/sqrt(input size), as in Microsoft's code and in PEFT, and B is zero (Hu et al.
    2021, section 4.1). NeMo draws other numbers for another number of tensor-parallel ranks.
@@ -8,6 +8,7 @@ NeMo 2.2.1 adds the adapters to the layers and freezes all else. `install` chang
    that went on from such a checkpoint would begin with moments of zero. Here they are distributed checkpoints.
 3. *Tied embeddings in a pipeline.* megatron-core adds up their gradients. A frozen embedding has none.
 4. *Norms of queries and keys.* NeMo's attention with adapters leaves them out, without an error.
+5. *Recomputed layers.* PyTorch gives a layer no gradient if its input has none, as behind a frozen embedding.
 
 Not covered: sequence parallelism, which `feasibility.py` refuses.
 """
@@ -37,6 +38,10 @@ def install(model: Any, *, seed: int) -> None:
             adapter = layer.get_submodule(name)
             _initialize(adapter, seed=seed + len(_IN_LAYERS) * layer.layer_number + number)
         _normalize_queries_and_keys(layer.self_attention)
+    if model.cfg.activations_checkpoint_granularity == "full":
+        for module in model.get_model_module_list():
+            if module.pre_process:
+                module.embedding.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
     model.sharded_state_dict = lambda prefix="": _sharded_state_dict(model, prefix)
     # The package gives its function by the name of this module.
     gradients: Any = sys.modules[f"{megatron.core.distributed.__name__}.finalize_model_grads"]

@@ -6,7 +6,7 @@ rows share a micro-batch, so the loss and the gradient are the same up to roundi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -33,12 +33,17 @@ class Targets:
 class MicroBatches:
     """Takes the place of NeMo's `get_iterator_k_split`. It counts tokens, and says where the targets are."""
 
-    def __init__(self, targets: Targets, *, multiple: int, share_prompts: bool = False) -> None:
+    def __init__(
+        self, targets: Targets, *, multiple: int, share_prompts: bool = False,
+        part_of_rank: Callable[[torch.Tensor], torch.Tensor] = lambda values: values,
+    ) -> None:  # fmt: skip
         """The length of every micro-batch is a multiple of `multiple`, as that of the batches must be.
 
-        `share_prompts`: a pair is one sequence (`shared_prompts.py`).
+        `share_prompts`: a pair is one sequence (`shared_prompts.py`). `part_of_rank` cuts [rows, sequence] to the
+        tokens that this rank has in its model.
         """
         self._targets, self.multiple, self._share_prompts = targets, multiple, share_prompts
+        self._part_of_rank = part_of_rank
         self._num_tokens = self._num_computed = 0
 
     def __call__(self, batch: dict[str, Any], num_microbatches: int, *_: Any) -> Iterator[dict[str, Any]]:
@@ -60,7 +65,7 @@ class MicroBatches:
             # A pair is two sequences: first all chosen ones, then all rejected ones, as NeMo-Aligner has them.
             sides = ("chosen_", "rejected_") if "chosen" in batch else ("",)
             mask = torch.cat([part[f"{side}labels"] for side in sides]) != IGNORED_LABEL
-            row, position = mask.nonzero(as_tuple=True)
+            row, position = self._part_of_rank(mask).nonzero(as_tuple=True)
             places = position * len(mask) + row
             lengths, computed = torch.cat([part[f"{side}length"] for side in sides]), mask.numel()
         self._targets.set(places)

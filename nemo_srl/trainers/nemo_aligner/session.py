@@ -42,7 +42,17 @@ from nemo_aligner.utils.utils import load_from_nemo
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_srl.errors import ConfigError, StoppedError
-from nemo_srl.trainers.nemo_aligner import divergence, lora, losses, objectives, reference, shared_prompts, targets
+from nemo_srl.trainers.nemo_aligner import (
+    context_parallel,
+    divergence,
+    lora,
+    losses,
+    objectives,
+    overlap,
+    reference,
+    shared_prompts,
+    targets,
+)
 from nemo_srl.trainers.nemo_aligner.batches import batch_dpo, collate_dpo, collate_sft
 from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, read_rows
 from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, MetricsFile
@@ -73,7 +83,7 @@ def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None]) -> 
     rows = list(read_rows(work_dir / TRAIN_FILE))
     loader = _build_loader(cfg, algorithm, rows, model.tokenizer.eos_id, progress.get("consumed_samples", 0))
     init_using_ptl(trainer, model, loader, rows)
-    micro_batches = _compute_what_is_needed(model, cfg.model.data)
+    micro_batches = _compute_what_is_needed(model, cfg.model)
     metrics = _open_metrics(cfg, work_dir, progress) if trainer.is_global_zero else None
     loop = _build_loop(cfg, trainer, model, loader, micro_batches, metrics)
     divergence.watch(loop, _record_step(loop.optimizer, metrics, micro_batches), work_dir)
@@ -128,15 +138,23 @@ def _load_model(cfg: DictConfig, trainer: Any, algorithm: str, start_dir: Path) 
     if (loss := losses.find(cfg.model.dpo.preference_loss)) is not None:
         objectives.use_preference_loss(model, loss)
     model.get_ref_policy_logprobs = reference.of_batch
+    if cfg.model.context_parallel_size > 1:
+        context_parallel.cut_reference(model)
     return model
 
 
-def _compute_what_is_needed(model: Any, data: DictConfig) -> MicroBatches:
+def _compute_what_is_needed(model: Any, cfg: DictConfig) -> MicroBatches:
     """Little padding, logits only where there is a target, and the prompt of a pair once if the platform can."""
     where = Targets()
     targets.install(model, where)
-    share_prompts = data.get("share_prompts", False)
-    micro_batches = MicroBatches(where, multiple=data.pad_length_to_multiple_of, share_prompts=share_prompts)
+    # Layers read the layout of the micro-batch that was handed out last. In a pipeline, that is another one when they
+    # are computed again.
+    recomputed = cfg.activations_checkpoint_granularity and cfg.pipeline_model_parallel_size > 1
+    share_prompts = cfg.data.get("share_prompts", False) and not recomputed
+    micro_batches = MicroBatches(
+        where, multiple=cfg.data.pad_length_to_multiple_of, share_prompts=share_prompts,
+        part_of_rank=context_parallel.mine,
+    )  # fmt: skip
     sft_model.get_iterator_k_split = dpo_model.get_iterator_k_split = micro_batches
     # Micro-batches have lengths of their own. So a pipeline stage sends the shape before the hidden states.
     for module in model.get_model_module_list():
@@ -171,7 +189,7 @@ def _build_loop(
         "val_dataloader": loader,  # there is no validation, but the loop asks for the length of a loader
         "test_dataloader": None,
         "logger": CustomLoggerWrapper([] if metrics is None else [metrics]),
-        "ckpt_callback": add_custom_checkpoint_callback(trainer, model),
+        "ckpt_callback": overlap.fetch_before_saving(add_custom_checkpoint_callback(trainer, model), model),
         "run_timer": StopRequest(),
     }
     if "dpo" in cfg.trainer:
