@@ -105,6 +105,11 @@ def times_of(stage: Stage[Any], cfg: Config) -> int:
     return {"run": 1, "iteration": cfg.num_iterations, "model": cfg.num_iterations + 2}[stage.per]
 
 
+def num_passes(cfg: Config, work: Trained) -> float:
+    """Forward passes that take as long as all that a training does with a row, each time that it trains on it."""
+    return trainer_backend(cfg.trainer).step_passes(cfg.trainer) + work.num_reference_passes
+
+
 def stages(cfg: Config, spec: ModelSpec, assumptions: Assumptions) -> list[StageEstimate]:
     """Every stage of the run that generates or trains, in the order of `stages.LOOP`, and the starts of servers.
 
@@ -154,7 +159,7 @@ def _training(name: str, times: int, work: Trained, cfg: Config, spec: ModelSpec
     optim, trainer = work.optim, cfg.trainer
     num_tokens = work.num_rows * work.row_tokens * optim.max_epochs
     length = work.row_tokens / work.num_sequences
-    flops = num_tokens * flops_per_token(spec, sequence_length=length, forward_passes=work.num_forward_passes)
+    flops = num_tokens * flops_per_token(spec, sequence_length=length, forward_passes=num_passes(cfg, work))
     rate = a.peak_tflops * a.training_mfu * trainer.pipeline_efficiency(optim)
     num_steps = work.num_rows // optim.global_batch_size * optim.max_epochs
     num_saves = num_steps // optim.save_interval + 1

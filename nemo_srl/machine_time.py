@@ -12,7 +12,7 @@ from statistics import fmean
 
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config
-from nemo_srl.estimates import times_of
+from nemo_srl.estimates import num_passes, times_of
 from nemo_srl.judging import reader
 from nemo_srl.models import hf
 from nemo_srl.models.arithmetic import flops_per_token, num_parameters
@@ -79,7 +79,7 @@ def seconds(cfg: Config, spec: ModelSpec, a: Assumptions, *, gflops: float) -> f
         work, times = stage.work(cfg, a), times_of(stage, cfg)
         if isinstance(work, Trained):
             length = work.row_tokens / work.num_sequences
-            flops = flops_per_token(spec, sequence_length=length, forward_passes=work.num_forward_passes)
+            flops = flops_per_token(spec, sequence_length=length, forward_passes=num_passes(cfg, work))
             needed = work.num_rows * work.row_tokens * work.optim.max_epochs * flops
             total += times * (needed / rate / TRAINING_SHARE + START_SECONDS["trained"])
         elif isinstance(work, Generated):

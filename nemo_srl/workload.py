@@ -71,8 +71,9 @@ class Trained:
     """Tokens of all sequences of a row."""
     num_sequences: int
     """Sequences of a row: 1, or 2 for a pair."""
-    num_forward_passes: float
-    """A training step costs as much as three forward passes. DPO's reference adds one per row, once."""
+    num_reference_passes: float = 0.0
+    """Forward passes besides the training steps, for each time that a row is trained on: DPO's reference adds one per
+    row, once."""
 
 
 Work = Generated | Trained

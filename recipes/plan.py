@@ -129,7 +129,7 @@ def main(overrides: list[str]) -> None:
     sizes = "".join(
         f"{getattr(t, f.name)} ({f.name.removesuffix('_parallel_size')}) x "
         for f in fields(t)
-        if f.name.endswith("_parallel_size")
+        if f.name.endswith("_parallel_size") and not f.name.startswith("virtual_")
     )
     print(f"model            {cfg.model.path}: {num_parameters(spec) / 1e9:.2f} billion parameters")
     gpus = counted(t.world_size, "GPU")
@@ -145,8 +145,8 @@ def main(overrides: list[str]) -> None:
     if not fits:
         cli.fail(
             "the memory is too small. For a training, raise the parallel sizes, lower max_seq_length or "
-            "trainer.micro_batch_size, or set trainer.optimizer_cpu_offload=true. For the embedded engine, lower "
-            "engine.max_batch_size."
+            "trainer.micro_batch_size, or set trainer.recompute_granularity=full, trainer.optimizer_cpu_offload=true "
+            "or trainer.lora_rank. For the embedded engine, lower engine.max_batch_size."
         )
 
 

@@ -32,7 +32,7 @@ from tests.support import composed
 
 GOLDEN = Path(__file__).with_name("golden")
 RECIPES = sorted(p.stem for p in (PROJECT_ROOT / "conf" / "recipe").glob("srl-*n8g-*.yaml"))
-ONE_GPU_RECIPES = sorted(p.stem for p in (PROJECT_ROOT / "conf" / "recipe").glob("srl-*-1gpu.yaml"))
+ONE_GPU_RECIPES = sorted(p.stem for p in (PROJECT_ROOT / "conf" / "recipe").glob("srl-*-1gpu*.yaml"))
 STATISTICS = {"num_rows_too_long": 0, "num_boundary_merges": 0, "num_tokens": 0, "max_length": 2048}
 
 

@@ -168,6 +168,45 @@ def test_where_adams_moments_stay_is_in_the_plan_only_if_it_is_not_usual() -> No
     assert offloaded == {**usual, "optimizer_cpu_offload": True}
 
 
+def test_overlaps_are_planned_by_nemos_names() -> None:
+    optim = plan(overlap_grad_reduce=True, overlap_param_gather=True)["model"]["optim"]
+    assert (optim["overlap_grad_sync"], optim["overlap_param_sync"]) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"overlap_param_gather": True}, r"trainer.overlap_param_gather=True: needs trainer.overlap_grad_reduce=true"),
+        ({"ub_tp_comm_overlap": True}, r"trainer.ub_tp_comm_overlap=True: .*lengths of their own.*false"),
+        (
+            {"virtual_pipeline_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
+            r"trainer.virtual_pipeline_model_parallel_size=2: NeMo-Aligner .*Set it to 1",
+        ),
+    ],
+)
+def test_overlaps_that_cannot_be_right_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        NemoAlignerSettings(**settings)
+
+
+def test_recomputation_is_planned_layer_by_layer() -> None:
+    def planned(granularity: str) -> list[Any]:
+        model = plan(recompute_granularity=granularity)["model"]
+        return [model[f"activations_checkpoint_{key}"] for key in ("granularity", "method", "num_layers")]
+
+    assert planned("none") == [None, None, None]
+    assert planned("selective") == ["selective", None, None]
+    assert planned("full") == ["full", "uniform", 1]
+    with pytest.raises(ConfigError, match=r"trainer.recompute_granularity='all'.*selective"):
+        plan(recompute_granularity="all")
+
+
+def test_adapters_are_planned_for_every_linear_layer() -> None:
+    peft = plan(lora_rank=8, lora_alpha=16.0)["model"]["peft"]
+    assert (peft["peft_scheme"], peft["lora_tuning"]["target_modules"]) == ("lora", ["all"])
+    assert (peft["lora_tuning"]["adapter_dim"], peft["lora_tuning"]["alpha"]) == (8, 16.0)
+
+
 def test_linear_and_no_rope_scaling() -> None:
     linear = dataclasses.replace(SPEC, rope_scaling={"type": "linear", "factor": 2.0})
     assert plan(spec=linear)["model"]["seq_len_interpolation_factor"] == 2.0
@@ -183,6 +222,11 @@ def test_linear_and_no_rope_scaling() -> None:
         ({"tensor_model_parallel_size": 16}, r"tensor_model_parallel_size=16: .*8 query groups.*Usable.*1, 2, 4, 8"),
         ({"pipeline_model_parallel_size": 3}, r"pipeline_model_parallel_size=3: .*32 layers.*1, 2, 4, 8, 16, 32"),
         ({"sequence_parallel": True}, r"trainer.sequence_parallel=True: .*only one.*false"),
+        ({"lora_rank": 6, "tensor_model_parallel_size": 4}, r"trainer.lora_rank=6: .*multiple of .*size=4"),
+        (
+            {"lora_rank": 8, "tensor_model_parallel_size": 2, "sequence_parallel": True},
+            r"trainer.sequence_parallel=True: does not work with trainer.lora_rank=8: .*false",
+        ),
         ({"micro_batch_size": 3}, r"dpo.global_batch_size=16: .*3 x 1.*multiple of 3"),
         ({"devices": 3}, r"dpo.global_batch_size=16: .*1 x 3.*multiple of 3"),
         ({"train": rows(7)}, r"dpo.global_batch_size=16: .*only 7 training rows.*at most 7"),

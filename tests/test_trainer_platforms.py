@@ -13,7 +13,15 @@ import pytest
 import torch
 
 from nemo_srl.errors import ConfigError
-from nemo_srl.trainers.nemo_aligner.platforms import Machine, check_offload, check_precision, choose, cpu, describe
+from nemo_srl.trainers.nemo_aligner.platforms import (
+    Machine,
+    check_context_parallel,
+    check_offload,
+    check_precision,
+    choose,
+    cpu,
+    describe,
+)
 from nemo_srl.trainers.nemo_aligner.platforms.adam import FusedAdam
 from nemo_srl.trainers.nemo_aligner.run import forget_attention_choice, out_of_memory
 from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
@@ -171,6 +179,19 @@ def test_moments_at_home_are_refused_where_nvidias_adam_trains() -> None:
     for platform in ("cpu", "cuda"):
         check_offload(True, platform)
     check_offload(False, "ngc")
+
+
+def test_context_parallelism_is_refused_where_attention_sees_one_rank_alone() -> None:
+    for refused in (
+        lambda: check_context_parallel(2, "cuda"),
+        lambda: NemoAlignerSettings(platform="cpu", context_parallel_size=2),
+    ):
+        with pytest.raises(ConfigError, match=r"trainer\.context_parallel_size=2: .*Transformer Engine.*Set it to 1"):
+            refused()
+    check_context_parallel(2, "ngc")
+    check_context_parallel(1, "cpu")
+    shared = NemoAlignerSettings(context_parallel_size=2, tensor_model_parallel_size=2, devices=8)
+    assert (shared.data_parallel_size, NemoAlignerSettings(context_parallel_size=2).world_size) == (2, 2)
 
 
 def test_no_other_platform_is_imported() -> None:

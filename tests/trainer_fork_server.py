@@ -3,14 +3,17 @@
 Started as `python -m tests.trainer_fork_server`. Reads a JSON object a line from standard input,
 `{"work_dir": ..., "num_ranks": 2, "at_step": null, "signal": null}`, runs one process per rank and answers with a line
 `{"exit_codes": [0, 0]}`. With `"lost_at_save": 2`, rank 1 is gone when its second save ends. With `"chunk_rows": 3`,
-three rows make a chunk of the reference's log-probabilities. With `"share_beginnings": 0`, every sequence is
-whole, as on the other platforms. Everything that the ranks print goes to `<work_dir>/log_<rank>.txt`.
+three rows make a chunk of the reference's log-probabilities. With `"share_beginnings": 0`, every sequence is whole, as
+on the other platforms. With `"frozen": path`, each rank puts what it does not train into the file `path`, as it is at
+the end. With context parallelism, attention is that of `context_parallel_attention`. Everything that the ranks print
+goes to `<work_dir>/log_<rank>.txt`.
 
 Not covered: that `train` works in a process of its own, which the tests with torchrun and `Trainer` do.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -61,6 +64,7 @@ def _fork(job: dict, rank: int, port: int) -> int:
         }
         from nemo_srl.trainers.nemo_aligner.platforms import cpu
         from nemo_srl.trainers.nemo_aligner.session import run_session
+        from tests import context_parallel_attention
 
         if job["at_step"] is not None and rank == 0:
             _signal_at(job["at_step"], job["signal"])
@@ -74,8 +78,14 @@ def _fork(job: dict, rank: int, port: int) -> int:
         def adapt_plan(cfg: DictConfig) -> None:
             cpu.adapt_plan(cfg)
             cfg.model.data.share_beginnings = bool(job.get("share_beginnings", True))
+            if (size := cfg.model.context_parallel_size) > 1:
+                cfg.model.data.share_beginnings = False
+                cfg.model.data.pad_length_to_multiple_of *= 2 * size
+                context_parallel_attention.install()
 
         run_session(Path(job["work_dir"]), adapt_plan=adapt_plan)
+        if "frozen" in job:
+            _save_frozen(f"{job['frozen']}_{rank}")
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -83,6 +93,15 @@ def _fork(job: dict, rank: int, port: int) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _save_frozen(path: str) -> None:
+    import torch
+    from megatron.core.distributed import DistributedDataParallel
+
+    (model,) = (x for x in gc.get_objects() if type(x) is DistributedDataParallel)
+    frozen = {name: p.detach() for name, p in model.module.named_parameters() if not p.requires_grad}
+    torch.save(frozen, path)
 
 
 def _signal_at(step: int, number: int) -> None:

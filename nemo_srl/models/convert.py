@@ -9,7 +9,7 @@ Raises `ModelError`, before anything is written, for a model that is unsupported
 config. A result gets its final name by a rename when it is complete. A `<name>.partial` that a killed run left is
 replaced.
 
-Not covered: optimizer state, which is never read or written; adapters, which must be merged first; the fp32 master
+Not covered: optimizer state, which is never read or written; adapters of others than our trainer; the fp32 master
 weights of Megatron's bf16-O2 mode, which are in the optimizer's shards. Of such a training the model's own bf16
 parameters are exported, which its forward pass used.
 """
@@ -30,6 +30,7 @@ from nemo_srl.models import families, nemo_layout
 from nemo_srl.models.directories import fresh_partial, publish, refuse_existing
 from nemo_srl.models.distributed_checkpoint import CheckpointReader, Chunk, write_checkpoint
 from nemo_srl.models.hf import companions, read_spec
+from nemo_srl.models.lora import ADAPTERS, Adapters
 from nemo_srl.models.nemo_layout import Parameter
 from nemo_srl.models.spec import ModelSpec
 from nemo_srl.models.tensor_io import TensorReader, write_shards
@@ -73,6 +74,7 @@ def nemo_to_hf(
     hf_dir: Path,
     *,
     template_hf_dir: Path,
+    adapters: Adapters | None = None,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
@@ -81,15 +83,17 @@ def nemo_to_hf(
     `weights_dir` is a `model_weights` directory or a training checkpoint (`...-last`), of which only the
     model's tensors are read. `template_hf_dir` is the model that the training started from. Config and
     tokenizer are copied from there, and `torch_dtype` is set to the dtype that was written. `dtype` None keeps each
-    tensor's. Padded rows of the vocabulary are dropped.
+    tensor's. Padded rows of the vocabulary are dropped. `adapters` are added to the weights.
     """
     spec = read_spec(template_hf_dir)
     refuse_existing(hf_dir)
     reader = CheckpointReader(weights_dir)
     parameters = _checked_parameters(reader, weights_dir, spec)
+    if adapters:
+        adapters.check({p.key: p.tensor_shape(spec) for p in parameters})
     plan = [(name, shape, dtype or reader.dtype(p.key)) for p in parameters for name, shape in p.hf_shapes.items()]
     partial = fresh_partial(hf_dir)
-    write_shards(partial, plan, _hf_tensors(reader, parameters, spec, dtype), max_shard_bytes=max_shard_bytes)
+    write_shards(partial, plan, _hf_tensors(reader, parameters, spec, dtype, adapters), max_shard_bytes=max_shard_bytes)
     for path in companions(template_hf_dir):
         shutil.copyfile(path, partial / path.name)
     config = jsonio.loads((partial / "config.json").read_bytes())
@@ -201,7 +205,11 @@ def _checked_parameters(reader: CheckpointReader, weights_dir: Path, spec: Model
 
 
 def _hf_tensors(
-    reader: CheckpointReader, parameters: list[Parameter], spec: ModelSpec, dtype: torch.dtype | None
+    reader: CheckpointReader,
+    parameters: list[Parameter],
+    spec: ModelSpec,
+    dtype: torch.dtype | None,
+    adapters: Adapters | None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     for parameter in parameters:
         target = dtype or reader.dtype(parameter.key)
@@ -211,5 +219,7 @@ def _hf_tensors(
                 yield name, reader.read(parameter.key, (first, 0), (last - first, columns)).to(target)
         else:
             fused = reader.read(parameter.key, *parameter.block).view(parameter.shape)
+            if adapters and parameter.layer is not None and parameter.key in ADAPTERS:
+                fused = adapters.merged(parameter.key, parameter.layer, fused)
             for source, view in nemo_layout.parts(parameter, fused, spec):
                 yield source.name, view.to(target)

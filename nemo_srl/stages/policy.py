@@ -50,7 +50,7 @@ def work(cfg: Config, a: Assumptions) -> Trained:
         num_rows=cfg.prompts.num_prompts * a.pairs_per_prompt + 2 * num_verdicts,
         row_tokens=2 * (a.mean_prompt_tokens + answer),
         num_sequences=2,
-        num_forward_passes=3 + 1 / cfg.dpo.max_epochs,
+        num_reference_passes=1 / cfg.dpo.max_epochs,
     )
 
 

@@ -38,7 +38,6 @@ def work(cfg: Config, a: Assumptions) -> Trained:
         num_rows=a.num_sft_rows,
         row_tokens=a.mean_prompt_tokens + a.mean_response_tokens,
         num_sequences=1,
-        num_forward_passes=3,
     )
 
 

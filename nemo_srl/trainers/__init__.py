@@ -27,6 +27,8 @@ class TrainingMemory:
     optimizer: float
     activations: float
     logits: float
+    recomputed: float = 0.0
+    """Activations that exist only for a moment, when the logits are gone."""
     step: float = 0.0
     """What the optimizer's step needs beside the optimizer. Then activations and logits are gone."""
     overhead: float
@@ -37,7 +39,7 @@ class TrainingMemory:
     @property
     def total(self) -> float:
         """The highest use of the GPU's memory."""
-        passing = max(self.activations + self.logits, self.step)
+        passing = max(self.activations + max(self.logits, self.recomputed), self.step)
         return self.weights_and_gradients + self.optimizer + passing + self.overhead
 
 
@@ -60,6 +62,8 @@ class TrainerBackend:
     memory: Callable[[OptimConfig, Any, ModelSpec], TrainingMemory]
     checkpoint_bytes: Callable[[Any, ModelSpec], float]
     """The size of one checkpoint, from which an interrupted training goes on."""
+    step_passes: Callable[[Any], float] = lambda settings: 3.0
+    """What a training step costs, in forward passes of the same rows."""
     whole_batches: bool = False
     """Whether a step needs a whole global batch, so that fewer rows are too few. Then preflight counts them."""
     keeps_checkpoints: bool = False

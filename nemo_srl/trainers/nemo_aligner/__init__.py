@@ -7,6 +7,7 @@ trainer.py, checkpoints.py   prepare, train, export; checkpoints that are kept  
 run.py                       one rank: environment, platform                      torch, NeMo
 session.py                   one rank: NeMo-Aligner's model, data and loop
 batches.py, micro_batches.py, shared_beginnings.py, targets.py   what the model sees, and where logits are needed
+context_parallel.py, lora.py, overlap.py   what a rank has of a sequence; adapters; weights that arrive late
 reference.py, objectives.py, losses.py   what is minimised
 metrics.py, progress.py, divergence.py, stopping.py   what is told of a step, and what ends a training
 platforms/                   CPUs, GPUs with pip packages alone, and NVIDIA's containers
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 from nemo_srl.trainers import TrainerBackend
 from nemo_srl.trainers.nemo_aligner import losses
-from nemo_srl.trainers.nemo_aligner.memory import checkpoint_bytes, training_memory
+from nemo_srl.trainers.nemo_aligner.memory import checkpoint_bytes, step_passes, training_memory
 from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 from nemo_srl.trainers.nemo_aligner.trainer import VERSION, NemoAlignerTrainer
 from nemo_srl.trainers.nemo_aligner.training_plan import check_plan
@@ -30,12 +31,13 @@ def _describe(settings: NemoAlignerSettings) -> str:
 
 BACKEND = TrainerBackend(
     settings=NemoAlignerSettings,
-    decisive=("precision",),
+    decisive=("precision", "lora_rank", "lora_alpha"),
     version=VERSION,
     open=NemoAlignerTrainer,
     check=check_plan,
     memory=training_memory,
     checkpoint_bytes=checkpoint_bytes,
+    step_passes=step_passes,
     whole_batches=True,
     keeps_checkpoints=True,
     uses_confidence=losses.uses_confidence,

@@ -20,6 +20,7 @@ from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 def check(optim: OptimConfig, trainer: NemoAlignerSettings, *, spec: ModelSpec, train: DataStatistics) -> None:
     """Raise `ConfigError` for the first setting that does not fit the others, the model or the data."""
     _check_parallelism(trainer, spec)
+    _check_lora(trainer)
     _check_batches(optim, trainer, spec, train)
     context = spec.max_position_embeddings
     reason = f"is above the model's context of {context} tokens. Set it to at most {context}."
@@ -50,6 +51,19 @@ def _check_parallelism(trainer: NemoAlignerSettings, spec: ModelSpec) -> None:
         "trainer.sequence_parallel=false, or trainer.tensor_model_parallel_size above 1."
     )
     require(not trainer.sequence_parallel or tp > 1, "trainer.sequence_parallel", True, reason)
+
+
+def _check_lora(trainer: NemoAlignerSettings) -> None:
+    rank, tp = trainer.lora_rank, trainer.tensor_model_parallel_size
+    reason = (
+        f"is not a multiple of trainer.tensor_model_parallel_size={tp}, which divides the adapters. Use a multiple."
+    )
+    require(rank % tp == 0, "trainer.lora_rank", rank, reason)
+    reason = (
+        f"does not work with trainer.lora_rank={rank}: NeMo's adapters then need Transformer Engine's layers, and this "
+        "was not tested. Set trainer.sequence_parallel=false."
+    )
+    require(not (rank and trainer.sequence_parallel), "trainer.sequence_parallel", True, reason)
 
 
 def _check_batches(optim: OptimConfig, trainer: NemoAlignerSettings, spec: ModelSpec, train: DataStatistics) -> None:

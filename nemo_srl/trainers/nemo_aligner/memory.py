@@ -6,8 +6,9 @@ Sources of the formulas, named where they are used:
   [N] Narayanan et al. 2021, arXiv 2104.04473, section 2.2: micro-batches in a pipeline
 
 [K] counts a GPT layer with a feed-forward of 4h and GELU. Here the same count is made for Llama's SwiGLU, for
-grouped queries, and for an attention that keeps no scores (FlashAttention). Estimates are for a full micro-batch of
-the greatest length. Not covered: recomputation, context parallelism, fp8, and what autocast keeps (precision "bf16").
+grouped queries, and for an attention that keeps no scores (FlashAttention), so that recomputing it alone saves nothing.
+Estimates are for a full micro-batch of the greatest length. Not covered: fp8, and what autocast keeps (precision
+"bf16").
 """
 
 from __future__ import annotations
@@ -30,33 +31,63 @@ def training_memory(optim: OptimConfig, trainer: NemoAlignerSettings, spec: Mode
     tp, pp = trainer.tensor_model_parallel_size, trainer.pipeline_model_parallel_size
     # A pair is two sequences in one forward pass.
     num_tokens = trainer.rows_at_a_time(optim) * optim.max_seq_length * (2 if isinstance(optim, DPOConfig) else 1)
+    num_tokens //= trainer.context_parallel_size
     layers = spec.num_layers / pp * min(pp, trainer.num_micro_batches(optim))
     per_layer = activation_bytes_per_layer(spec, trainer, num_tokens=num_tokens, dropout=optim.hidden_dropout > 0)
     per_layer += unrotated_bytes_per_layer(spec, trainer, num_tokens=num_tokens)
+    full = trainer.recompute_granularity == "full"
+    kept = input_bytes_per_layer(spec, trainer, num_tokens=num_tokens) if full else per_layer
     # The fullest rank is in the first or the last stage, with the embedding or the output layer. A single stage has
     # both. With tied embeddings, the last of several stages keeps a copy.
     table = spec.vocab_size * spec.hidden_size
     embedding = table * (1 if spec.tie_word_embeddings or pp > 1 else 2)
     parameters = (spec.num_layers / pp * parameters_per_layer(spec) + embedding) / tp
     weights, optimizer, host = bytes_per_parameter(trainer)
+    frozen, largest = 0.0, table / tp
+    if trainer.lora_rank:
+        frozen = parameters * (2.0 if trainer.precision == "bf16-O2" else 4.0)
+        parameters = spec.num_layers / pp * adapter_parameters_per_layer(spec, trainer.lora_rank) / tp
+        largest = trainer.lora_rank * 2 * spec.ffn_hidden_size / tp
     return TrainingMemory(
-        weights_and_gradients=parameters * weights,
+        weights_and_gradients=frozen + parameters * weights,
         optimizer=parameters * optimizer,
-        activations=layers * per_layer,
+        activations=layers * kept,
+        recomputed=per_layer if full else 0.0,
         logits=logits_bytes(trainer, spec, num_tokens=num_tokens),
         # The largest parameter: megatron-core's copy of its clipped gradient, or both of its moments on their visit.
-        step=table / tp / trainer.data_parallel_size * (8 if trainer.optimizer_cpu_offload else 4),
+        step=largest / optimizer_ranks(trainer) * (8 if trainer.optimizer_cpu_offload else 4),
         overhead=OVERHEAD_BYTES if trainer.world_size > 1 else ONE_GPU_OVERHEAD_BYTES,
         host=parameters * host,
     )
 
 
+def step_passes(trainer: NemoAlignerSettings) -> float:
+    """A training step in forward passes: the backward pass has two products for each one of the forward pass [N, 2.2].
+
+    With LoRA it has only the one for the gradient of the input. Adapters are so small that they are neglected.
+    Recomputation repeats the forward pass; that of attention alone is neglected.
+    """
+    return (2.0 if trainer.lora_rank else 3.0) + (trainer.recompute_granularity == "full")
+
+
+def adapter_parameters_per_layer(spec: ModelSpec, rank: int) -> int:
+    """LoRA: two matrices of this rank for each linear layer of NeMo's (`nemo_srl/models/lora.py`)."""
+    h, f, q = spec.hidden_size, spec.ffn_hidden_size, spec.num_attention_heads * spec.head_dim
+    qkv = q + 2 * spec.num_query_groups * spec.head_dim
+    return rank * ((h + qkv) + (q + h) + (h + 2 * f) + (f + h))
+
+
 def bytes_per_parameter(trainer: NemoAlignerSettings) -> tuple[float, float, float]:
     """(weights and gradients, optimizer on the GPU, optimizer on the host) of the distributed optimizer [D]."""
-    d = trainer.data_parallel_size
+    d = optimizer_ranks(trainer)
     weights, optimizer = (6.0, 12.0 / d) if trainer.precision == "bf16-O2" else (8.0, 8.0 / d)
     host = 8.0 / d if trainer.optimizer_cpu_offload else 0.0
     return weights, optimizer - host, host
+
+
+def optimizer_ranks(trainer: NemoAlignerSettings) -> int:
+    """Ranks with the same weights. They share the optimizer."""
+    return trainer.data_parallel_size * trainer.context_parallel_size
 
 
 def activation_bytes_per_layer(
@@ -74,6 +105,12 @@ def activation_bytes_per_layer(
     divided = size * (2 * heads * spec.head_dim + 3 * spec.ffn_hidden_size)
     whole = size * 4 * spec.hidden_size + (2 * spec.hidden_size if dropout else 0)
     return num_tokens * (divided / tp + whole / (tp if trainer.sequence_parallel else 1))
+
+
+def input_bytes_per_layer(spec: ModelSpec, trainer: NemoAlignerSettings, *, num_tokens: int) -> float:
+    """All that a layer keeps if it is computed again in the backward pass [K, 5]."""
+    whole = num_tokens * _bytes_per_element(trainer) * spec.hidden_size
+    return whole / (trainer.tensor_model_parallel_size if trainer.sequence_parallel else 1)
 
 
 def unrotated_bytes_per_layer(spec: ModelSpec, trainer: NemoAlignerSettings, *, num_tokens: int) -> float:
@@ -97,7 +134,7 @@ def logits_bytes(trainer: NemoAlignerSettings, spec: ModelSpec, *, num_tokens: i
     size = _bytes_per_element(trainer)
     per_logit = 4 if size == 4 else 4 + size
     logits = num_tokens * spec.vocab_size
-    later = size * (logits + spec.vocab_size * spec.hidden_size)
+    later = size * (logits + (0 if trainer.lora_rank else spec.vocab_size * spec.hidden_size))
     return max(per_logit * logits, later) / trainer.tensor_model_parallel_size
 
 
@@ -107,9 +144,13 @@ def _bytes_per_element(trainer: NemoAlignerSettings) -> float:
 
 
 def checkpoint_bytes(trainer: NemoAlignerSettings, spec: ModelSpec) -> float:
-    """One checkpoint of a training: weights, float32 masters (also of float32 weights) and both moments.
+    """One checkpoint of a training: weights, float32 masters (also of float32 weights) and both moments. With LoRA,
+    those of the adapters alone.
 
     Measured on a CPU: 2.1 GB for the 134.5M parameters of SmolLM2-135M in float32. This gives 2.15 GB.
     """
     weights = 2 if trainer.precision == "bf16-O2" else 4
-    return num_parameters(spec) * (weights + 4 + 8)
+    number = num_parameters(spec)
+    if trainer.lora_rank:
+        number = spec.num_layers * adapter_parameters_per_layer(spec, trainer.lora_rank)
+    return number * (weights + 4 + 8)

@@ -7,7 +7,7 @@ does not depend on which rows share a micro-batch, so the loss and the gradient 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -46,13 +46,18 @@ class Part:
 class MicroBatches:
     """Takes the place of NeMo's `get_iterator_k_split`. It counts tokens, and says where the targets are."""
 
-    def __init__(self, targets: Targets, *, multiple: int, linear_cost: float | None = None) -> None:
+    def __init__(
+        self, targets: Targets, *, multiple: int, linear_cost: float | None = None,
+        part_of_rank: Callable[[torch.Tensor], torch.Tensor] = lambda values: values,
+    ) -> None:  # fmt: skip
         """The length of every micro-batch is a multiple of `multiple`, as that of the batches must be.
 
         With `linear_cost` (`Trees.cost`), sequences that begin with the same tokens have these once, where this is
-        cheaper (`shared_beginnings.py`). None: every sequence is whole.
+        cheaper (`shared_beginnings.py`). None: every sequence is whole, and `part_of_rank` cuts [rows, sequence] to the
+        tokens that this rank has in its model.
         """
         self._targets, self.multiple, self._linear_cost = targets, multiple, linear_cost
+        self._part_of_rank = part_of_rank
         self._num_tokens = self._num_computed = 0
 
     def __call__(self, batch: dict[str, Any], num_microbatches: int, *_: Any) -> Iterator[dict[str, Any]]:
@@ -92,12 +97,13 @@ class MicroBatches:
         # A pair is two sequences: first all chosen ones, then all rejected ones, as NeMo-Aligner has them.
         sides = _sides(batch)
         mask = torch.cat([found[side.labels] for side in sides]) != IGNORED_LABEL
-        row, position = mask.nonzero(as_tuple=True)
         if (trees := part.trees) is None:
+            row, position = self._part_of_rank(mask).nonzero(as_tuple=True)
             self._targets.set(position * len(mask) + row)
             self._num_tokens += sum(int(found[side.length].sum()) for side in sides)
             self._num_computed += mask.numel()
             return found
+        row, position = mask.nonzero(as_tuple=True)
         self._targets.set(trees.places[row, position])
         trees.enter()
         self._num_tokens += trees.num_tokens

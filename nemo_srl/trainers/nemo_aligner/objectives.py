@@ -25,6 +25,8 @@ def average_over_tokens(model: Any) -> None:
     from megatron.core import parallel_state
     from megatron.core.num_microbatches_calculator import get_num_microbatches
 
+    from nemo_srl.trainers.nemo_aligner import context_parallel
+
     upstream = model.get_loss_and_metrics
 
     def get_loss_and_metrics(batch: dict[str, Any], forward_only: bool) -> Any:
@@ -36,7 +38,7 @@ def average_over_tokens(model: Any) -> None:
 
         def loss_func(loss_mask: Any, num_valid_tokens_in_micro_batch: Any, losses: Any) -> Any:
             """Megatron and NeMo take the mean of what this returns, over all micro-batches of all ranks."""
-            total = (losses.float().view(-1) * loss_mask.view(-1)).sum()
+            total = context_parallel.total((losses.float().view(-1) * loss_mask.view(-1)).sum())
             return total * num_micro_batches / weight
 
         model.loss_func = loss_func
@@ -69,6 +71,7 @@ def _preference_loss(
     cu_seqlens: None, average_log_probs: bool,
 ) -> tuple[Any, Any]:  # fmt: skip
     """Log-probabilities of tokens, [2 x pairs, sequence], first of the chosen -> (loss, share of pairs in order)."""
+    from nemo_srl.trainers.nemo_aligner import context_parallel
 
     def both(name: str, values: Any) -> dict[str, Any]:
         """An argument for each side, from [2 x pairs]. `name` has {} in the place of chosen and rejected."""
@@ -81,7 +84,7 @@ def _preference_loss(
             **both("{}", total(policy - reference)),
             **both("policy_{}_logps", total(policy)),
             **both("reference_{}_logps", total(reference)),
-            **both("{}_lengths", (labels > -1).sum(-1).clamp(min=1)),
+            **both("{}_lengths", context_parallel.total((labels > -1).sum(-1)).clamp(min=1)),
             **both("{}_rewards", rewards),
             "confidence": confidence.to(policy.device),
             "beta": model.ref_policy_kl_penalty,

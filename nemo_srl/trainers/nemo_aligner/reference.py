@@ -24,8 +24,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from nemo_srl.errors import ConfigError
+from nemo_srl.trainers.nemo_aligner import context_parallel
 from nemo_srl.trainers.nemo_aligner.batches import batch_dpo, collate_dpo
 from nemo_srl.trainers.nemo_aligner.micro_batches import MicroBatches
+from nemo_srl.trainers.nemo_aligner.overlap import fetch_weights
 from nemo_srl.trainers.nemo_aligner.training_plan import REFERENCE_DIR
 
 CHUNK_ROWS = 64
@@ -53,6 +55,8 @@ def attach(
             f"damaged. After step {step}, the weights that they were computed with are no longer there. Delete "
             f"{work_dir} to start this training again. The other stages of the run stay."
         )
+    if missing:
+        fetch_weights(model)
     for index in missing[parallel_state.get_data_parallel_rank() :: parallel_state.get_data_parallel_world_size()]:
         chunk = _compute(model, chunks[index], micro_batches)
         if chunk is not None:
@@ -96,7 +100,8 @@ def _compute(model: Any, rows: Sequence[dict[str, Any]], micro_batches: MicroBat
         return None
     of_row: dict[int, list[torch.Tensor]] = {}
     for part, output in zip(parts, outputs, strict=True):
-        sides = output["logprobs"].float().cpu().chunk(2)  # [rows, sequence] of the chosen, then of the rejected
+        logprobs = context_parallel.whole(output["logprobs"].float()).cpu()
+        sides = logprobs.chunk(2)  # [rows, sequence] of the chosen, then of the rejected
         of_row |= {int(row): [side[i] for side in sides] for i, row in enumerate(part.index)}
     chunk: dict[str, list[torch.Tensor]] = {"chosen": [], "rejected": []}
     for number, row in enumerate(rows):
@@ -122,7 +127,7 @@ def _path(directory: Path, index: int) -> Path:
 
 
 def _write(directory: Path, index: int, rows: Sequence[dict[str, Any]], chunk: Chunk) -> None:
-    if parallel_state.get_tensor_model_parallel_rank() == 0:
+    if parallel_state.get_tensor_model_parallel_rank() == parallel_state.get_context_parallel_rank() == 0:
         directory.mkdir(exist_ok=True)
         path = _path(directory, index)
         save_file(chunk, path.with_suffix(".new"), metadata={"rows": _digest(rows)})

@@ -68,6 +68,7 @@ def choose_platform(settings: NemoAlignerSettings) -> tuple[str, str]:
     name = platforms.choose(settings.platform, machine)
     platforms.check_precision(settings.precision, name, machine)
     platforms.check_offload(settings.optimizer_cpu_offload, name)
+    platforms.check_context_parallel(settings.context_parallel_size, name)
     return name, platforms.describe(name, machine, packages)
 
 

@@ -1,6 +1,7 @@
 """Builds NeMo-Aligner's objects and runs them; see `run.py`. It imports NeMo, so others import it late.
 
-Covers SFT and DPO of a full model. An error that `feasibility.py` did not foresee appears here, as NeMo's own.
+Covers SFT and DPO, of all weights or with LoRA. An error that `feasibility.py` did not foresee appears here, as NeMo's
+own.
 """
 
 from __future__ import annotations
@@ -45,9 +46,12 @@ from omegaconf import DictConfig, OmegaConf
 from nemo_srl.errors import ConfigError, StoppedError
 from nemo_srl.trainers.nemo_aligner import (
     checkpoints,
+    context_parallel,
     divergence,
+    lora,
     losses,
     objectives,
+    overlap,
     reference,
     shared_beginnings,
     targets,
@@ -83,7 +87,7 @@ def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None]) -> 
     rows = list(read_rows(work_dir / TRAIN_FILE))
     loader = _build_loader(cfg, algorithm, rows, model.tokenizer.eos_id, progress.get("consumed_samples", 0))
     init_using_ptl(trainer, model, loader, rows)
-    micro_batches = _compute_what_is_needed(model, cfg.model.data)
+    micro_batches = _compute_what_is_needed(model, cfg.model)
     metrics = _open_metrics(cfg, work_dir, progress) if trainer.is_global_zero else None
     loop = _build_loop(cfg, trainer, model, loader, micro_batches, metrics)
     divergence.watch(loop, _record_step(loop.optimizer, metrics, micro_batches), work_dir)
@@ -135,12 +139,16 @@ def _load_model(cfg: DictConfig, trainer: Any, algorithm: str, start_dir: Path) 
         _build_layers_with_qk_norms()
     model = load_from_nemo(cls, cfg.model, trainer, strict=True, restore_path=str(start_dir))
     init_peft(model, cfg.model)
+    if cfg.model.peft.peft_scheme == "lora":
+        lora.install(model, seed=cfg.model.seed)
     if algorithm == "sft":
         objectives.average_over_tokens(model)
         return model
     if (loss := losses.find(cfg.model.dpo.preference_loss)) is not None:
         objectives.use_preference_loss(model, loss)
     model.get_ref_policy_logprobs = reference.of_batch
+    if cfg.model.context_parallel_size > 1:
+        context_parallel.cut_reference(model)
     return model
 
 
@@ -151,12 +159,19 @@ def _build_layers_with_qk_norms() -> None:
     )
 
 
-def _compute_what_is_needed(model: Any, data: DictConfig) -> MicroBatches:
+def _compute_what_is_needed(model: Any, cfg: DictConfig) -> MicroBatches:
     """Little padding, logits only where there is a target, and common beginnings once if the platform can."""
     where = Targets()
     targets.install(model, where)
-    linear_cost = _linear_cost(model.cfg) if data.get("share_beginnings", False) else None
-    micro_batches = MicroBatches(where, multiple=data.pad_length_to_multiple_of, linear_cost=linear_cost)
+    # Layers read the layout of the micro-batch that was handed out last. In a pipeline, that is another one when they
+    # are computed again.
+    recomputed = cfg.activations_checkpoint_granularity and cfg.pipeline_model_parallel_size > 1
+    share = cfg.data.get("share_beginnings", False) and not recomputed
+    linear_cost = _linear_cost(cfg) if share else None
+    micro_batches = MicroBatches(
+        where, multiple=cfg.data.pad_length_to_multiple_of, linear_cost=linear_cost,
+        part_of_rank=context_parallel.mine,
+    )  # fmt: skip
     sft_model.get_iterator_k_split = dpo_model.get_iterator_k_split = micro_batches
     # Micro-batches have lengths of their own. So a pipeline stage sends the shape before the hidden states.
     for module in model.get_model_module_list():
@@ -200,7 +215,7 @@ def _build_loop(
         "val_dataloader": loader,  # there is no validation, but the loop asks for the length of a loader
         "test_dataloader": None,
         "logger": CustomLoggerWrapper([] if metrics is None else [metrics]),
-        "ckpt_callback": add_custom_checkpoint_callback(trainer, model),
+        "ckpt_callback": overlap.fetch_before_saving(add_custom_checkpoint_callback(trainer, model), model),
         "run_timer": StopRequest(),
     }
     if "dpo" in cfg.trainer:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nemo_srl.config.check import check
 from nemo_srl.config.training import OptimConfig
-from nemo_srl.trainers.nemo_aligner.platforms import PLATFORMS, check_offload
+from nemo_srl.trainers.nemo_aligner.platforms import PLATFORMS, check_context_parallel, check_offload
 
 
 @dataclass
@@ -19,38 +19,90 @@ class NemoAlignerSettings:
     """cpu; cuda: NVIDIA GPUs with pip packages alone; ngc: with Transformer Engine and Apex; auto: what is there."""
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
+    context_parallel_size: int = 1
+    """Ranks that share each sequence, for sequences that are too long for one. Only with the platform `ngc`: it needs
+    Transformer Engine's attention."""
+    virtual_pipeline_model_parallel_size: int = 1
+    """Refused above 1: NeMo-Aligner cannot train with it."""
     sequence_parallel: bool = False
     micro_batch_size: int = 1
     """Rows, or pairs, that a rank has in the model at a time. If it has fewer in a step, these are one micro-batch."""
     num_nodes: int = 1
     devices: int | None = None
-    """Ranks per node; null: just enough for one model replica (tensor x pipeline / num_nodes)."""
+    """Ranks per node; null: just enough for one model replica (tensor x pipeline x context / num_nodes)."""
+    overlap_grad_reduce: bool = False
+    """true: add up gradients over the data-parallel ranks while the backward pass still computes others."""
+    overlap_param_gather: bool = False
+    """true: fetch the weights that other data-parallel ranks have updated while the next forward pass already begins.
+    Needs `overlap_grad_reduce`."""
+    ub_tp_comm_overlap: bool = False
+    """Refused: NeMo's buffers for it have one fixed size."""
+    recompute_granularity: str = "none"
+    """none; full: only the input of each layer is kept. The layer is computed again in the backward pass (Chen et al.
+    2016, arXiv 1604.06174), so a step takes a third longer; selective: only attention is computed again (Korthikanti et
+    al. 2022, arXiv 2205.05198). Attention kernels do this anyway. It saves memory only with `attention_dropout` on the
+    platforms `cpu` and `cuda`, which have no kernel for that. The result is the same."""
+    lora_rank: int = 0
+    """Above 0: LoRA (Hu et al. 2021, arXiv 2106.09685). The model's weights stay as they are. Each linear layer of the
+    attention and of the feed-forward gets an adapter of this rank, and only adapters are trained. They are added to the
+    weights when the model is exported. LoRA needs higher learning rates than a training of all weights."""
+    lora_alpha: float = 32.0
+    """The output of an adapter is multiplied by lora_alpha / lora_rank."""
     optimizer_cpu_offload: bool = False
     """true: Adam's two moments stay in the host's memory, and visit the GPU one parameter at a time in each step. This
     frees 8 bytes of GPU memory a parameter (over the data-parallel ranks). The result is the same. It costs two
     transfers a step, and up to 16 bytes a parameter of the host's memory. Not with the platform `ngc`."""
 
     def __post_init__(self) -> None:
-        for key in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "micro_batch_size", "num_nodes"):
+        sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+        for key in (*sizes, "micro_batch_size", "num_nodes"):
             check(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "must be at least 1")
+        self._check_communication()
+        known = ("none", "selective", "full")
+        check(
+            self.recompute_granularity in known,
+            "trainer.recompute_granularity",
+            self.recompute_granularity,
+            f"must be one of {known}",
+        )
+        check(self.lora_rank >= 0, "trainer.lora_rank", self.lora_rank, "must be at least 0; 0 trains all weights")
+        check(self.lora_alpha > 0, "trainer.lora_alpha", self.lora_alpha, "must be above 0")
         known = ("bf16", "bf16-O2", "32")
         check(self.precision in known, "trainer.precision", self.precision, f"must be one of {known}")
         platforms = ("auto", *PLATFORMS)
         check(self.platform in platforms, "trainer.platform", self.platform, f"must be one of {platforms}")
         check_offload(self.optimizer_cpu_offload, self.platform)
-        model_parallel = self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+        check_context_parallel(self.context_parallel_size, self.platform)
+        of_replica = self._ranks_of_replica
         check(
-            self.world_size % model_parallel == 0,
+            self.world_size % of_replica == 0,
             "trainer.devices",
             self.devices,
-            f"num_nodes x devices = {self.world_size} ranks must be a multiple of tensor x pipeline = {model_parallel}",
+            f"num_nodes x devices = {self.world_size} ranks must be a multiple of tensor x pipeline x context = "
+            f"{of_replica}",
         )
+
+    def _check_communication(self) -> None:
+        chunks, key = self.virtual_pipeline_model_parallel_size, "trainer.virtual_pipeline_model_parallel_size"
+        reason = (
+            "NeMo-Aligner gives one stream of rows to a pipeline stage, and with virtual stages each of them needs its "
+            "own. Set it to 1. More micro-batches (a larger global_batch_size) also make the pipeline's bubble smaller."
+        )
+        check(chunks == 1, key, chunks, reason)
+        reason = (
+            "NeMo allocates buffers for micro_batch_size sequences of max_seq_length tokens. Here micro-batches have "
+            "lengths of their own, and DPO has two sequences a row. Set it to false."
+        )
+        check(not self.ub_tp_comm_overlap, "trainer.ub_tp_comm_overlap", True, reason)
+        reason = "needs trainer.overlap_grad_reduce=true, too"
+        fits = self.overlap_grad_reduce or not self.overlap_param_gather
+        check(fits, "trainer.overlap_param_gather", self.overlap_param_gather, reason)
 
     @property
     def num_ranks_per_node(self) -> int:
         if self.devices is not None:
             return self.devices
-        return max(1, self.tensor_model_parallel_size * self.pipeline_model_parallel_size // self.num_nodes)
+        return max(1, self._ranks_of_replica // self.num_nodes)
 
     @property
     def world_size(self) -> int:
@@ -58,7 +110,12 @@ class NemoAlignerSettings:
 
     @property
     def data_parallel_size(self) -> int:
-        return self.world_size // (self.tensor_model_parallel_size * self.pipeline_model_parallel_size)
+        """Replicas of the model. Ranks that share sequences belong to one."""
+        return self.world_size // self._ranks_of_replica
+
+    @property
+    def _ranks_of_replica(self) -> int:
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
 
     def rows_at_a_time(self, optim: OptimConfig) -> int:
         """`micro_batch_size`, or all rows of a rank in a step if these are fewer."""

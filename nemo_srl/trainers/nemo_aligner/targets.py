@@ -9,8 +9,8 @@ the hidden states are selected before the output layer. It takes effect in three
 3. What reads the logits finds the log-probabilities of the targets, and puts them where NeMo expects them: zeros
    elsewhere. NeMo-Aligner masks these places in every loss.
 
-Values and gradients are those of NeMo-Aligner, up to rounding. Not covered: context parallelism, and virtual pipeline
-stages, where another micro-batch may be handed out between the first layer and the last one.
+Values and gradients are those of NeMo-Aligner, up to rounding. With context parallelism, a rank has the targets of its
+own part of the sequence, or none.
 """
 
 from __future__ import annotations

@@ -96,14 +96,12 @@ class NemoAlignerTrainer:
 
         It may be called again after an interruption. Raises `ConfigError` when the training has not ended.
         """
-        from nemo_srl.models.convert import nemo_to_hf
-
-        template = Path(read_json(work_dir / _TASK_FILE)["model_dir"])
+        started_from = Path(read_json(work_dir / _TASK_FILE)["model_dir"])
         for step, kept in checkpoints.kept(work_dir).items():
             if not (target := checkpoint_dir(model_dir, step)).exists():
-                nemo_to_hf(kept, target, template_hf_dir=template)
+                _export(kept, work_dir, target, started_from=started_from)
         if not model_dir.exists():
-            nemo_to_hf(last_checkpoint(work_dir), model_dir, template_hf_dir=template)
+            _export(last_checkpoint(work_dir), work_dir, model_dir, started_from=started_from)
         made = (planning.START_DIR, f"{planning.NEMO_DIR}/checkpoints", planning.REFERENCE_DIR, checkpoints.KEPT_DIR)
         for name in made:
             directory = work_dir / name
@@ -133,6 +131,20 @@ def _write_start(model_dir: Path, work_dir: Path, plan: dict[str, Any]) -> None:
     (work_dir / planning.TOKENIZER_DIR).mkdir()
     for path in hf.companions(model_dir):
         shutil.copy(path, work_dir / planning.TOKENIZER_DIR)
+
+
+def _export(checkpoint: Path, work_dir: Path, model_dir: Path, *, started_from: Path) -> None:
+    from nemo_srl.models.convert import nemo_to_hf
+    from nemo_srl.models.lora import Adapters
+
+    peft = OmegaConf.load(work_dir / planning.PLAN_FILE).model.peft
+    if peft.peft_scheme == "none":
+        nemo_to_hf(checkpoint, model_dir, template_hf_dir=started_from)
+        return
+    # The checkpoint holds the adapters. The weights below them are those of the start.
+    weights = work_dir / planning.START_DIR / "model_weights"
+    adapters = Adapters(checkpoint, alpha=peft.lora_tuning.alpha)
+    nemo_to_hf(weights, model_dir, template_hf_dir=started_from, adapters=adapters)
 
 
 def last_checkpoint(work_dir: Path) -> Path:

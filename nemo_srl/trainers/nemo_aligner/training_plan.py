@@ -8,7 +8,7 @@ part of NeMo's `megatron_gpt_config.yaml`. Paths in it are relative to the work 
 training on GPUs with Transformer Engine. A platform's `adapt_plan` changes what a
 machine without them needs otherwise.
 
-Does not cover: LoRA, context parallelism, virtual pipeline stages, fp8, packed sequences.
+Does not cover: fp8, packed sequences.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _model_section(
         "global_batch_size": optim.global_batch_size,
         "tensor_model_parallel_size": tp,
         "pipeline_model_parallel_size": trainer.pipeline_model_parallel_size,
-        "context_parallel_size": 1,
+        "context_parallel_size": trainer.context_parallel_size,
         "sequence_parallel": trainer.sequence_parallel,
         **_architecture(optim, spec),
         # The largest divisor up to 128 without needless padding. NeMo's softmax includes padded rows, each as exp(0).
@@ -154,10 +154,8 @@ def _model_section(
         "dist_ckpt_load_strictness": "log_all",
         "transformer_engine": True,
         "gradient_as_bucket_view": True,
-        "activations_checkpoint_granularity": None,
-        "activations_checkpoint_method": None,
-        "activations_checkpoint_num_layers": None,
-        "peft": {"peft_scheme": "none", "restore_from_path": None},
+        **_recomputation(trainer),
+        "peft": _peft_section(trainer),
         "optim": _optim_section(optim, trainer, num_steps=num_steps),
         "data": _data_section(section, optim, trainer),
     }
@@ -175,6 +173,36 @@ def _model_section(
             "sft_loss_weight": optim.sft_loss_weight,
         }
     return model
+
+
+def _recomputation(trainer: NemoAlignerSettings) -> dict[str, Any]:
+    granularity = trainer.recompute_granularity
+    full = granularity == "full"
+    return {
+        "activations_checkpoint_granularity": None if granularity == "none" else granularity,
+        # Every layer for itself, so that at most one of them is in memory.
+        "activations_checkpoint_method": "uniform" if full else None,
+        "activations_checkpoint_num_layers": 1 if full else None,
+    }
+
+
+def _peft_section(trainer: NemoAlignerSettings) -> dict[str, Any]:
+    if not trainer.lora_rank:
+        return {"peft_scheme": "none", "restore_from_path": None}
+    return {
+        "peft_scheme": "lora",
+        "restore_from_path": None,
+        "lora_tuning": {
+            "target_modules": ["all"],
+            "adapter_dim": trainer.lora_rank,
+            "alpha": trainer.lora_alpha,
+            "adapter_dropout": 0.0,
+            "column_init_method": "zero",  # `lora.py` initialises, so that every parallel layout gets the same numbers
+            "row_init_method": "zero",
+            "layer_selection": None,
+            "weight_tying": False,
+        },
+    }
 
 
 def _architecture(optim: OptimConfig, spec: ModelSpec) -> dict[str, Any]:
@@ -246,8 +274,8 @@ def _optim_section(optim: OptimConfig, trainer: NemoAlignerSettings, *, num_step
         "lr": optim.learning_rate,
         "weight_decay": optim.weight_decay,
         "betas": [optim.adam_beta1, optim.adam_beta2],
-        "overlap_grad_sync": False,
-        "overlap_param_sync": False,
+        "overlap_grad_sync": trainer.overlap_grad_reduce,
+        "overlap_param_sync": trainer.overlap_param_gather,
         "grad_sync_dtype": "fp32",
         # Ours, not NeMo's: the platforms `cpu` and `cuda` read it.
         **({"optimizer_cpu_offload": True} if trainer.optimizer_cpu_offload else {}),
@@ -273,8 +301,10 @@ def _data_section(section: str, optim: OptimConfig, trainer: NemoAlignerSettings
         "reset_attention_mask": False,
         "eod_mask_loss": False,
         "validation_drop_last": True,
-        # Sequence parallelism cuts sequences by rank. Tensor cores are fastest with multiples of 16.
-        "pad_length_to_multiple_of": 8 * trainer.tensor_model_parallel_size if trainer.sequence_parallel else 16,
+        # Sequence parallelism cuts sequences by rank, and context parallelism into two parts by rank. Tensor cores are
+        # fastest with multiples of 16.
+        "pad_length_to_multiple_of": trainer.context_parallel_size
+        * (8 * trainer.tensor_model_parallel_size if trainer.sequence_parallel else 16),
         # GPTSFTModel's batch sizes, which it sets around a validation.
         **({"train_ds": dict(batch), "validation_ds": dict(batch)} if section == "sft" else {}),
     }

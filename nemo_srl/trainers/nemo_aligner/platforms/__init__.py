@@ -123,6 +123,16 @@ def check_offload(optimizer_cpu_offload: bool, platform: str) -> None:
         )
 
 
+def check_context_parallel(context_parallel_size: int, platform: str) -> None:
+    """Raise `ConfigError` if the platform's attention sees only the part of a sequence that its own rank has."""
+    if context_parallel_size > 1 and platform in ("cpu", "cuda"):
+        raise ConfigError(
+            f"trainer.context_parallel_size={context_parallel_size}: the platform {platform} has no attention over "
+            "several ranks. Transformer Engine has one. Set it to 1, or use the image of containers/nemo.Dockerfile "
+            f"with {_SETTING}=ngc."
+        )
+
+
 def describe(platform: str, machine: Machine, packages: dict[str, str]) -> str:
     """One line for the log: the platform, its GPUs and the versions of its packages."""
     gpus = f"{len(machine.gpus)} x {machine.gpus[0]}" if machine.gpus and platform != "cpu" else "CPU"

@@ -86,6 +86,14 @@ class _CudaToCpu(TorchFunctionMode):
             kwargs["pin_memory"] = False
         if func is torch.Tensor.to:
             args = (args[0], *(_CPU if not isinstance(a, int) and _is_cuda(a) else a for a in args[1:]))
+        if func is torch.autograd.backward and kwargs["grad_tensors"] is not None:
+            # Of a layer that is computed again. The mode is off within this call, so it is entered once more, and the
+            # engine is called directly, as megatron-core's schedules do.
+            with self:
+                gradients = tuple(kwargs["grad_tensors"])
+                return torch.autograd.graph._engine_run_backward(
+                    args[0], gradients, False, False, (), allow_unreachable=True, accumulate_grad=True
+                )
         return func(*args, **kwargs)
 
 

@@ -66,8 +66,12 @@ class NormColumnLinear(ColumnParallelLinear):  # type: ignore[misc]
         super().__init__(input_size, output_size, config=config, **kwargs)
         self.eps, self.layer_norm_weight = config.layernorm_epsilon, _norm_weight(config, input_size)
 
+        self.return_layernorm_output = False  # NeMo's LoRA sets it: an adapter has the same input as the linear layer
+
     def forward(self, x: torch.Tensor, *args: Any) -> Any:
-        return super().forward(rms_norm(x, self.layer_norm_weight, self.eps), *args)
+        normed = rms_norm(x, self.layer_norm_weight, self.eps)
+        out, bias = super().forward(normed, *args)
+        return ((out, normed), bias) if self.return_layernorm_output else (out, bias)
 
 
 class Attention(DotProductAttention):  # type: ignore[misc]
