@@ -95,14 +95,19 @@ def pins(image: str) -> dict[str, str]:
 
 def build_base(builder: Buildah, directory: Path, image: str, versions: dict[str, str]) -> None:
     """Build a base under the name that the Dockerfile has. Its constraints would refuse what is to be installed."""
-    stub = PROJECT / "tests" / "stubs" / "trtllm-serve"
+    stubs = PROJECT / "tests" / "stubs"
     trtllm = f'__version__ = "{contract()["version"]}"\nclass LLM: ...\nclass SamplingParams: ...\n'
     dockerfile = ngc_base.write(
         directory,
         ngc_base.declared(ROOTS[image]) - pins(image).keys(),
         versions=versions,
         modules={"of_the_base": ""} | ({"tensorrt_llm": trtllm} if image == "trtllm" else {}),
-        programs={"trtllm-serve": f'exec python "{stub}" "$@"'} if image == "trtllm" else {},
+        programs={
+            "trtllm-serve": f'exec python "{stubs}/trtllm-serve" "$@"',
+            "mpirun": f'exec bash "{stubs}/mpirun" "$@"',
+        }
+        if image == "trtllm"
+        else {},
         constraints="".join(f"{name}<0.1\n" for name in pins(image)),
     )
     done = builder.build(base_name(image), dockerfile=dockerfile, context=directory)
