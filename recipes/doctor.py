@@ -59,7 +59,7 @@ def new_directory(work_dir: str | None) -> Path:
 
 
 def conclude(wrong: Iterable[str], good: str) -> None:
-    if names := ", ".join(wrong):
+    if names := ", ".join(dict.fromkeys(wrong)):
         cli.fail(f"{names}: see above for what is wrong and what helps.")
     print(good)
 

@@ -591,9 +591,9 @@ def test_the_report_has_everything_but_secrets(site: Site) -> None:
     bad = Finding(name="ports", ok=False, text="closed | 8100\nnode2", tried="t", remedy="open them")
     site.facts["trainer"] = [{"host": "node1"}]
     arguments = ["cluster=x", "+cluster.env.HF_TOKEN=hf_secret", "cluster.env={A: hf_secret}", "a.api_key=hf_secret"]
-    path = report.write(site, arguments, [bad, Finding(name="sft", ok=True, text="good")])
+    path = report.write(site, arguments, [bad, bad, Finding(name="sft", ok=True, text="good")])
     text = path.read_text()
-    assert "Wrong: ports" in text
+    assert "Wrong: ports\n" in text
     assert "| WRONG | ports | t | closed \\| 8100<br>node2 | open them |" in text
     found = json.loads(path.with_suffix(".json").read_text())
     assert found["findings"][0]["state"] == "WRONG"

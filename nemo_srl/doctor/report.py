@@ -53,7 +53,7 @@ def settings(site: Site) -> dict[str, Any]:
 
 def markdown(report: dict[str, Any], findings: Sequence[Finding]) -> str:
     """The report as a text for people."""
-    wrong = [x.name for x in findings if not x.ok]
+    wrong = dict.fromkeys(x.name for x in findings if not x.ok)
     rows = [f"| {x.state} | {x.name} | {_cell(x.tried)} | {_cell(x.text)} | {_cell(x.remedy)} |" for x in findings]
     return "\n".join(
         [

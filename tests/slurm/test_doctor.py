@@ -63,11 +63,11 @@ def test_a_cluster_that_works_is_proved_by_small_jobs_in_both_roles(cluster: Clu
     assert not [name for name, state in states.items() if state == "-"], out
     texts = {x["name"]: x["text"] for x in found["findings"]}
     assert "tensorrt-llm 1.2.1" in texts["versions.engine"]
-    assert texts["ports"] == "14 of 14 connections" or "13 of 13" in texts["ports"]
+    assert texts["ports"] == "13 of 13 connections", "six of each node, and MASTER_PORT"
     assert "one that another node holds: busy" in texts["storage.locks"]
     assert "went on from step" in texts["stopping"]
     assert "TP=2 PP=2 on 2 nodes" in {x["name"]: x["tried"] for x in found["findings"]}["dpo"]
-    assert [node["host"] for node in found["nodes"]["trainer"]] == ["node1", "node2"]
+    assert len({node["host"] for node in found["nodes"]["trainer"]}) == 2
     assert json.loads((report.parent / "trtllm-1.2.1.json").read_text())["serve_backends"]
     assert "Wrong: gpus.trainer, gpus.engine" in report.with_suffix(".md").read_text()
     listed = subprocess.run(["ps", "-ef"], text=True, capture_output=True, check=True).stdout
