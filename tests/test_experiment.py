@@ -203,7 +203,8 @@ def test_the_description_names_everything_that_decides_the_result(tmp_path: Path
         made = exp.run(pairs.STAGE, 1, **inputs(tmp_path, (1.0, 4.0)))
     identity = json.loads((made.path / SPEC).read_text())["identity"]
     assert set(identity) == {
-        "stage", "version", "iteration", "pairs.min_margin", "pairs.rule", "input candidates", "input judgements",
+        "stage", "version", "iteration", "pairs.min_margin", "pairs.num_pairs", "pairs.rho", "pairs.rule",
+        "input candidates", "input judgements",
     }  # fmt: skip
 
 
