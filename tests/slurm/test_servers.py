@@ -126,7 +126,7 @@ def on_real_stages(cluster: Cluster, run_dir: Path, faults: str) -> subprocess.P
         "engine.num_replicas_small": 1, "launcher": "slurm", "launcher.poll_seconds": 0.5,
         "launcher.signal_seconds": 30, "cluster.exclusive": "false", "cluster.time": "'30'", "anchor.num_prompts": 3,
         "+cluster.env.PATH": f"'{path}'", "+cluster.env.NEMO_SRL_STUB_FAULTS": f"'{faults}'",
-        "+cluster.env.NEMO_SRL_STUB_REPLY": "'Name {number} animals. Score: {score}'",
+        "+cluster.env.NEMO_SRL_STUB_REPLY": "'Name {number} animals. Score: {score}.'",
     }  # fmt: skip
     command = [sys.executable, "-m", "tests.slurm.run_stages", *(f"{key}={value}" for key, value in settings.items())]
     return cluster.start(*command, log=run_dir.with_suffix(".log"))
@@ -137,7 +137,7 @@ def test_each_stage_goes_on_when_what_serves_it_is_killed(cluster: Cluster) -> N
     shared.mkdir()
     calm, killed = shared / "calm", shared / "killed"
     assert on_real_stages(cluster, calm, "{}").wait(400) == 0, calm.with_suffix(".log").read_text()
-    run = on_real_stages(cluster, killed, '{"slow_seconds": 1.5}')
+    run = on_real_stages(cluster, killed, '{"slow_seconds": 1.0}')
 
     def going() -> bool:
         assert run.poll() is None, killed.with_suffix(".log").read_text()
