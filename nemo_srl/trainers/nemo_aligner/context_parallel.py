@@ -41,18 +41,19 @@ def total(value: torch.Tensor) -> torch.Tensor:
     return value + (added - value.detach())
 
 
-def cut_reference(model: Any) -> None:
-    """Let `model`, NeMo-Aligner's for DPO, cut the reference's log-probabilities as it cuts the tokens.
+def cut_batches(model: Any) -> None:
+    """Let `model`, NeMo-Aligner's for SFT or DPO, cut all that has a sequence, and nothing else.
 
-    Upstream computes them in parts. Here they come with the whole row (`reference.py`).
+    Upstream does not cut the reference's log-probabilities, because it computes them in parts. Here they come with the
+    whole row (`reference.py`). And it tries to cut what has no sequence: the lengths of rows, and our small mask.
     """
     inner = model.get_batch_on_this_context_parallel_rank
 
     def get_batch_on_this_context_parallel_rank(batch: dict[str, Any]) -> dict[str, Any]:
+        sequences = {key: value for key, value in batch.items() if value is not None and value.ndim == 2}
         for key in ("ref_policy_log_probs_chosen", "ref_policy_log_probs_rejected"):
-            if batch.get(key) is not None:
-                batch[key] = mine(batch[key])
-        mask = batch.pop("attention_mask")  # has no sequence to cut (`batches.py`), and no layer reads it
-        return {**inner(batch), "attention_mask": mask}
+            if key in sequences:
+                sequences[key] = mine(sequences[key])
+        return {**batch, **inner(sequences)}
 
     model.get_batch_on_this_context_parallel_rank = get_batch_on_this_context_parallel_rank

@@ -141,14 +141,14 @@ def _load_model(cfg: DictConfig, trainer: Any, algorithm: str, start_dir: Path) 
     init_peft(model, cfg.model)
     if cfg.model.peft.peft_scheme == "lora":
         lora.install(model, seed=cfg.model.seed)
+    if cfg.model.context_parallel_size > 1:
+        context_parallel.cut_batches(model)
     if algorithm == "sft":
         objectives.average_over_tokens(model)
         return model
     if (loss := losses.find(cfg.model.dpo.preference_loss)) is not None:
         objectives.use_preference_loss(model, loss)
     model.get_ref_policy_logprobs = reference.of_batch
-    if cfg.model.context_parallel_size > 1:
-        context_parallel.cut_reference(model)
     return model
 
 
