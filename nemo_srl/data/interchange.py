@@ -16,6 +16,7 @@ was cut off at `max_tokens`. Only the last two need the package `datasets`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from nemo_srl import jsonio
 from nemo_srl.artifacts import write_atomic
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config.check import check
-from nemo_srl.records import PreferencePair, to_row
+from nemo_srl.records import PreferencePair
 
 Row = dict[str, Any]
 
@@ -101,8 +102,9 @@ def _write_dataset(pairs: Sequence[tuple[int, PreferencePair]], path: Path) -> N
     from datasets import Dataset, Features, Value
 
     kinds = dict.fromkeys(PreferencePair.__dataclass_fields__, Value("string"))
-    kinds |= {"chosen_score": Value("float64"), "rejected_score": Value("float64")}
-    rows = [{"iteration": iteration, **to_row(p)} for iteration, p in pairs]
+    kinds |= dict.fromkeys(("chosen_score", "rejected_score", "confidence"), Value("float64"))
+    kinds |= {"pair_index": Value("int32")}
+    rows = [{"iteration": iteration, **asdict(p)} for iteration, p in pairs]
     data = Dataset.from_list(rows, features=Features({"iteration": Value("int32"), **kinds}))
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
