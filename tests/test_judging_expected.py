@@ -82,5 +82,5 @@ def test_expected_scores_need_points_of_one_digit() -> None:
     check(JudgeConfig(rubric=RUBRIC, max_score=10))
     with pytest.raises(ConfigError, match=r"judge\.max_score=10: judge\.mode='expected' reads .*up to 9 at most"):
         check(JudgeConfig(rubric=RUBRIC, mode="expected", max_score=10))
-    with pytest.raises(ConfigError, match=r"judge\.mode='mean'.*expected, pairwise, sampled"):
+    with pytest.raises(ConfigError, match=r"judge\.mode='mean'.*expected, pairwise, reward, sampled, verifier"):
         check(JudgeConfig(rubric=RUBRIC, mode="mean"))
