@@ -33,9 +33,9 @@ class Options:
     seed_dir: str = "data/seed"
     """The seed whose tasks get constraints, too."""
     seed: int = 1
-    num_eft: int = 900
-    """Number of judging examples, three for an instruction."""
-    num_ift: int = 200
+    num_eft: int = 1800
+    """Number of judging examples, six for an instruction."""
+    num_ift: int = 60
     """Number of answering examples."""
 
 
@@ -51,7 +51,7 @@ def build(options: Options) -> checked.CheckedSeed:
             raise DataError(
                 f"input_dir={source}: {len(tasks)} tasks and {len(answers)} answers gave judging examples for "
                 f"{len(found)} instruction(s) in {name}, and it needs two or more. Give more answers to instructions "
-                "that this program wrote, or set num_eft to 6 or more."
+                "that this program wrote, or set num_eft to 12 or more."
             )
     return made
 

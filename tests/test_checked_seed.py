@@ -59,7 +59,7 @@ def test_the_committed_files_are_the_output_of_the_generator(seed: CheckedSeed) 
     assert stale == [], "run recipes/build_checked_seed.py"
     written = {path.name for path in DATA.glob("*.jsonl")} - {f"{name}.jsonl" for name in tables}
     assert all(name == "tasks.jsonl" or name.startswith("answers_") for name in written)
-    assert sum(path.stat().st_size for path in DATA.iterdir()) < 1_500_000
+    assert sum(path.stat().st_size for path in DATA.iterdir()) < 2_000_000
 
 
 def test_the_program_writes_what_stages_read(
@@ -76,8 +76,8 @@ def test_the_program_writes_what_stages_read(
 def test_sizes(seed: CheckedSeed) -> None:
     assert len(seed.instructions["train"]) >= 300
     assert len(seed.instructions["held_out"]) >= 60
-    assert len(seed.eft) == 900
-    assert len(seed.ift) == 200
+    assert 1790 <= len(seed.eft) <= 1800
+    assert len(seed.ift) == 60
     assert [len(prompts) >= 90 for prompts in seed.prompts] == [True, True]
     for split, xs in seed.instructions.items():
         used = Counter(c["kind"] for x in xs for c in x.constraints)
@@ -223,10 +223,11 @@ def test_each_training_instruction_has_a_perfect_answer_and_others_that_are_wors
     groups: dict[str, list[EFTExample]] = defaultdict(list)
     for x in seed.eft:
         groups[x.instruction].append(x)
-    assert {len(group) for group in groups.values()} == {3}
+    assert Counter(len(group) for group in groups.values()).most_common(1)[0][0] == 6
+    assert min(len(group) for group in groups.values()) >= 5
     assert {max(x.score for x in group) for group in groups.values()} == {MAX_SCORE}
     assert fmean(min(x.score for x in group) <= 2 for group in groups.values()) > 0.7
-    assert all(len({x.response for x in group}) == 3 for group in groups.values())
+    assert all(len({x.response for x in group}) == len(group) for group in groups.values())
 
 
 def test_the_check_of_topics_tells_good_answers_from_those_to_other_tasks(

@@ -30,7 +30,7 @@ _NUM_VARIANTS = 3
 _LEFT_OUT = ("code",)
 """Categories of the seed whose answers do not end as sentences do."""
 _HELD_OUT_ANSWERS = 4
-_EFT_ANSWERS = 3
+_EFT_ANSWERS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ def _pools(
 def _eft(
     instructions: Sequence[CheckedInstruction], pools: Mapping[str, Sequence[Sample]], rng: random.Random, number: int
 ) -> list[EFTExample]:
-    """Three samples of an instruction, of as many instructions as `number` allows. Those to which a model answered come
+    """Six samples of an instruction, of as many instructions as `number` allows. Those to which a model answered come
     first, because a judge of models' answers must see such answers."""
     found: list[EFTExample] = []
     shuffled = rng.sample(list(instructions), len(instructions))

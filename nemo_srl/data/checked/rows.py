@@ -36,8 +36,8 @@ SHARES: Mapping[tuple[str, int], float] = {
 """The share of held-out examples by form and score."""
 
 LESSONS: Mapping[str, float] = {
-    "swapped": 3.0, "swapped+worse": 1.0, "asked": 1.2, "reversed": 1.2, "stuck": 1.0, "cut_early": 0.4, "cut": 3.0,
-    "looped": 1.5, "mismatched": 0.8,
+    "swapped": 3.0, "swapped+worse": 1.0, "asked": 1.2, "reversed": 1.2, "stuck": 1.0, "cut_early": 0.4, "cut": 4.0,
+    "looped": 2.0, "mismatched": 3.0,
 }  # fmt: skip
 """How often a kind of damage is trained, beside the others."""
 _SHARE_OF_MODELS = 0.8
