@@ -132,7 +132,7 @@ class Run:
 
     def __init__(self, tiny_run: Path, base: Path, *, forget: tuple[str, ...]) -> None:
         self.run_dir, self.log = base / "run", base / "log"
-        shutil.copytree(tiny_run / "run", self.run_dir)
+        shutil.copytree(tiny_run / "run", self.run_dir, ignore=shutil.ignore_patterns("logs"))
         for name in ("iter_01/pairs", "iter_01/anchor", "iter_01/policy", "iter_01/evaluation", *forget):
             shutil.rmtree(self.run_dir / name)
 
