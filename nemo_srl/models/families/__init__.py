@@ -7,7 +7,6 @@ may have biases of the queries, keys and values, and norms of the queries and ke
 
 from __future__ import annotations
 
-import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -80,16 +79,11 @@ def register(path: str) -> Family:
 
 def known() -> dict[str, Family]:
     """Families by `model_type`. One that was registered comes before one of this package."""
-    return _own() | _registered
-
-
-@functools.cache
-def _own() -> dict[str, Family]:
     found: dict[str, Family] = {}
     for module in pkgutil.iter_modules(__path__):
         family: Family = importlib.import_module(f"{__name__}.{module.name}").FAMILY
         found |= dict.fromkeys(family.model_types, family)
-    return found
+    return found | _registered
 
 
 def of(spec: ModelSpec) -> Family:
