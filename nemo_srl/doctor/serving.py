@@ -155,7 +155,8 @@ def _raw(request: GenerationRequest) -> dict[str, Any]:
             model = json.load(answer)["data"][0]["id"]
         body = {
             "model": model, "prompt": list(request.prompt_token_ids), "n": sampling.N, "temperature": 1.0, "top_p": 1.0,
-            "max_tokens": sampling.MAX_TOKENS, "stop_token_ids": [0, 1], "add_special_tokens": False, "seed": 1,
+            "max_tokens": sampling.MAX_TOKENS, "stop_token_ids": [0, 1], "include_stop_str_in_output": True,
+            "add_special_tokens": False, "seed": 1,
         }  # fmt: skip
         headers = {"Content-Type": "application/json"}
         post = urllib.request.Request(f"{base}/v1/completions", json.dumps(body).encode(), headers)
