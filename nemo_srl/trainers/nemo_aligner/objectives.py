@@ -5,7 +5,7 @@ Each function gets a model of NeMo-Aligner. It imports torch, and NeMo only when
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,8 @@ import torch
 
 from nemo_srl.errors import ConfigError
 from nemo_srl.trainers.nemo_aligner.losses import SETTINGS, Loss
+
+Sum = Callable[[torch.Tensor], torch.Tensor]
 
 
 def average_over_tokens(model: Any) -> None:
@@ -47,8 +49,11 @@ def average_over_tokens(model: Any) -> None:
     model.get_loss_and_metrics = get_loss_and_metrics
 
 
-def use_preference_loss(model: Any, loss: Loss) -> None:
-    """Let `model`, a `MegatronGPTDPOModel`, compute `loss` where it would compute its own (`loss_func`)."""
+def use_preference_loss(model: Any, loss: Loss, *, over_ranks: Sum = lambda value: value) -> None:
+    """Let `model`, a `MegatronGPTDPOModel`, compute `loss` where it would compute its own (`loss_func`).
+
+    `over_ranks` adds up what the ranks have that share a sequence.
+    """
     upstream = model.get_forward_output_and_loss_func
 
     def get_forward_output_and_loss_func(*args: Any, **kwargs: Any) -> Any:
@@ -58,7 +63,7 @@ def use_preference_loss(model: Any, loss: Loss) -> None:
             # Upstream takes to the loss only what it knows of a row. But each pipeline stage has the whole row, and
             # Megatron computes a micro-batch's loss right after its forward step.
             micro_batch = next(micro_batches)
-            model.loss_func = partial(_preference_loss, model, loss, micro_batch["confidence"])
+            model.loss_func = partial(_preference_loss, model, loss, over_ranks, micro_batch["confidence"])
             return forward(iter([micro_batch]), *more)
 
         return forward_step
@@ -67,11 +72,10 @@ def use_preference_loss(model: Any, loss: Loss) -> None:
 
 
 def _preference_loss(
-    model: Any, loss: Loss, confidence: Any, policy: Any, reference: Any, labels: Any, rewards: Any,
+    model: Any, loss: Loss, over_ranks: Sum, confidence: Any, policy: Any, reference: Any, labels: Any, rewards: Any,
     cu_seqlens: None, average_log_probs: bool,
 ) -> tuple[Any, Any]:  # fmt: skip
     """Log-probabilities of tokens, [2 x pairs, sequence], first of the chosen -> (loss, share of pairs in order)."""
-    from nemo_srl.trainers.nemo_aligner import context_parallel
 
     def both(name: str, values: Any) -> dict[str, Any]:
         """An argument for each side, from [2 x pairs]. `name` has {} in the place of chosen and rejected."""
@@ -84,7 +88,7 @@ def _preference_loss(
             **both("{}", total(policy - reference)),
             **both("policy_{}_logps", total(policy)),
             **both("reference_{}_logps", total(reference)),
-            **both("{}_lengths", context_parallel.total((labels > -1).sum(-1)).clamp(min=1)),
+            **both("{}_lengths", over_ranks((labels > -1).sum(-1)).clamp(min=1)),
             **both("{}_rewards", rewards),
             "confidence": confidence.to(policy.device),
             "beta": model.ref_policy_kl_penalty,
