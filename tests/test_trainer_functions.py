@@ -159,10 +159,11 @@ def test_causal_attention_is_for_float32_products_of_onednn_and_short_sequences(
 ) -> None:
     short, long = random(8, 1, 1, SIZE), random(attention.LONG, 1, 1, SIZE)
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")
-    assert not attention.is_faster(short)
+    assert not attention.is_faster(short, masked=False)
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
-    assert attention.is_faster(short)
-    assert not attention.is_faster(long)
-    assert not attention.is_faster(short.bfloat16())
+    assert attention.is_faster(short, masked=False)
+    assert not attention.is_faster(long, masked=False)
+    assert attention.is_faster(long, masked=True)
+    assert not attention.is_faster(short.bfloat16(), masked=False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not attention.is_faster(short)
+        assert not attention.is_faster(short, masked=False)

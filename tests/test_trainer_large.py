@@ -22,7 +22,7 @@ from nemo_srl.trainers.nemo_aligner.trainer import last_checkpoint
 from tests import test_trainer_nemo_aligner as whole
 from tests.test_trainer_nemo_aligner import ALL_ROWS, HuggingFace, Run, assert_same_training, max_difference, steps_of
 
-launch, model_dir, run_of = whole.launch, whole.model_dir, whole.run_of
+launch, model_dir, model_of, run_of = whole.launch, whole.model_dir, whole.model_of, whole.run_of
 
 RANK, ALPHA = 4, 6.0
 LORA = {"lora_rank": RANK, "lora_alpha": ALPHA}
