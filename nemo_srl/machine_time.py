@@ -7,6 +7,7 @@ runs on GPUs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
 
@@ -45,9 +46,11 @@ def announcement(
         return ""
     spec = hf.read_spec(model_dir)
     chat = ChatTemplate(model_dir, chat_template=cfg.model.chat_template, variables=cfg.model.chat_template_kwargs)
-    a = assumptions(cfg, chat, ift, eft, [reader(cfg.judge).lesson(x, cfg.judge)[0] for x in eft[:_SAMPLE]])
+    lessons = [reader(cfg.judge).lesson(x, cfg.judge)[0] for x in eft[:_SAMPLE]]
+    a = assumptions(cfg, chat, ift, eft, lessons)
+    shared = shared_tokens(chat, [x.instruction for x in ift], lessons, share_of_lessons=len(eft) / a.num_sft_rows)
     gflops = max(products.gflops(spec.hidden_size, spec.ffn_hidden_size).values())
-    minutes = seconds(cfg, spec, a, gflops=gflops) / 60
+    minutes = seconds(cfg, spec, a, gflops=gflops, shared=shared) / 60
     return (
         f"This machine multiplies {gflops:.0f} GFLOP/s in float32, so a whole run takes about {minutes:.0f} minutes. "
         "Less work: num_iterations=1, candidates.num_samples=2 or evaluation.num_prompts=20"
@@ -72,15 +75,31 @@ def assumptions(
     )
 
 
-def seconds(cfg: Config, spec: ModelSpec, a: Assumptions, *, gflops: float) -> float:
-    """Seconds of the whole run at `gflops` GFLOP/s of the probe."""
+def shared_tokens(
+    chat: ChatTemplate, instructions: Sequence[str], lessons: Sequence[str], *, share_of_lessons: float
+) -> float:
+    """The mean number of tokens with which an SFT row begins as all others of its kind do: instructions, or prompts of
+    the judge. The trainer computes them once for the rows of a micro-batch (`shared_beginnings.py`)."""
+    begun = [chat.num_tokens(_beginning([chat.render(x) for x in some])) for some in (instructions[:_SAMPLE], lessons)]
+    return begun[0] * (1 - share_of_lessons) + begun[1] * share_of_lessons
+
+
+def _beginning(texts: Sequence[str]) -> str:
+    """What all texts begin with."""
+    first, last = min(texts, default=""), max(texts, default="")
+    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+
+
+def seconds(cfg: Config, spec: ModelSpec, a: Assumptions, *, gflops: float, shared: float = 0.0) -> float:
+    """Seconds of the whole run at `gflops` GFLOP/s of the probe. `shared`: see `shared_tokens`."""
     rate, total = gflops * 1e9, 0.0
     for stage in map(stage_named, LOOP):
         work, times = stage.work(cfg, a), times_of(stage, cfg)
         if isinstance(work, Trained):
             length = work.row_tokens / work.num_sequences
             flops = flops_per_token(spec, sequence_length=length, forward_passes=num_passes(cfg, work))
-            needed = work.num_rows * work.row_tokens * work.optim.max_epochs * flops
+            once = shared * (1 - 1 / cfg.trainer.rows_at_a_time(work.optim)) if work.num_sequences == 1 else 0.0
+            needed = work.num_rows * (work.row_tokens - once) * work.optim.max_epochs * flops
             total += times * (needed / rate / TRAINING_SHARE + START_SECONDS["trained"])
         elif isinstance(work, Generated):
             flops = 2 * num_parameters(spec)

@@ -36,6 +36,16 @@ def test_lengths_are_those_of_the_seed_data(model: Path) -> None:
     assert (without.num_sft_rows, without.mean_rubric_tokens) == (1, 0)
 
 
+def test_what_rows_begin_with_counts_once(model: Path) -> None:
+    cfg, spec, chat = composed(), hf.read_spec(model), ChatTemplate(model, chat_template=None)
+    lessons = ["Grade it: a pear", "Grade it: an apple", "Grade it: two figs"]
+    found = machine_time.shared_tokens(chat, [], lessons, share_of_lessons=1.0)
+    assert found == chat.num_tokens(chat.render("Grade it: @").partition("@")[0])
+    assert machine_time.shared_tokens(chat, ["Name it", "Say it"], lessons, share_of_lessons=0.5) < found
+    a = Assumptions(num_sft_rows=100)
+    assert machine_time.seconds(cfg, spec, a, gflops=1.0, shared=found) < machine_time.seconds(cfg, spec, a, gflops=1.0)
+
+
 def test_more_work_takes_longer_and_a_faster_machine_does_not(model: Path) -> None:
     cfg, spec, a = composed(), hf.read_spec(model), Assumptions(num_sft_rows=100)
     usual = machine_time.seconds(cfg, spec, a, gflops=1.0)
