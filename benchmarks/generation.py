@@ -3,7 +3,7 @@
     python benchmarks/generation.py                    # SmolLM2-135M, 16 prompts x 4 samples, 64 x 3 verdicts
     python benchmarks/generation.py --small            # a quick look
     python benchmarks/generation.py --threads 1        # on a busy machine; read the CPU times there
-    python benchmarks/generation.py --only llama.cpp   # only candidates whose names contain this
+    python benchmarks/generation.py --only llama.cpp   # only candidates whose names contain one of these texts
     python benchmarks/generation.py --rounds 3         # measure all in turn three times, and take medians
     python benchmarks/generation.py --run-dir runs/X   # repeat the judging of a finished run instead
 
@@ -29,6 +29,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from importlib import metadata
@@ -57,19 +58,20 @@ from nemo_srl.models.hf import read_spec
 def compare(
     candidates: Iterable[Candidate], setting: Setting, workloads: Sequence[Workload], *, rounds: int
 ) -> list[Measurement]:
-    """Measure each candidate on each workload, one after the other, and all of them `rounds` times."""
+    """Open all candidates. Then measure each on each workload, one after the other, and all of them `rounds` times."""
     found = []
-    for _ in range(rounds):
-        for candidate in candidates:
-            with candidate.open(setting) as run:
-                found += [measure(candidate.name, w.name, partial(run, w)) for w in workloads]
-            print(*found[-len(workloads) :], sep="\n", flush=True)
+    with ExitStack() as stack:
+        opened = {c.name: stack.enter_context(c.open(setting)) for c in candidates}
+        for _ in range(rounds):
+            for name, run in opened.items():
+                found += [measure(name, w.name, partial(run, w)) for w in workloads]
+                print(*found[-len(workloads) :], sep="\n", flush=True)
     return found
 
 
-def available(setting: Setting, only: str) -> list[Candidate]:
-    """The candidates with a part of `only` in their names that can run here. Prints why the others cannot."""
-    missing = {c: c.missing(setting) for c in CANDIDATES if any(name in c.name for name in only.split(","))}
+def available(setting: Setting, only: Sequence[str]) -> list[Candidate]:
+    """The candidates with one of `only` in their names that can run here. Prints why the others cannot."""
+    missing = {c: c.missing(setting) for c in CANDIDATES if not only or any(part in c.name for part in only)}
     for candidate, reason in missing.items():
         if reason:
             print(f"{candidate.name} is left out: {reason}")
@@ -124,7 +126,7 @@ def main() -> None:
     parser.add_argument(
         "--iteration-prompts", type=int, default=NUM_PROMPTS, help="of the third table. 0: leave it out"
     )
-    parser.add_argument("--only", default="", help="candidates whose names contain one of these, as in vLLM,embedded")
+    parser.add_argument("--only", nargs="*", default=[], help="candidates whose names contain one of these texts")
     parser.add_argument("--run-dir", type=Path, help="repeat the judging of this finished run")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/generation.json"))
     args = parser.parse_args()
