@@ -240,6 +240,8 @@ def vllm(setting: Setting, *, dtype: str) -> Iterator[Run]:
         timeout_seconds=3600,
         max_retries=0,
         start_timeout_seconds=3600,
+        # On a CPU, vLLM 0.32 dies when it splits the prompt of a request with a seed.
+        extra_options={"enable_chunked_prefill": False},
     )
     extra = {"ignore_eos": not setting.end_tokens}
     dialect = VllmDialect(CompletionsDialect(load_tokenizer(setting.model_dir), setting.end_tokens, extra))
