@@ -4,9 +4,11 @@
     embedded       our engine
     CTranslate2    all samples of one prompt in one batch (`num_hypotheses`), with the judge's rubric as static prompt
     llama.cpp      its server in this process, with parallel slots and cached prompts, asked by our `openai` engine
+    vLLM           `vllm serve` as `engine=vllm` starts and asks it, with compiled kernels (not eager)
 
 All of them sample at temperature 0.7, then from the top 0.9 of the whole vocabulary. CTranslate2 and llama.cpp are
 optional (`pip install -e '.[benchmarks]'`). They get the weights of the same model, converted into a scratch directory.
+vLLM is optional as well. `python -m tools.install_vllm build/vllm` installs it.
 Each candidate is a context manager. It yields a function that runs a workload and returns the number of useful tokens.
 """
 
@@ -14,11 +16,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hf_generate
 import torch
@@ -26,16 +30,24 @@ from generation_workloads import Workload
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nemo_srl import engines
 from nemo_srl.engines import open_engine
+from nemo_srl.engines.checks import length_check
 from nemo_srl.engines.embedded.settings import EmbeddedSettings
 from nemo_srl.engines.openai.dialects import CompletionsDialect
 from nemo_srl.engines.openai.engine import OpenAIEngine, ServerSettings
 from nemo_srl.engines.openai.settings import ClientSettings
+from nemo_srl.engines.served import open_served
+from nemo_srl.engines.vllm import SERVICE_PREFIX
+from nemo_srl.engines.vllm.requests import VllmDialect
+from nemo_srl.engines.vllm.settings import VllmSettings
+from nemo_srl.launchers.services import running
 from nemo_srl.models import smollm2
 from nemo_srl.models.tokenizer import load_tokenizer
 from nemo_srl.protocols import GenerationEngine, SamplingParams
 
 TEMPERATURE, TOP_P = 0.7, 0.9
+VLLM = Path(__file__).parents[1] / "build" / "vllm" / "bin" / "vllm"
 
 Run = Callable[[Workload], int]
 
@@ -59,14 +71,17 @@ class Setting:
 
 @dataclass(frozen=True)
 class Candidate:
-    """`module` must be installed for it."""
+    """`module` must be installed for it. `served`: its program is one that all stages which ask one model share."""
 
     name: str
     open: Callable[[Setting], contextlib.AbstractContextManager[Run]]
     module: str = "torch"
+    served: bool = False
 
     def missing(self, setting: Setting) -> str:
         """Why it cannot be measured here. Empty if it can."""
+        if self.served and not VLLM.exists():
+            return f"{VLLM} does not exist: python -m tools.install_vllm build/vllm"
         if importlib.util.find_spec(self.module) is None:
             return f"{self.module} is not installed: pip install -e '.[benchmarks]'"
         if self.module == "xllamacpp" and setting.gguf is None:
@@ -208,6 +223,40 @@ def _requantised_gguf(setting: Setting, dtype: str) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def vllm(setting: Setting, *, dtype: str) -> Iterator[Run]:
+    """vLLM keeps what it has compiled in the scratch directory, so later starts are faster than the first."""
+    variables = {
+        "OMP_NUM_THREADS": setting.threads,
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # threads that are bound to a core wait for every other program on it
+        "VLLM_CPU_KVCACHE_SPACE": 1,
+        "VLLM_CACHE_ROOT": setting.scratch / "vllm",
+    }
+    cfg = VllmSettings(
+        command=["env", *(f"{name}={value}" for name, value in variables.items()), str(VLLM), "serve"],
+        dtype=dtype,
+        max_model_len=setting.max_length,
+        max_concurrency=256,
+        timeout_seconds=3600,
+        max_retries=0,
+        start_timeout_seconds=3600,
+        # On a CPU, vLLM 0.32 dies when it splits the prompt of a request with a seed.
+        extra_options={"enable_chunked_prefill": False},
+    )
+    extra = {"ignore_eos": not setting.end_tokens}
+    dialect = VllmDialect(CompletionsDialect(load_tokenizer(setting.model_dir), setting.end_tokens, extra))
+    needed = engines.services(cfg, setting.model_dir, setting.scratch)
+    with (
+        running(needed, job_name=f"vllm-{dtype}", log_dir=setting.scratch) as services,
+        mock.patch.dict(os.environ, services.environment),
+    ):
+        check = length_check(setting.max_length)
+        yield partial(
+            run_engine,
+            open_served(cfg, setting.model_dir, dialect, prefix=SERVICE_PREFIX, check=check, probe=False),
+        )
+
+
 CANDIDATES = (
     Candidate("HF generate, float32", partial(transformers, dtype="float32")),
     Candidate("HF generate, bfloat16", partial(transformers, dtype="bfloat16")),
@@ -215,6 +264,8 @@ CANDIDATES = (
     Candidate("CTranslate2, int8", partial(ctranslate2, dtype="int8"), "ctranslate2"),
     Candidate("llama.cpp, F32", partial(llama_cpp, dtype="F32"), "xllamacpp"),
     Candidate("llama.cpp, Q8_0", partial(llama_cpp, dtype="Q8_0"), "xllamacpp"),
+    Candidate("vLLM, float32", partial(vllm, dtype="float32"), served=True),
+    Candidate("vLLM, bfloat16", partial(vllm, dtype="bfloat16"), served=True),
     Candidate("embedded, float32", partial(embedded, dtype="float32")),
     Candidate("embedded, bfloat16", partial(embedded, dtype="bfloat16")),
 )

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from nemo_srl.engines import engine_backend, services
+from nemo_srl.engines import engine_backend, open_engine, services
 from nemo_srl.engines.openai.dialects import BadChoiceError, CompletionsDialect
 from nemo_srl.engines.vllm.options import serve_command
 from nemo_srl.engines.vllm.requests import VllmDialect
 from nemo_srl.engines.vllm.settings import VllmSettings
 from nemo_srl.errors import ConfigError
 from nemo_srl.models import hf
-from nemo_srl.protocols import GenerationRequest, SamplingParams
+from nemo_srl.protocols import SERVICES_VARIABLE, GenerationRequest, SamplingParams
 from tests import tiny
 from tests.loopback import CharTokenizer
 from tests.support import composed
@@ -120,6 +120,15 @@ def test_replicas_are_services_whose_name_follows_the_weights(model_dir: Path, t
     assert engine_backend(cfg).size(cfg).num_gpus == 8
     with pytest.raises(ConfigError, match=r"max_model_len=2048.*1024"):
         services(replace(cfg, max_model_len=2048), model_dir, tmp_path)
+
+
+def test_a_prompt_over_the_limit_is_not_sent(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SERVICES_VARIABLE, json.dumps({"vllm-0": "http://127.0.0.1:9"}))  # nothing listens there
+    engine = open_engine(VllmSettings(max_model_len=32, max_retries=0), model_dir)
+    request = GenerationRequest(key="k", prompt_token_ids=(1,) * 13, n=2, seed=1)
+    found = [c for batch in engine.generate([request], PARAMS) for c in batch]
+    assert [(c.finish_reason, c.text) for c in found] == [("too_long", "")] * 2
+    assert "13 tokens and max_tokens=20 exceed the limit of 32 tokens" in found[0].reason
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,10 @@ def engine() -> dict[str, Any]:
         "max_num_seqs": 16,
         "max_concurrency": 1,
         "max_retries": 0,
-        "extra_options": {"enforce_eager": True},  # compiling takes longer than all calls of a test
+        "extra_options": {
+            "enforce_eager": True,  # compiling takes longer than all calls of a test
+            "enable_chunked_prefill": False,  # see docs/engines.md
+        },
     }
 
 
