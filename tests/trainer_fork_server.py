@@ -20,6 +20,7 @@ import socket
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -125,12 +126,12 @@ def _die_at_the_end_of_save(number: int) -> None:
     saves = []
     finish = session.finish_checkpoint
 
-    def die(checkpoint_path: object, barrier_before: bool = False) -> None:
+    def die(checkpoint_path: object, **more: Any) -> None:
         if checkpoint_path not in saves:
             saves.append(checkpoint_path)
         if len(saves) == number:
             os._exit(9)
-        finish(checkpoint_path, barrier_before)
+        finish(checkpoint_path, **more)
 
     session.finish_checkpoint = die
 
