@@ -96,8 +96,11 @@ class LoRARun:
 
 @pytest.fixture(scope="module")
 def lora(launch: Callable[..., list[int]], model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> LoRARun:
+    return killed_and_resumed(launch, model_dir, tmp_path_factory.mktemp("lora"))
+
+
+def killed_and_resumed(launch: Callable[..., list[int]], model_dir: Path, base: Path) -> LoRARun:
     """A DPO training that was killed after its second step and went on from the checkpoint of the first."""
-    base = tmp_path_factory.mktemp("lora")
     of, work_dir = whole.training("dpo", **LORA), base / "work"
     of.prepare(model_dir, work_dir)
     assert launch(work_dir, at_step=2) == [-signal.SIGKILL], (work_dir / "log_0.txt").read_text()[-3000:]
@@ -124,6 +127,17 @@ def sums_of_logps(model: HuggingFace) -> torch.Tensor:
 
 
 def test_dpo_of_the_adapters_equals_transformers(lora: LoRARun, model_dir: Path) -> None:
+    assert_equals_transformers(lora, model_dir)
+
+
+def test_adapters_of_a_model_with_norms_of_queries_and_keys_equal_transformers(
+    launch: Callable[..., list[int]], model_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """NeMo's own layer with adapters leaves these norms out."""
+    assert_equals_transformers(killed_and_resumed(launch, model_of("qwen3"), tmp_path), model_of("qwen3"))
+
+
+def assert_equals_transformers(lora: LoRARun, model_dir: Path) -> None:
     """At the first step B is zero, so it is the reference. At the second one, both matrices have gradients."""
     without = {place: (a, torch.zeros_like(b)) for place, (a, b) in lora.first.items()}
     reference = WithAdapters(model_dir, without)
