@@ -151,9 +151,10 @@ def disturb(cluster: Cluster, run: Run, record_property: Callable[[str, object],
     # Early, so that the job still runs when the new orchestrator looks for it.
     wait_for(lambda: (run.run_dir / "logs" / "iter_01-judgements.log").exists(), 500)
     run.restart()
-    table = run.status()
-    assert re.search(rf"^iter_01/candidates +published +{run.job_id('iter_01-candidates')} +\d+ s$", table, re.M), table
-    assert re.search(r"^iter_01/judgements +(running|pending|completed)\b", table, re.M), table
+    candidates = rf"^iter_01/candidates +published +{run.job_id('iter_01-candidates')} +\d+ s$"
+    assert re.search(candidates, run.status(), re.M), run.status()
+    # The description of a stage is as late as all that the orchestrator writes.
+    wait_for(lambda: re.search(r"^iter_01/judgements +(running|pending|completed|published)\b", run.status(), re.M))
 
     run.wait_for_lines("iter_01/policy/training/metrics.jsonl", 2)
     second = run.node_of("iter_01-policy")
