@@ -54,14 +54,16 @@ case $kind in
     ;;
 esac
 
-# With cgroups, Slurm sends TERM to this shell alone, and otherwise to the command as well. So it is passed on. The
-# command takes a second one for the first. A command that saved its work and stopped because of TERM ends with status
+# With cgroups, Slurm sends TERM to this shell alone, and otherwise to the command as well. So it is passed on, a second
+# later: a command that got it as well may be about to end, and a second TERM would kill Python while it ends. One that
+# is still saving takes it for the first. A command that saved its work and stopped because of TERM ends with status
 # 75. With such a status, Slurm would kill the ranks that are still saving. So a file tells the batch script, and this
 # task ends with status 0.
 child=''
 told=''
 pass_on() {
   told=1
+  sleep 1
   if [ -n "$child" ]; then kill -TERM "$child" 2> /dev/null; fi
 }
 trap pass_on TERM
