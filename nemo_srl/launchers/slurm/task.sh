@@ -59,22 +59,23 @@ esac
 # is still saving takes it for the first. A command that saved its work and stopped because of TERM ends with status
 # 75. With such a status, Slurm would kill the ranks that are still saving. So a file tells the batch script, and this
 # task ends with status 0.
-child=''
+#
+# Not with `wait` alone: bash 5.2 loses the status of a command that ends while a trapped signal interrupts `wait`.
 told=''
-pass_on() {
-  told=1
-  sleep 1
-  if [ -n "$child" ]; then kill -TERM "$child" 2> /dev/null; fi
-}
-trap pass_on TERM
+trap 'told=1' TERM
 "$@" &
 child=$!
-if [ -n "$told" ]; then pass_on; fi
-while :; do # a trapped signal ends `wait` early
-  wait "$child"
-  status=$?
-  if [ "$status" -le 128 ] || ! kill -0 "$child" 2> /dev/null; then break; fi
+while kill -0 "$child" 2> /dev/null; do
+  if [ -n "$told" ]; then
+    told=''
+    sleep 1
+    kill -TERM "$child" 2> /dev/null
+  fi
+  sleep 0.5
 done
+trap '' TERM
+wait "$child"
+status=$?
 if [ "$status" -eq 75 ]; then
   touch "$NEMO_SRL_STOPPED"
   exit 0
