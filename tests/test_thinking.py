@@ -251,7 +251,7 @@ def test_only_answers_are_judged_and_compared(
         cfg = Config(
             run_dir=str(tmp_path), model=ModelConfig(chat_template=EMPTY),
             engine=server(url, max_concurrency=1, api="chat", model="m"),
-            judge=JudgeConfig(rubric=RUBRIC, num_judgements=1, pairwise_rubric=PAIRWISE_RUBRIC),
+            judge=JudgeConfig(rubric=RUBRIC, num_judgements=1, temperature=0, pairwise_rubric=PAIRWISE_RUBRIC),
         )  # fmt: skip
         verdicts, _ = made(judgements.STAGE, cfg, tmp_path / "judgements", judge=judge, **given)
         compared, _ = made(
