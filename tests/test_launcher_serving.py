@@ -143,4 +143,6 @@ def test_a_job_may_start_again_only_after_it_had_begun_the_steps(tmp_path: Path)
             f.write(f"{handed.token}\n")
         assert allowed()
     assert not allowed()
-    assert not may_go_on(handed)(), "its servers were never ready"
+    assert may_go_on(handed)(), "they were begun while another launcher waited for them"
+    fresh = hand_in(stage(tmp_path, "two", "pass"), serving_of(stage(tmp_path, "one")))
+    assert not may_go_on(fresh)(), "its servers were never ready"

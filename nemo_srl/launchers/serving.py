@@ -120,9 +120,10 @@ def let_end(serving: Job, token: str) -> None:
 def may_go_on(handed: Handed) -> Callable[[], bool]:
     """A function to call after each death of a serving job: whether it may start again.
 
-    It may if it had begun the steps. Otherwise its servers never were ready, and would not be the next time.
+    It may if it had begun the steps. Otherwise its servers never were ready, and would not be the next time. Steps that
+    were begun before, while another launcher waited for them, count as well.
     """
-    num_taken, num_failures = handed.num_taken(), 0
+    num_taken, num_failures = 0, 0
 
     def allowed() -> bool:
         nonlocal num_taken, num_failures
