@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -21,6 +20,7 @@ from nemo_srl.launchers.rendezvous import Leader, Member
 from nemo_srl.launchers.services import without_step
 from nemo_srl.launchers.with_services import start_token, to_spec
 from nemo_srl.protocols import SERVICES_VARIABLE, Job, Service
+from tests.ports import free_port
 from tests.processes import alive, wait_for
 from tests.test_launcher_services import pids, service
 
@@ -97,15 +97,6 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
         if process.poll() is None:
             process.kill()
         process.wait(60)
-
-
-def free_port() -> int:
-    """A port below the ephemeral ones, as on a cluster. At an ephemeral port, a connection could connect to itself."""
-    while True:
-        port = random.randrange(20000, 30000)
-        with socket.socket() as s:
-            if s.connect_ex(("127.0.0.1", port)):
-                return port
 
 
 def on(node: int, found: Service) -> Service:

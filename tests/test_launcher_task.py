@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from nemo_srl.launchers.slurm.steps import TASK_SCRIPT
+from tests.ports import free_port
 from tests.processes import wait_for
-from tests.test_launcher_nodes import free_port
 
 SAVES = """
 import pathlib, signal, sys, time

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -73,6 +77,32 @@ def test_ranks_come_from_torchrun_from_slurm_or_from_nobody() -> None:
     alone: dict[str, str] = {}
     adopt_rank_environment(alone)
     assert (alone["RANK"], alone["WORLD_SIZE"], alone["MASTER_ADDR"]) == ("0", "1", "127.0.0.1")
+
+
+def test_the_port_of_a_lone_rank_cannot_be_taken_and_torch_joins_it() -> None:
+    program = """
+        import errno, os, socket
+        from nemo_srl.trainers.nemo_aligner.run import adopt_rank_environment
+
+        adopt_rank_environment(os.environ)
+        try:
+            socket.create_server(("127.0.0.1", int(os.environ["MASTER_PORT"])))
+        except OSError as e:
+            assert e.errno == errno.EADDRINUSE
+        else:
+            raise AssertionError("another process could take the port")
+
+        import torch
+        torch.distributed.init_process_group("gloo")
+        total = torch.ones(1)
+        torch.distributed.all_reduce(total)
+        print(total.item(), torch.distributed.get_world_size())
+    """
+    ranks = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_NTASKS"}
+    env = {name: value for name, value in os.environ.items() if name not in ranks}
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout == "1.0 1\n", done.stderr
 
 
 def test_slurm_ranks_without_a_meeting_point_are_refused() -> None:

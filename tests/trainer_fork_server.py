@@ -16,13 +16,14 @@ from __future__ import annotations
 import gc
 import json
 import os
-import socket
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+
+from tests.ports import free_port
 
 
 def main() -> None:
@@ -38,9 +39,7 @@ def main() -> None:
 
     for line in sys.stdin:
         job = json.loads(line)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         pids = [_fork(job, rank, port) for rank in range(job["num_ranks"])]
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         print(json.dumps({"exit_codes": codes}), flush=True)

@@ -12,11 +12,12 @@ import gc
 import itertools
 import json
 import os
-import socket
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from tests.ports import free_port
 
 
 def main(jobs: list[str]) -> None:
@@ -32,9 +33,7 @@ def main(jobs: list[str]) -> None:
     measure_at_second_step(os.dup(1))
     for job in jobs:
         work_dir, _, num_ranks = job.rpartition(":")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         training = {"work_dir": work_dir, "num_ranks": int(num_ranks), "at_step": None}
         pids = [_fork(training, rank, port) for rank in range(int(num_ranks))]
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]

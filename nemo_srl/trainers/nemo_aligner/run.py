@@ -10,11 +10,12 @@ rank. Raises `ConfigError` when the number of ranks is not the planned one.
 
 from __future__ import annotations
 
+import functools
 import os
-import socket
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from nemo_srl.errors import ConfigError, NemoSrlError
 from nemo_srl.trainers.nemo_aligner import platforms
@@ -113,7 +114,19 @@ def adopt_rank_environment(environ: dict[str, str] | os._Environ[str]) -> None:
             environ.setdefault("MASTER_PORT", "29500")
         else:
             environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-            with socket.create_server(("127.0.0.1", 0)) as probe:
-                environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+            environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_own_store().port)}
     environ.setdefault("TORCHELASTIC_RUN_ID", "nemo_srl")  # makes Lightning read the variables above
     environ.setdefault("GROUP_RANK", str(int(environ["RANK"]) // int(environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+@functools.cache
+def _own_store() -> Any:
+    """The store where a lone rank meets itself.
+
+    It listens from now on. A port that is only looked up here can be taken before torch.distributed listens at it, as
+    NeMo's imports last seconds. Being multi-tenant lets torch.distributed join this one.
+    """
+    import torch.distributed
+
+    store = torch.distributed.TCPStore  # type: ignore[attr-defined]  # public, but not in __all__
+    return store("127.0.0.1", 0, world_size=1, is_master=True, multi_tenant=True)
