@@ -171,14 +171,15 @@ def log_likelihood(model_dir: Path, rows: list[dict[str, Any]]) -> float:
 
 
 def test_a_model_has_one_start_for_all_its_stages(run: Run) -> None:
-    """In the last start, M1 judged, and M2 was evaluated."""
+    """In the last start, M1 went on with its candidates and judged them, and M2 was evaluated."""
     logs = {path.name: path.read_text() for path in (run.run_dir / "logs").glob("*-vllm-0.log")}
     names = {name: set(part.split()[0] for part in log.split("--served-model-name ")[1:]) for name, log in logs.items()}
     assert {name: len(found) for name, found in names.items()} == dict.fromkeys(names, 1)
     assert "kept for iter_01-prompts" in logs["iter_00-evaluation-vllm-0.log"]
     m1, m2 = names["iter_00-evaluation-vllm-0.log"], names["iter_01-evaluation-vllm-0.log"]
     assert not m1 & m2
-    assert names["iter_01-judgements-vllm-0.log"] == m1
+    assert names["iter_01-candidates-vllm-0.log"] == m1
+    assert "kept for iter_01-judgements" in logs["iter_01-candidates-vllm-0.log"]
 
 
 def test_verdicts_have_expected_scores(run: Run) -> None:
