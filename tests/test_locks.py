@@ -74,9 +74,7 @@ def test_without_locks_of_the_kernel_a_file_names_the_owner(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("storage", ["with_locks", "no_locks"])
-def test_a_lock_may_be_waited_for(
-    tmp_path: Path, storage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_may_be_waited_for(tmp_path: Path, storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if storage == "no_locks":
         monkeypatch.setattr(fcntl, "flock", refusing(errno.ENOSYS))
     monkeypatch.setattr(locks, "POLL_SECONDS", 0.05)
