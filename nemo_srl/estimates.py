@@ -127,7 +127,7 @@ def num_passes(cfg: Config, work: Trained) -> float:
 
 
 def holding(cfg: Config) -> Holding:
-    """What a run holds (`LauncherBackend.holds`). A recipe for several nodes that names no launcher is planned as jobs."""
+    """What a run holds (`LauncherBackend.holds`). A recipe for several nodes without a launcher is planned as jobs."""
     holds = launcher_backend(cfg.launcher).holds
     needs_cluster = max(cfg.trainer.num_nodes, engine_size(cfg).num_nodes) > 1
     return "jobs" if holds == "machine" and needs_cluster else holds

@@ -33,8 +33,8 @@ class Assumptions:
     engine_start_minutes: float = 10.0
     """Time until an engine answers: weights from shared storage, warm-up, CUDA graphs. Not measured."""
     training_start_minutes: float = 5.0
-    """Time until a training has read its weights and makes its first step: imports, communicators, weights. Not measured
-    on several nodes. One process on an H200 needed 20 s for its imports."""
+    """Time until a training makes its first step: imports, communicators, weights. Not measured on several nodes. One
+    process on an H200 needed 20 s for its imports."""
     queue_minutes: float = 10.0
     """Time that a job of Slurm waits for its nodes. It holds no GPUs then. Not measured: ask your cluster."""
     conversion_gb_per_second: float = 0.5
@@ -44,8 +44,8 @@ class Assumptions:
     """Share of padding in the tokens that a training computes. Measured in the CPU runs of `examples/proof`: 0.06 in
     SFT, 0.07 to 0.10 in DPO."""
     step_overhead_seconds: float = 3.0
-    """Time of an optimizer step beside its FLOPs: small batches and the optimizer. Not measured on several nodes. On one
-    H200 there was hardly any: with all of it, DPO reached the `training_mfu` of 0.40 above."""
+    """Time of an optimizer step beside its FLOPs: small batches and the optimizer. Not measured on several nodes. On
+    one H200 there was hardly any: with all of it, DPO reached the `training_mfu` of 0.40 above."""
     storage_gb_per_second: float = 10.0
     """Rate at which all nodes together write a checkpoint."""
     num_sft_rows: int = 4830

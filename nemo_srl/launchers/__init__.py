@@ -26,8 +26,8 @@ class LauncherBackend:
     close: Callable[[Launcher], None] = lambda launcher: None
     """Called at the end of a run, also after an error, with what `open` returned. Stops what the launcher kept."""
     holds: Holding = "machine"
-    """What a run holds, for plans. allocation: all its nodes from the beginning to the end. jobs: the nodes of the job of
-    the moment, which waited in a queue; the conversions before and after a training on several nodes are jobs on one."""
+    """What a run holds, for plans. allocation: all its nodes from the beginning to the end. jobs: the nodes of the job
+    of the moment, which waited in a queue. There, conversions for a training on several nodes are jobs on one node."""
     visible_seconds: float = 0.0
     """So late may the files of a job appear here, because it runs on another machine."""
     ask_to_stop: Callable[[Job], None] | None = None
