@@ -12,11 +12,12 @@ import pytest
 
 from nemo_srl import worker
 from nemo_srl.artifacts import SPEC
+from nemo_srl.launchers import with_services
 from nemo_srl.launchers.console import Console, LogTail
 from nemo_srl.launchers.serving import Handed, Result
 from nemo_srl.launchers.slurm import client
 from nemo_srl.launchers.slurm.steps import stopped_file, was_stopped
-from nemo_srl.protocols import Job
+from nemo_srl.protocols import Job, Service
 from nemo_srl.shared_storage import VISIBLE_VARIABLE, appears, directories_of
 
 Writes = Callable[[Path, str], None]
@@ -77,6 +78,22 @@ def test_the_launcher_sees_at_once_that_a_step_was_stopped(tmp_path: Path, anoth
     assert not was_stopped(job)
     another_node(stopped_file(job), "")
     assert was_stopped(job)
+
+
+def test_servers_see_at_once_a_model_that_another_node_has_exported(
+    tmp_path: Path, another_node: Writes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, link = tmp_path / "iter_01" / "policy" / "hf", tmp_path / "servers" / "model-0123"
+    for directory in (model.parent, link.parent):
+        directory.mkdir(parents=True)
+    link.symlink_to(model)
+    seen: list[bool] = []
+    monkeypatch.setattr(with_services, "running", lambda services, **_: seen.append(link.exists()))
+    command = ["serve", str(link), "--port", "/dev/absent"]
+    service = Service(name="s", command=command, health_paths=("/",), start_timeout_seconds=1)
+    another_node(model, "weights")
+    with_services.Spec("servers", tmp_path / "logs", 1, [service]).running(0)
+    assert seen == [True]
 
 
 def test_the_exit_status_that_a_forgotten_job_left_is_seen_at_once(
