@@ -1,4 +1,5 @@
-"""Locks of directories: one orchestrator in a run directory, one worker in the directory of a stage.
+"""Locks of directories: one orchestrator in a run directory, one worker in the directory of a stage, one process that
+makes a model in a cache.
 
 The kernel's lock (flock) ends with its process, however that ends. Some network file systems have none: NFS without its
 lock service (ENOLCK), Lustre without `-o flock` (ENOSYS). There, the lock is a file that names its owner. It stays when
@@ -12,6 +13,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import time
@@ -24,6 +26,9 @@ _HELD = (errno.EACCES, errno.EAGAIN)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 SETTLE_SECONDS = 1.0
 """Two processes may take over one file at the same time. After so long, both see who was the last."""
+POLL_SECONDS = 0.5
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,17 +67,32 @@ class Owner:
 class DirectoryLock:
     """A lock, as a context manager. `path` is its file, which stays.
 
-    `busy` is the message of the `RunDirBusyError` when another process has the lock. `{owner}` in it is replaced.
+    `busy` is the message of the `RunDirBusyError` when another process still has the lock after `wait_seconds`.
+    `{owner}` in it is replaced.
     """
 
-    def __init__(self, path: Path, *, busy: str) -> None:
-        self._path, self._busy = path, busy
+    def __init__(self, path: Path, *, busy: str, wait_seconds: float = 0.0) -> None:
+        self._path, self._busy, self._wait_seconds = path, busy, wait_seconds
         self._owner_path = path.with_name(f"{path.name}-owner")
         self._me = Owner.me()
         self._file: int | None = None
 
     def __enter__(self) -> DirectoryLock:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        deadline, is_told = time.monotonic() + self._wait_seconds, False
+        while True:
+            try:
+                self._take()
+                return self
+            except RunDirBusyError as e:
+                if time.monotonic() >= deadline:
+                    raise
+                if not is_told:
+                    log.info("waiting up to %g s: %s", self._wait_seconds, e)
+                is_told = True
+                time.sleep(POLL_SECONDS)
+
+    def _take(self) -> None:
         file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,7 +107,6 @@ class DirectoryLock:
             self._file = file
             os.ftruncate(file, 0)
             os.write(file, self._text)
-        return self
 
     def __exit__(self, *args: object) -> None:
         if self._file is not None:

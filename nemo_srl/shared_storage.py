@@ -25,9 +25,15 @@ def appears(is_there: Callable[[], bool], directory: Path, seconds: float) -> bo
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.5)
-        with contextlib.suppress(OSError):
-            os.listdir(directory)  # makes a network file system ask its server again
+        ask_again(directory)
     return True
+
+
+def ask_again(directory: Path) -> None:
+    """Make a network file system ask its server which files a directory has. Without this, one that it has looked for
+    in vain may stay invisible here for a minute."""
+    with contextlib.suppress(OSError):
+        os.listdir(directory)
 
 
 def seconds_to_wait() -> float:

@@ -68,10 +68,8 @@ def memory_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> tuple[list[str
             f"{m.logits / 1e9:7.1f} {m.total / 1e9:7.1f}  of {a.gpu_memory_gb:g}"
             + ("" if m.total <= a.gpu_memory_gb * 1e9 else "  DOES NOT FIT")
         )
-    if m.host:
-        lines.append(
-            f"{'on the host':14} {m.host / 1e9:24.1f}  at least, for Adam's moments; when a checkpoint is written, more"
-        )
+    host = estimates.host_bytes(cfg, spec) / 1e9
+    lines.append(f"{'on each host':14} {host:.1f} GB at least: offloaded moments, and a checkpoint that is written")
     if estimates.engine_size(cfg).num_gpus:
         e = estimates.engine_memory(cfg, spec, a)
         engine_fits = e.num_sequences >= 1 and e.total <= a.gpu_memory_gb * 1e9
@@ -89,19 +87,23 @@ def time_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> list[str]:
 
     Stages on servers do not start them: `start servers` is for all stages in a row that ask one model.
     """
-    lines = [f"{'stage':14} {'times':>5} {'Mtokens':>9} {'GPUs':>5} {'hours':>7} {'GPU-hours':>10} {'disk, GB':>9}"]
+    found = estimates.stages(cfg, spec, a)
+    lines = [f"{'stage':15} {'times':>5} {'Mtokens':>9} {'GPUs':>5} {'hours':>7} {'GPU-hours':>10} {'disk, GB':>9}"]
     total_hours = total_gpu_hours = total_disk = 0.0
-    for s in estimates.stages(cfg, spec, a):
+    for s in found:
         lines.append(
-            f"{s.name:14} {s.times:5} {s.num_tokens / 1e6:9.1f} {s.num_gpus:5} {s.hours:7.2f} {s.gpu_hours:10.1f} "
+            f"{s.name:15} {s.times:5} {s.num_tokens / 1e6:9.1f} {s.num_gpus:5} {s.hours:7.2f} {s.gpu_hours:10.1f} "
             f"{s.disk_bytes / 1e9:9.1f}"
         )
         total_hours += s.times * s.hours
         total_gpu_hours += s.times * s.gpu_hours
         total_disk += s.times * s.disk_bytes
     lines.append(
-        f"{'whole run':14} {'':5} {'':9} {'':5} {total_hours:7.2f} {total_gpu_hours:10.1f} {total_disk / 1e9:9.1f}"
+        f"{'whole run':15} {'':5} {'':9} {'':5} {total_hours:7.2f} {total_gpu_hours:10.1f} {total_disk / 1e9:9.1f}"
     )
+    if queued := estimates.num_queued(cfg, found):
+        hours = queued * a.queue_minutes / 60
+        lines.append(f"and {hours:.2f} hours more in the queue ({counted(queued, 'job')}), where no GPU is held")
     # The last checkpoint, the one that is being written, and the weights that the training starts from.
     checkpoint = trainer_backend(cfg.trainer).checkpoint_bytes(cfg.trainer, spec)
     scratch = 2 * checkpoint + 4 * num_parameters(spec)
@@ -113,6 +115,13 @@ def time_table(cfg: Config, spec: ModelSpec, a: Assumptions) -> list[str]:
             f"{minutes:.0f} minutes and {gpu_hours:.0f} GPU-hours more"
         )
     return lines
+
+
+HELD = {
+    "machine": "the GPUs of the stage of the moment, on one machine",
+    "jobs": "the GPUs of the job of the moment (launcher=slurm). One allocation (launcher=srun) holds all of them",
+    "allocation": "all GPUs from the beginning to the end (launcher=srun)",
+}
 
 
 def counted(number: int, noun: str) -> str:
@@ -137,6 +146,7 @@ def main(overrides: list[str]) -> None:
     if (e := estimates.engine_size(cfg)).num_gpus:
         of = f"TP {e.tensor_parallel_size} x PP {e.pipeline_parallel_size}; nodes: {e.num_nodes}"
         print(f"generation       {counted(e.num_gpus, 'GPU')} = {counted(e.num_replicas, 'replica')} of {of}")
+    print(f"held             {HELD[estimates.holding(cfg)]}")
     memory, fits = memory_table(cfg, spec, a)
     print(
         "\n" + "\n".join(memory) + "\n\n" + "\n".join(time_table(cfg, spec, a)) + "\n\nassumed (set with ++assume.KEY=)"

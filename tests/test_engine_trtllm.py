@@ -35,6 +35,7 @@ from nemo_srl.stages import candidates, judgements
 from tests import tensorrt_llm_stub, tiny
 from tests.completions import collect
 from tests.loopback import CharTokenizer, Loopback
+from tests.support import ROOT, composed
 from tests.tables import answers_to, published
 from tests.trtllm_contract import contract, problem_with_options, unknown_names
 
@@ -119,6 +120,12 @@ def test_a_bare_program_is_started_by_mpirun_and_a_command_of_the_users_is_left_
     for command, uses_mpi in ((["trtllm-serve"], True), (["/opt/bin/trtllm-serve"], True), (own, False)):
         (found,) = trtllm.services(config(command=command), model_dir, tmp_path)
         assert found.uses_mpi == uses_mpi
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "conf" / "engine").glob("trtllm*.yaml")))
+def test_the_engines_of_recipes_leave_mpi_to_the_launcher(name: str) -> None:
+    # A command with its own mpirun would lack `--bind-to none`, and all threads of a server would share one core.
+    assert composed(f"engine={name}").engine.command == ["trtllm-serve"]
 
 
 def test_replicas_are_spread_evenly_over_the_nodes_of_a_job(

@@ -237,7 +237,7 @@ def test_a_small_model_is_not_faster_than_its_decoding_steps() -> None:
     spec, cfg = shape("SmolLM2-135M-Instruct"), composed(recipe="srl-smollm2-135m-1gpu")
 
     def hours(**assumed: float) -> float:
-        found = estimates.stages(cfg, spec, Assumptions(start_minutes=0, **assumed))
+        found = estimates.stages(cfg, spec, Assumptions(engine_start_minutes=0, **assumed))
         return next(s.hours for s in found if s.name == "candidates")
 
     tokens = 1000 * 4 * 256
@@ -245,6 +245,80 @@ def test_a_small_model_is_not_faster_than_its_decoding_steps() -> None:
     assert hours(decode_step_seconds=0.1) == pytest.approx((tokens / (256 / 2 / 0.1) + prompts) / 3600, rel=1e-3)
     by_size = tokens / (1000 * 70e9 / 134_515_008)
     assert hours(decode_step_seconds=1e-9) == pytest.approx((by_size + prompts) / 3600, rel=1e-3)
+
+
+RECIPE_70B = "srl-llama2-70b-8n8g-tp8pp4"
+
+
+def rows_70b(*overrides: str, **assumed: float) -> dict[str, estimates.StageEstimate]:
+    """The rows of the plan for 70B by name. Of those with one name, the last."""
+    cfg = composed(*overrides, recipe=RECIPE_70B)
+    return {s.name: s for s in estimates.stages(cfg, shape("Llama-2-70b-hf"), Assumptions(**assumed))}
+
+
+def test_conversions_are_jobs_on_one_node_and_hold_the_others_only_in_one_allocation() -> None:
+    conversion = 2 * 68_976_648_192 / 0.5e9 / 3600
+    jobs, allocation = rows_70b("launcher=slurm"), rows_70b("launcher=srun")
+    for name, times in (("sft", 1), ("policy", 2)):
+        for step in ("prepare", "export"):
+            row = jobs[f"{name}-{step}"]
+            assert (row.times, row.num_gpus) == (times, 8)
+            assert row.hours == pytest.approx(5 / 60 + conversion)
+        assert jobs[name].num_gpus == 64
+        assert allocation[name].hours == pytest.approx(jobs[name].hours - 5 / 60 + 2 * conversion)
+    assert not [name for name in allocation if name.endswith(("-prepare", "-export"))]
+    assert {row.num_gpus for row in allocation.values()} == {64}
+    assert allocation["containers"].times == 2, "an image for each role, unpacked once"
+
+
+def test_the_jobs_of_one_node_are_whole_and_without_slurm_nothing_waits() -> None:
+    spec, a = shape("Llama-3.1-8B-Instruct"), Assumptions()
+    found: dict[str, list[estimates.StageEstimate]] = {}
+    for launcher in ("local", "slurm"):
+        cfg = composed(f"launcher={launcher}", recipe="srl-llama3.1-8b-1n8g-tp8")
+        found[launcher] = estimates.stages(cfg, spec, a)
+        num_jobs = {"local": 0, "slurm": 3 + estimates.num_server_starts(cfg)}[launcher]
+        assert estimates.num_queued(cfg, found[launcher]) == num_jobs
+    for here, there in zip(found["local"], found["slurm"], strict=True):
+        assert here.name == there.name
+        starts = here.name in ("start servers", "sft", "policy")
+        assert there.hours - here.hours == pytest.approx(a.container_minutes / 60 if starts else 0)
+
+
+def test_each_job_waits_in_the_queue_and_an_allocation_once() -> None:
+    spec, a = shape("Llama-2-70b-hf"), Assumptions()
+    for launcher, number in (("slurm", 6 + 3 * 3), ("srun", 1), ("local", 6 + 3 * 3)):
+        cfg = composed(f"launcher={launcher}", recipe=RECIPE_70B)
+        assert estimates.num_queued(cfg, estimates.stages(cfg, spec, a)) == number
+
+
+def test_prompts_of_the_judge_count_once_for_all_verdicts_on_an_answer() -> None:
+    row, cfg = rows_70b()["judgements"], composed(recipe=RECIPE_70B)
+    num_answers, prompt = 6000 * 4, 450 + 60 + 400
+    assert cfg.judge.num_judgements * 120 * num_answers == row.num_tokens
+    reading = num_answers * prompt * 2 * 68_976_648_192 / (16 * 989e12 * 0.35)
+    writing = row.num_tokens / (16 * 1000 * 70e9 / 68_976_648_192)
+    assert row.hours == pytest.approx((reading + writing) / 3600)
+
+
+def test_padding_is_computed_and_not_trained_on() -> None:
+    hours = [rows_70b(padding=padding, step_overhead_seconds=0, training_start_minutes=0, container_minutes=0,
+                      storage_gb_per_second=1e9)["policy"].hours for padding in (0.0, 0.5)]  # fmt: skip
+    assert hours[1] == pytest.approx(2 * hours[0], rel=1e-3)
+    assert rows_70b(padding=0.5)["policy"].num_tokens == rows_70b(padding=0.0)["policy"].num_tokens
+
+
+def test_a_host_needs_room_for_the_checkpoint_of_its_ranks_and_for_offloaded_moments() -> None:
+    cfg, spec = composed(recipe=RECIPE_70B), shape("Llama-2-70b-hf")
+    assert estimates.host_bytes(cfg, spec) == pytest.approx(14 * 68_976_648_192 / 8)
+    small, spec = composed(recipe="srl-llama3.2-1b-1gpu"), shape("Llama-3.2-1B-Instruct")
+    assert estimates.host_bytes(small, spec) == pytest.approx((14 + 8) * 1_235_814_400, rel=1e-3)
+
+
+def test_the_70b_recipe_needs_half_of_the_345_gpu_hours_of_a_start_for_each_stage() -> None:
+    cfg, spec = composed(recipe=RECIPE_70B), shape("Llama-2-70b-hf")
+    found = estimates.stages(cfg, spec, Assumptions())
+    assert sum(s.times * s.gpu_hours for s in found) <= 345 / 2
 
 
 @pytest.mark.parametrize("recipe", sorted(p.stem for p in (ROOT / "conf" / "recipe").glob("srl-*g*.yaml")))

@@ -98,6 +98,14 @@ def test_a_job_that_passes_through_a_dead_node_is_followed_on(
     assert calls == ["submit"]
 
 
+def test_a_job_that_slurm_has_forgotten_may_leave_its_exit_status_late(
+    tmp_path: Path, controller: Callable[..., list[str]]
+) -> None:
+    calls = controller([RUNNING, JobState("GONE"), JobState("GONE"), COMPLETED])
+    launcher().run(job(tmp_path))
+    assert calls == ["submit"]
+
+
 @pytest.mark.parametrize(
     ("end", "said"),
     [
@@ -109,9 +117,10 @@ def test_a_job_that_passes_through_a_dead_node_is_followed_on(
     ],
 )
 def test_an_end_that_is_nobodys_time_limit_is_an_error_with_the_log(
-    tmp_path: Path, controller: Callable[..., list[str]], end: JobState, said: str
+    tmp_path: Path, controller: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, end: JobState, said: str
 ) -> None:
     calls = controller([RUNNING, end])
+    monkeypatch.setattr(slurm, "LATE_SECONDS", 0.1)
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "job.log").write_text("the last words\n")
     with pytest.raises(JobFailedError, match=said) as e:

@@ -7,7 +7,8 @@ import fcntl
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,19 +21,25 @@ from nemo_srl.locks import DirectoryLock, Owner
 ME = Owner("here", 17, "100", job="7", restart="1", submission="mine")
 
 
+def refusing(number: int) -> Callable[[int, int], None]:
+    """A `flock` of a file system without locks."""
+
+    def refuse(file: int, operation: int) -> None:
+        raise OSError(number, "no locks")
+
+    return refuse
+
+
 @pytest.fixture(params=[errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """NFS without its lock service, Lustre without `-o flock`, and others."""
 
-    def refuse(file: int, operation: int) -> None:
-        raise OSError(request.param, "no locks")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refusing(request.param))
     monkeypatch.setattr(locks, "SETTLE_SECONDS", 0.0)
 
 
-def lock(directory: Path) -> DirectoryLock:
-    return DirectoryLock(directory / ".lock", busy="in use by {owner}. Wait.")
+def lock(directory: Path, *, wait_seconds: float = 0.0) -> DirectoryLock:
+    return DirectoryLock(directory / ".lock", busy="in use by {owner}. Wait.", wait_seconds=wait_seconds)
 
 
 def owned_by(directory: Path, owner: Owner) -> Path:
@@ -64,6 +71,23 @@ def test_without_locks_of_the_kernel_a_file_names_the_owner(tmp_path: Path) -> N
     with lock(tmp_path):
         assert (tmp_path / ".lock-owner").exists()
     assert not (tmp_path / ".lock-owner").exists()
+
+
+@pytest.mark.parametrize("storage", ["with_locks", "no_locks"])
+def test_a_lock_may_be_waited_for(tmp_path: Path, storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if storage == "no_locks":
+        monkeypatch.setattr(fcntl, "flock", refusing(errno.ENOSYS))
+    monkeypatch.setattr(locks, "POLL_SECONDS", 0.05)
+    held = lock(tmp_path)
+    held.__enter__()
+    with pytest.raises(RunDirBusyError, match="in use by pid"), lock(tmp_path, wait_seconds=0.1):
+        pass
+    order = ["held"]
+    release = threading.Timer(0.3, lambda: (order.append("released"), held.__exit__()))
+    release.start()
+    with lock(tmp_path, wait_seconds=60):
+        assert order == ["held", "released"]
+    release.join()
 
 
 @pytest.mark.usefixtures("no_locks")

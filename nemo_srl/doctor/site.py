@@ -19,6 +19,7 @@ from nemo_srl.engines import EngineSize, engine_backend
 from nemo_srl.errors import JobFailedError
 from nemo_srl.launchers import launcher_backend, open_launcher
 from nemo_srl.protocols import Job, JobRole, JobStep, Service
+from nemo_srl.shared_storage import VISIBLE_SECONDS, appears
 from nemo_srl.workload import Assumptions
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -27,8 +28,6 @@ TIME_LIMIT = "00:30:00"
 SIGNAL_SECONDS = 120
 """`launcher.signal_seconds` must be below the time limit."""
 MAX_NODES = 2
-VISIBLE_SECONDS = 90.0
-"""So long, a network file system may hide a file that another machine wrote."""
 
 
 @dataclass
@@ -98,8 +97,7 @@ class Site:
     def read(self, name: str, *, seconds: float = VISIBLE_SECONDS) -> Any:
         """Read what a job wrote. Waits until it is visible here. Raises `JobFailedError` if it does not come."""
         path, began = self.directory / name, time.monotonic()
-        wait_until(path.exists, seconds)
-        if not path.exists():
+        if not appears(path.exists, path.parent, seconds):
             raise JobFailedError(
                 f"the job has ended, and its file {path} is not visible on this machine after {seconds:g} s"
             )

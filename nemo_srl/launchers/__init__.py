@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from nemo_srl import registry
 from nemo_srl.config import ClusterConfig
 from nemo_srl.protocols import Job, Launcher
+
+Holding = Literal["machine", "allocation", "jobs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,9 @@ class LauncherBackend:
     """Raises `ConfigError`, at set-up, for a number of nodes that it cannot use. Given: the setting's key and value."""
     close: Callable[[Launcher], None] = lambda launcher: None
     """Called at the end of a run, also after an error, with what `open` returned. Stops what the launcher kept."""
+    holds: Holding = "machine"
+    """What a run holds, for plans. allocation: all its nodes from the beginning to the end. jobs: the nodes of the job
+    of the moment, which waited in a queue. There, conversions for a training on several nodes are jobs on one node."""
     visible_seconds: float = 0.0
     """So late may the files of a job appear here, because it runs on another machine."""
     ask_to_stop: Callable[[Job], None] | None = None

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from nemo_srl.shared_storage import ask_again
+
 QUIET_SECONDS = 15
 """Time between two progress lines if the console is a file and not a terminal."""
 
@@ -64,4 +66,4 @@ class LogTail:
                     self._console.feed(block)
                 self._position = f.tell()
         except FileNotFoundError:
-            return
+            ask_again(self._path.parent)  # for the next look

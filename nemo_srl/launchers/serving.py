@@ -40,6 +40,7 @@ from nemo_srl.errors import JobFailedError
 from nemo_srl.launchers import supervisor
 from nemo_srl.launchers.processes import GRACE_SECONDS, log_file
 from nemo_srl.protocols import EXIT_STOPPED, Job, JobStep
+from nemo_srl.shared_storage import ask_again
 
 POLL_SECONDS = 0.25
 MAX_FAILURES = 3
@@ -65,11 +66,13 @@ class Handed:
 
     def result(self) -> Result | None:
         """None while the steps run or wait."""
+        ask_again(self.directory)
         found = _read(_file(self.directory, self.name, "result.json"))
         return Result(found["code"], found["step"]) if found and found["token"] == self.token else None
 
     def num_taken(self) -> int:
         """How often the steps were begun. Each time, the servers were ready."""
+        ask_again(self.directory)
         taken = _file(self.directory, self.name, "taken")
         return taken.read_text().split().count(self.token) if taken.exists() else 0
 

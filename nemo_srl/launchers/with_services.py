@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -39,6 +40,7 @@ from nemo_srl.launchers.services import (
     running,
 )
 from nemo_srl.protocols import EXIT_STOPPED, Job, Service
+from nemo_srl.shared_storage import appears, ask_again, seconds_to_wait
 
 PASS_ON_SECONDS = 1.0
 """Some Slurms send TERM to every process of a step. The command should not get a second one while it leaves. So TERM is
@@ -69,12 +71,24 @@ class Spec:
         return [s for s in self.services if s.node == node]
 
     def running(self, node: int, **options: Any) -> AbstractContextManager[RunningServices]:
-        """Run the services of a node, with further `options` of `services.running`."""
+        """Run the services of a node, with further `options` of `services.running`.
+
+        At first, it waits for the files of the run directory that they need. A model may just have been exported by
+        another node, while this one remembers that it was not there.
+        """
+        needed = {Path(word) for s in self.on(node) for word in s.command if word.startswith(f"{self.log_dir.parent}/")}
+        for path in sorted(needed):
+            appears(partial(_is_there, path), path.parent, seconds_to_wait())
         return running(self.on(node), job_name=self.job_name, log_dir=self.log_dir, **options)
 
     @property
     def start_timeout_seconds(self) -> float:
         return max(s.start_timeout_seconds for s in self.services)
+
+
+def _is_there(path: Path) -> bool:
+    ask_again(path.resolve().parent)  # it may be a link
+    return path.exists()
 
 
 def _started_by_mpi(service: Service) -> Service:

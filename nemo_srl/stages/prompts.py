@@ -150,7 +150,9 @@ def _first_delete(stage_dir: Path) -> str:
 def work(cfg: Config, a: Assumptions) -> Generated | None:
     if cfg.prompts.path:
         return None
-    return Generated(num_tokens=cfg.prompts.num_prompts / a.prompts_kept * a.mean_prompt_tokens)
+    num_tokens = cfg.prompts.num_prompts / a.prompts_kept * a.mean_prompt_tokens
+    shots = (cfg.prompts.num_seed_shots + cfg.prompts.num_generated_shots) * a.mean_prompt_tokens
+    return Generated(num_tokens=num_tokens, num_prompt_tokens=num_tokens / cfg.prompts.max_tokens * shots)
 
 
 def summary(metrics: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -53,6 +53,8 @@ from nemo_srl.shared_storage import VISIBLE_SECONDS
 
 SETTLE_SECONDS = 45.0
 """If a state such as NODE_FAIL lasts longer, the job has ended. A job that is requeued has it as well, for a moment."""
+LATE_SECONDS = VISIBLE_SECONDS
+"""If Slurm does not know a job, the file with its exit status may come so late."""
 LOG_SECONDS = 1.0
 """Time between two looks at the log."""
 CANCEL_SECONDS = 60.0
@@ -220,11 +222,11 @@ class _Follower:
                     self._tell(state)
                     if state.reason == client.LAUNCH_FAILED and not self._release():
                         return JobState(LAUNCH_FAILED)
-                    # A final state through which jobs may pass counts only after it has lasted for SETTLE_SECONDS.
-                    if state.name not in client.PASSING:
+                    # A final state that another one may follow counts only after it has lasted for some time.
+                    if (seconds := _seconds_to_settle(state)) == 0:
                         settled_at = float("inf")
                     elif settled_at == float("inf"):
-                        settled_at = time.monotonic() + SETTLE_SECONDS
+                        settled_at = time.monotonic() + seconds
                     if state.name in client.FINAL and not time.monotonic() < settled_at < float("inf"):
                         self._log.show()
                         return state
@@ -245,6 +247,13 @@ class _Follower:
         log.warning("%s: Slurm could not start job %s and holds it; releasing it", self._job.name, self._job_id)
         client.release(self._job_id)
         return True
+
+
+def _seconds_to_settle(state: JobState) -> float:
+    """So long must a final state last to be the job's last one."""
+    if state.name in client.PASSING:
+        return SETTLE_SECONDS
+    return LATE_SECONDS if state.name == "GONE" else 0.0
 
 
 def _was_stopped(end: JobState) -> bool:
@@ -300,5 +309,6 @@ BACKEND = LauncherBackend(
     open=SlurmLauncher,
     close=_close,
     ask_to_stop=_ask_job_to_stop,
+    holds="jobs",
     visible_seconds=VISIBLE_SECONDS,
 )

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_srl.errors import ConfigError, JobFailedError
+from nemo_srl.shared_storage import ask_again
 
 TIMEOUT_SECONDS = 60
 
@@ -83,6 +84,7 @@ def state(job_id: str, *, exit_file: Path) -> JobState:
             name_field, _, code_field = rows[-1].partition("|")
             status = _exit_status(re.match(r"(\d+):(\d+)", code_field))
             return JobState(name_field.split()[0], status)  # the name may be "CANCELLED by 0"
+    ask_again(exit_file.parent)
     if exit_file.exists() and (words := exit_file.read_text().split())[:1] == [job_id]:
         return JobState("COMPLETED" if words[1] == "0" else "FAILED", int(words[1]))
     return JobState("GONE")

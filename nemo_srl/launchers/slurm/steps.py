@@ -27,7 +27,7 @@ from nemo_srl.errors import ConfigError
 from nemo_srl.launchers.with_services import num_nodes as num_nodes_of
 from nemo_srl.launchers.with_services import to_spec
 from nemo_srl.protocols import Job, JobStep
-from nemo_srl.shared_storage import VISIBLE_SECONDS, VISIBLE_VARIABLE
+from nemo_srl.shared_storage import VISIBLE_SECONDS, VISIBLE_VARIABLE, ask_again
 
 PROJECT_ROOT = Path(__file__).resolve().parents[3]
 TASK_SCRIPT = Path(__file__).with_name("task.sh")
@@ -156,6 +156,12 @@ def canary_file(job: Job) -> Path:
 def stopped_file(job: Job) -> Path:
     """It is there if a step was asked to stop and saved its work."""
     return job.log_dir / f"{job.name}.stopped"
+
+
+def was_stopped(job: Job) -> bool:
+    """Whether a step was asked to stop and saved its work. Another node may just have said so."""
+    ask_again(job.log_dir)
+    return stopped_file(job).exists()
 
 
 def cancelled_file(job: Job) -> Path:

@@ -28,6 +28,7 @@ from nemo_srl.launchers.slurm.steps import (
     step_command,
     step_environment,
     stopped_file,
+    was_stopped,
     write_step_files,
 )
 from nemo_srl.launchers.srun.servers import ServingSteps
@@ -54,10 +55,9 @@ class SrunLauncher:
         self._serving.end()  # the job needs the GPUs
         token = secrets.token_hex(8)
         env, commands = self._commands(job, token)
-        stopped = stopped_file(job)
         for step, command in zip(job.steps, commands, strict=True):
             code = run_step(command, env, log_file(job), ask_to_stop=partial(_ask_to_stop, _name_of_steps(token)))
-            if stopped.exists():
+            if was_stopped(job):
                 raise StoppedError(f"{job.name} was asked to stop in its step {step.name!r}. Run again to go on.")
             if code:
                 raise step_failed(job, step, code)
@@ -143,5 +143,6 @@ BACKEND = LauncherBackend(
     open=SrunLauncher,
     close=_close,
     ask_to_stop=_ask_job_to_stop,
+    holds="allocation",
     visible_seconds=VISIBLE_SECONDS,
 )

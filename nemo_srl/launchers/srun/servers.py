@@ -21,7 +21,7 @@ from nemo_srl.launchers.logs import how_it_ended, tail
 from nemo_srl.launchers.processes import GRACE_SECONDS, log_file, step_failed, stop_group
 from nemo_srl.launchers.serving import Handed
 from nemo_srl.launchers.slurm.settings import SrunSettings
-from nemo_srl.launchers.slurm.steps import resources, stopped_file
+from nemo_srl.launchers.slurm.steps import resources, was_stopped
 from nemo_srl.protocols import Job
 
 POLL_SECONDS = 0.25
@@ -83,7 +83,7 @@ class ServingSteps:
                 time.sleep(POLL_SECONDS)
                 continue
             self._process = None
-            if stopped_file(running).exists():
+            if was_stopped(running):
                 raise StoppedError(f"{job.name} was asked to stop. Run again to go on.")
             if code and not may_go_on():
                 raise JobFailedError(
