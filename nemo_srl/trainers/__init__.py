@@ -28,7 +28,7 @@ class TrainingMemory:
     activations: float
     logits: float
     recomputed: float = 0.0
-    """Activations that exist only for a moment, when the logits are gone."""
+    """What one layer needs while it is computed again and its gradients are computed. Then the logits are gone."""
     step: float = 0.0
     """What the optimizer's step needs beside the optimizer. Then activations and logits are gone."""
     overhead: float
