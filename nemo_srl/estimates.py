@@ -158,8 +158,9 @@ def _starts(num_gpus: int, times: int, a: Assumptions) -> StageEstimate:
 def _training(name: str, times: int, work: Trained, cfg: Config, spec: ModelSpec, a: Assumptions) -> StageEstimate:
     optim, trainer = work.optim, cfg.trainer
     num_tokens = work.num_rows * work.row_tokens * optim.max_epochs
-    length = work.row_tokens / work.num_sequences
-    flops = num_tokens * flops_per_token(spec, sequence_length=length, forward_passes=num_passes(cfg, work))
+    length = trainer_backend(trainer).fixed_length(optim, trainer) or work.row_tokens / work.num_sequences
+    num_computed = work.num_rows * work.num_sequences * length * optim.max_epochs
+    flops = num_computed * flops_per_token(spec, sequence_length=length, forward_passes=num_passes(cfg, work))
     rate = a.peak_tflops * a.training_mfu * trainer.pipeline_efficiency(optim)
     num_steps = work.num_rows // optim.global_batch_size * optim.max_epochs
     num_saves = num_steps // optim.save_interval + 1

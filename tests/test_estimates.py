@@ -221,6 +221,24 @@ def test_a_pair_needs_the_activations_of_two_sequences_and_a_pipeline_those_of_i
     assert eight.pipeline_efficiency(SFTConfig(global_batch_size=16)) == pytest.approx(8 / 11)
 
 
+def test_padding_to_one_length_takes_time_and_user_buffers_take_memory() -> None:
+    cfg, assumed = compose_config(["recipe=srl-llama3.1-8b-1n8g-tp8"])
+    spec = shape("Llama-3.1-8B-Instruct")
+    usual = cfg.trainer
+    assert usual.sequence_parallel
+
+    def sft_hours(trainer: NemoAlignerSettings, response_tokens: float) -> float:
+        cfg.trainer = trainer
+        found = estimates.stages(cfg, spec, replace(assumed, mean_response_tokens=response_tokens))
+        return next(s.hours for s in found if s.name == "sft")
+
+    padded = replace(usual, ub_tp_comm_overlap=True)
+    assert sft_hours(usual, 100) < sft_hours(usual, 200) < sft_hours(padded, 200) == sft_hours(padded, 100)
+    one, other = (memory.training_memory(cfg.sft, trainer, spec) for trainer in (usual, padded))
+    num_tokens = usual.rows_at_a_time(cfg.sft) * cfg.sft.max_seq_length
+    assert other.total - one.total == pytest.approx(10 * 2 * num_tokens * spec.hidden_size)
+
+
 def test_an_engine_that_allocates_its_cache_needs_what_it_allocates() -> None:
     spec, assumed = shape("SmolLM2-135M-Instruct"), Assumptions(mean_rubric_tokens=100, mean_prompt_tokens=20)
     cfg = composed("engine=embedded-1gpu", "engine.max_batch_size=6", "candidates.max_tokens=40", "judge.max_tokens=32")

@@ -54,6 +54,7 @@ def training_memory(optim: OptimConfig, trainer: NemoAlignerSettings, spec: Mode
         frozen = parameters * (2.0 if trainer.precision == "bf16-O2" else 4.0)
         parameters = spec.num_layers / pp * adapter_parameters_per_layer(spec, trainer.lora_rank) / tp
         largest = trainer.lora_rank * 2 * spec.ffn_hidden_size / tp
+    overhead = OVERHEAD_BYTES if trainer.world_size > 1 else ONE_GPU_OVERHEAD_BYTES
     return TrainingMemory(
         weights_and_gradients=frozen + parameters * weights,
         optimizer=parameters * optimizer,
@@ -62,7 +63,7 @@ def training_memory(optim: OptimConfig, trainer: NemoAlignerSettings, spec: Mode
         logits=0.0 if first_is_fuller else logits,
         # The largest parameter: megatron-core's copy of its clipped gradient, or both of its moments on their visit.
         step=largest / optimizer_ranks(trainer) * (8 if trainer.optimizer_cpu_offload else 4),
-        overhead=OVERHEAD_BYTES if trainer.world_size > 1 else ONE_GPU_OVERHEAD_BYTES,
+        overhead=overhead + user_buffers_bytes(trainer, spec, num_tokens=num_tokens),
         host=parameters * host,
     )
 
@@ -180,6 +181,14 @@ def logits_bytes(trainer: NemoAlignerSettings, spec: ModelSpec, *, num_tokens: i
     later = size * (logits + (0 if trainer.lora_rank else spec.vocab_size * spec.hidden_size))
     kept = hidden * (1 + 2 / (tp if trainer.sequence_parallel else 1))
     return kept + max(per_logit * logits / tp, later / tp + hidden)
+
+
+def user_buffers_bytes(trainer: NemoAlignerSettings, spec: ModelSpec, *, num_tokens: int) -> float:
+    """Of `ub_tp_comm_overlap`: one buffer of all tokens in bfloat16 for each of ten matrix products.
+
+    Source: `initialize_ub` of Transformer Engine 2.0, transformer_engine/pytorch/module/base.py.
+    """
+    return 10 * 2 * num_tokens * spec.hidden_size if trainer.ub_tp_comm_overlap else 0.0
 
 
 def _bytes_per_element(trainer: NemoAlignerSettings) -> float:
