@@ -544,14 +544,22 @@ def test_asked_to_stop_saves_and_goes_on_later(
     assert max_difference(run_of("dpo", tensor_model_parallel_size=2).weights, resumed) < 1e-6
 
 
-@pytest.mark.parametrize("algorithm", ["dpo", "sft"])
+@pytest.mark.parametrize(
+    ("algorithm", "more"),
+    [("dpo", {}), ("sft", {}), ("dpo", {"length": 128, "chunk_rows": 3})],
+    ids=["dpo", "sft", "dpo, one length"],
+)
 def test_whole_sequences_train_the_same_model(
-    run_of: Callable[..., Run], launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path, algorithm: str
-) -> None:
-    """As on a GPU. On the CPU, sequences that begin with the same tokens have these once."""
+    run_of: Callable[..., Run], launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path, algorithm: str,
+    more: dict[str, int],
+) -> None:  # fmt: skip
+    """As on a GPU. On the CPU, sequences that begin with the same tokens have these once.
+
+    With one length, the reference of three pairs is computed in two micro-batches of the same shape.
+    """
     of, work_dir = training(algorithm, micro_batch_size=2), tmp_path / "work"
     of.prepare(model_dir, work_dir)
-    assert launch(work_dir, share_beginnings=0) == [0], (work_dir / "log_0.txt").read_text()[-3000:]
+    assert launch(work_dir, share_beginnings=0, **more) == [0], (work_dir / "log_0.txt").read_text()[-3000:]
     whole = Run(work_dir, tmp_path / "hf", of.export(work_dir, tmp_path / "hf"))
     shared = run_of(algorithm, micro_batch_size=2)
     assert_same_training(shared, whole)

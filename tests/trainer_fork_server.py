@@ -4,10 +4,10 @@ Started as `python -m tests.trainer_fork_server`. Reads a JSON object a line fro
 `{"work_dir": ..., "num_ranks": 2, "at_step": null, "signal": null}`, runs one process per rank and answers with a line
 `{"exit_codes": [0, 0]}`. With `"lost_at_save": 2`, rank 1 is gone when its second save ends. With `"chunk_rows": 3`,
 three rows make a chunk of the reference's log-probabilities. With `"share_beginnings": 0`, every sequence is whole, as
-on the other platforms. With `"frozen": path`, each rank puts what it does not train into the file `path`, as it is at
-the end. With `"logits": path`, the model's logits before the first step are in the file `path`. With context
-parallelism, attention is that of `context_parallel_attention`. Everything that the ranks print goes to
-`<work_dir>/log_<rank>.txt`.
+on the other platforms. With `"length": 128`, all are padded to that, as `ub_tp_comm_overlap` plans it. With `"frozen":
+path`, each rank puts what it does not train into the file `path`, as it is at the end. With `"logits": path`, the
+model's logits before the first step are in the file `path`. With context parallelism, attention is that of
+`context_parallel_attention`. Everything that the ranks print goes to `<work_dir>/log_<rank>.txt`.
 
 Not covered: that `train` works in a process of its own, which the tests with torchrun and `Trainer` do.
 """
@@ -81,6 +81,7 @@ def _fork(job: dict, rank: int, port: int) -> int:
         def adapt_plan(cfg: DictConfig) -> None:
             cpu.adapt_plan(cfg)
             cfg.model.data.share_beginnings = bool(job.get("share_beginnings", True))
+            cfg.model.data.pad_length_to_multiple_of = job.get("length", cfg.model.data.pad_length_to_multiple_of)
             if (size := cfg.model.context_parallel_size) > 1:
                 cfg.model.data.share_beginnings = False
                 cfg.model.data.pad_length_to_multiple_of *= 2 * size
