@@ -29,7 +29,7 @@ class NemoAlignerSettings:
     Transformer Engine's attention."""
     virtual_pipeline_model_parallel_size: int = 1
     """Refused above 1: NeMo-Aligner cannot train with it. And megatron-core 0.11's default communication between stages
-    (`batch_p2p_comm`) gave wrong gradients with virtual stages in our tests, without an error."""
+    (`batch_p2p_comm`) gave wrong gradients with virtual stages when it was tried, without an error."""
     sequence_parallel: bool = False
     micro_batch_size: int = 1
     """Rows, or pairs, that a rank has in the model at a time. If it has fewer in a step, these are one micro-batch."""
