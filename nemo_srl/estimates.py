@@ -226,12 +226,15 @@ def _step_hours(work: Trained, cfg: Config, spec: ModelSpec, a: Assumptions) -> 
     """Hours of a training's steps and checkpoints."""
     optim, trainer = work.optim, cfg.trainer
     length = work.row_tokens / work.num_sequences
-    flops = _num_trained(work) * flops_per_token(spec, sequence_length=length, forward_passes=num_passes(cfg, work))
+    fixed = trainer_backend(trainer).fixed_length(optim, trainer)
+    # With one length for all sequences, it is known how much is padding. Otherwise a usual share is.
+    num_computed = _num_trained(work) * (fixed / length if fixed else 1 / (1 - a.padding))
+    flops = num_computed * flops_per_token(spec, sequence_length=fixed or length, forward_passes=num_passes(cfg, work))
     rate = a.peak_tflops * a.training_mfu * trainer.pipeline_efficiency(optim)
     num_steps = work.num_rows // optim.global_batch_size * optim.max_epochs
     num_saves = num_steps // optim.save_interval + 1
     saving = num_saves * trainer_backend(trainer).checkpoint_bytes(trainer, spec) / (a.storage_gb_per_second * 1e9)
-    computing = training_hours(flops / (1 - a.padding), num_gpus=trainer.world_size, tflops_per_gpu=rate)
+    computing = training_hours(flops, num_gpus=trainer.world_size, tflops_per_gpu=rate)
     return computing + (num_steps * a.step_overhead_seconds + saving) / 3600
 
 

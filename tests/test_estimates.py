@@ -117,7 +117,7 @@ def test_megatrons_published_peaks_of_a_7b_llama(
     total = memory.training_memory(optim, trainer, spec).total
     tensors = total - memory.OVERHEAD_BYTES
     not_fused = 2 * 11008 * micro_batch_size * 2048 * 32 / tensor
-    assert (tensors + not_fused) / 2**30 == pytest.approx(gib, rel=0.02)
+    assert (tensors + not_fused) / 2**30 == pytest.approx(gib, rel=0.01)
     assert 0.92 * gib < tensors / 2**30 < gib < total / 2**30, "with the overhead, the plan errs on the safe side"
 
 
@@ -139,7 +139,8 @@ Layout = tuple[str, int, int, str]
 """Precision, number of data-parallel ranks, rank of LoRA, and what is recomputed."""
 LAYOUTS: list[Layout] = [
     ("32", 1, 0, "none"), ("32", 2, 0, "none"), ("bf16-O2", 1, 0, "none"), ("bf16-O2", 2, 0, "none"),
-    ("32", 1, 16, "none"), ("bf16-O2", 2, 16, "none"), ("32", 1, 0, "full"), ("32", 1, 16, "full"),
+    ("32", 1, 16, "none"), ("bf16-O2", 2, 16, "none"), ("32", 1, 0, "full"), ("bf16-O2", 1, 0, "full"),
+    ("32", 1, 16, "full"),
 ]  # fmt: skip
 
 
@@ -195,14 +196,17 @@ def test_activations_and_logits_are_as_large_as_measured(
     spec, found = measured
     optim = SFTConfig(global_batch_size=2, max_seq_length=NUM_TOKENS)
     estimate, precision = memory.training_memory(optim, trainer_of(layout), spec), layout[0]
-    # PyTorch's RMSNorm keeps two float32 copies on a CPU. Ours, in float32, keeps its input, as a GPU's kernel does.
-    # The input is counted. With frozen weights, PyTorch's keeps one float32 copy in the place of its input.
-    size, extra = (4, 0) if precision == "32" else (2, 4 - 2 if layout[2] else 2 * 4)
-    norms = (2 * spec.num_layers + 1) * NUM_TOKENS * spec.hidden_size * extra
-    cosines = spec.num_layers * NUM_TOKENS * 4 * spec.head_dim * size  # neglected in the estimate
-    expected = estimate.activations + max(estimate.logits, estimate.recomputed) + norms + cosines
-    # What is passed back through a layer while it is computed again is neglected, too.
-    assert found[layout]["passing"] == pytest.approx(expected, rel=0.2 if layout[3] == "full" else 0.06)
+    # Ours for a CPU in float32 keeps its input, as a GPU's kernel does, and the input is counted. PyTorch's RMSNorm
+    # keeps two float32 copies in the place of its input, and one if the weights are frozen.
+    size, extra = (4, 0) if precision == "32" else (2, (4 if layout[2] else 2 * 4) - 2)
+    norm = NUM_TOKENS * spec.hidden_size * extra
+    # The estimate neglects cosines and sines. Here queries and keys each have them for half a head's elements.
+    per_layer = 2 * norm + NUM_TOKENS * 2 * spec.head_dim * size
+    # If layers are computed again, one of them is there, or the last norm and the logits.
+    whole, again = (0, 1) if layout[3] == "full" else (spec.num_layers, 0)
+    passing = max(estimate.logits + norm, estimate.recomputed + again * per_layer)
+    expected = estimate.activations + whole * per_layer + passing
+    assert found[layout]["passing"] == pytest.approx(expected, rel=0.02)
 
 
 def test_a_pair_needs_the_activations_of_two_sequences_and_a_pipeline_those_of_its_stages() -> None:
@@ -215,6 +219,24 @@ def test_a_pair_needs_the_activations_of_two_sequences_and_a_pipeline_those_of_i
     no_pipeline = replace(eight, pipeline_model_parallel_size=1)
     assert memory.training_memory(SFTConfig(max_seq_length=2048), no_pipeline, spec).activations == sft.activations
     assert eight.pipeline_efficiency(SFTConfig(global_batch_size=16)) == pytest.approx(8 / 11)
+
+
+def test_padding_to_one_length_takes_time_and_user_buffers_take_memory() -> None:
+    cfg, assumed = compose_config(["recipe=srl-llama3.1-8b-1n8g-tp8"])
+    spec = shape("Llama-3.1-8B-Instruct")
+    usual = cfg.trainer
+    assert usual.sequence_parallel
+
+    def sft_hours(trainer: NemoAlignerSettings, response_tokens: float) -> float:
+        cfg.trainer = trainer
+        found = estimates.stages(cfg, spec, replace(assumed, mean_response_tokens=response_tokens))
+        return next(s.hours for s in found if s.name == "sft")
+
+    padded = replace(usual, ub_tp_comm_overlap=True)
+    assert sft_hours(usual, 100) < sft_hours(usual, 200) < sft_hours(padded, 200) == sft_hours(padded, 100)
+    one, other = (memory.training_memory(cfg.sft, trainer, spec) for trainer in (usual, padded))
+    num_tokens = usual.rows_at_a_time(cfg.sft) * cfg.sft.max_seq_length
+    assert other.total - one.total == pytest.approx(10 * 2 * num_tokens * spec.hidden_size)
 
 
 def test_an_engine_that_allocates_its_cache_needs_what_it_allocates() -> None:

@@ -46,6 +46,20 @@ def test_lengths_are_multiples() -> None:
     assert batch["chosen"].shape == (2, 16)
 
 
+def test_with_one_length_all_micro_batches_have_one_shape() -> None:
+    """As the buffers of `ub_tp_comm_overlap` need it, also the last micro-batch of rows that do not fill it."""
+    dpo = dpo_batch([(2, 3, 1), (2, 12, 1), (2, 1, 1), (2, 5, 5), (2, 6, 1)], multiple=64)
+    rows = [{"row": i, "prompt_ids": [5] * n, "response_ids": [8, 2]} for i, n in enumerate((1, 50, 62, 3, 7))]
+    sft = collate_sft(rows, pad_id=2, multiple=64)
+    for batch, keys in ((dpo, ("chosen", "rejected", "chosen_labels", "position_ids")), (sft, ("tokens", "labels"))):
+        split = MicroBatches(Targets(), multiple=64)
+        taken = [split.take(batch, part) for part in split.split(batch, 2)]
+        assert {tuple(found[key].shape) for found in taken for key in keys} == {(2, 64)}
+        numbers = [found["row"].tolist() for found in taken]
+        assert numbers[-1] == [numbers[-1][0]] * 2, "the shortest row fills it up"
+        assert sorted({n for of_part in numbers for n in of_part}) == [0, 1, 2, 3, 4]
+
+
 def test_targets_are_where_the_labels_of_the_micro_batch_are() -> None:
     """In hidden states [sequence, rows], where the rows are first all chosen ones and then all rejected ones."""
     targets = Targets()

@@ -50,6 +50,8 @@ SFT_ROWS = [SFTRow(prompt=PROMPT.format(q), response=a) for q in QUESTIONS for a
 BETA = 0.3
 LEARNING_RATE = 1e-3
 ADAM_BETA1 = 0.9
+LOGITS = "logits.safetensors"
+"""Beside the work directory of a training of one step: NeMo's logits before the step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +122,9 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., l
     assert server.stdout is not None
 
     def run(
-        work_dir: Path, *, num_ranks: int = 1, at_step: int | None = None, number: int = signal.SIGKILL, **more: int
-    ) -> list[int]:
+        work_dir: Path, *, num_ranks: int = 1, at_step: int | None = None, number: int = signal.SIGKILL,
+        **more: int | str,
+    ) -> list[int]:  # fmt: skip
         job = {"work_dir": str(work_dir), "num_ranks": num_ranks, "at_step": at_step, "signal": int(number), **more}
         server.stdin.write(json.dumps(job) + "\n")
         server.stdin.flush()
@@ -181,7 +184,8 @@ def run_of(
             base = tmp_path_factory.mktemp(algorithm)
             of, work_dir = training(algorithm, **changes), base / "work"
             of.prepare(model_of(family), work_dir)
-            codes = launch(work_dir, num_ranks=of.settings.world_size)
+            more = {"logits": str(base / LOGITS)} if changes.get("optim") in ONE_STEP.values() else {}
+            codes = launch(work_dir, num_ranks=of.settings.world_size, **more)
             assert set(codes) == {0}, (work_dir / "log_0.txt").read_text()[-3000:]
             if (work_dir / "reference").exists():
                 shutil.copytree(work_dir / "reference", base / "reference")  # `export` removes it
@@ -540,14 +544,22 @@ def test_asked_to_stop_saves_and_goes_on_later(
     assert max_difference(run_of("dpo", tensor_model_parallel_size=2).weights, resumed) < 1e-6
 
 
-@pytest.mark.parametrize("algorithm", ["dpo", "sft"])
+@pytest.mark.parametrize(
+    ("algorithm", "more"),
+    [("dpo", {}), ("sft", {}), ("dpo", {"length": 128, "chunk_rows": 3})],
+    ids=["dpo", "sft", "dpo, one length"],
+)
 def test_whole_sequences_train_the_same_model(
-    run_of: Callable[..., Run], launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path, algorithm: str
-) -> None:
-    """As on a GPU. On the CPU, sequences that begin with the same tokens have these once."""
+    run_of: Callable[..., Run], launch: Callable[..., list[int]], model_dir: Path, tmp_path: Path, algorithm: str,
+    more: dict[str, int],
+) -> None:  # fmt: skip
+    """As on a GPU. On the CPU, sequences that begin with the same tokens have these once.
+
+    With one length, the reference of three pairs is computed in two micro-batches of the same shape.
+    """
     of, work_dir = training(algorithm, micro_batch_size=2), tmp_path / "work"
     of.prepare(model_dir, work_dir)
-    assert launch(work_dir, share_beginnings=0) == [0], (work_dir / "log_0.txt").read_text()[-3000:]
+    assert launch(work_dir, share_beginnings=0, **more) == [0], (work_dir / "log_0.txt").read_text()[-3000:]
     whole = Run(work_dir, tmp_path / "hf", of.export(work_dir, tmp_path / "hf"))
     shared = run_of(algorithm, micro_batch_size=2)
     assert_same_training(shared, whole)
@@ -703,6 +715,15 @@ def test_every_token_of_a_global_batch_counts_alike_whatever_the_micro_batches(
     assert step["grad_norm"] == pytest.approx(grad_norm, rel=1e-4)
 
 
+def assert_logits_are_those_of_transformers(path: Path, model_dir: Path) -> None:
+    """Of every token, over the vocabulary of the model; NeMo's may be padded to a multiple of the ranks."""
+    found, model = load_file(path), HuggingFace(model_dir).model
+    with torch.no_grad():
+        expected = model(found["tokens"]).logits
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found["logits"][..., : expected.shape[-1]], expected, atol=1e-4, rtol=0)
+
+
 def test_sft_of_another_llama_in_a_pipeline_equals_transformers(
     launch: Callable[..., list[int]], tmp_path: Path
 ) -> None:
@@ -710,7 +731,8 @@ def test_sft_of_another_llama_in_a_pipeline_equals_transformers(
     model_dir = untied_with_scaled_rope(tmp_path / "model")
     of = training("sft", optim=ALL_ROWS, pipeline_model_parallel_size=2)
     of.prepare(model_dir, tmp_path / "work")
-    assert launch(tmp_path / "work", num_ranks=2) == [0, 0]
+    assert launch(tmp_path / "work", num_ranks=2, logits=str(tmp_path / LOGITS)) == [0, 0]
+    assert_logits_are_those_of_transformers(tmp_path / LOGITS, model_dir)
     (step,) = steps_of(tmp_path / "work")
     reference = HuggingFace(model_dir)
     loss = reference.sft_loss()
@@ -739,15 +761,15 @@ def step_of(model_of: Callable[[str], Path]) -> Callable[[str, str], tuple[float
     return step
 
 
-@pytest.mark.parametrize(
-    ("family", "algorithm", "layout"),
-    [
-        *((f, algorithm, "") for f in OTHERS for algorithm in ("sft", "dpo")),
-        *((f, algorithm, layout) for f in OTHERS for algorithm, layout in (("sft", "PP=2"), ("dpo", "TP=2"))),
-        ("qwen3", "dpo", "TP=2+SP"),  # megatron-core adds up the gradients of its norms in both cases
-    ],
-    ids=lambda x: x or "1",
-)
+STEPS = [
+    *((f, algorithm, "") for f in OTHERS for algorithm in ("sft", "dpo")),
+    *((f, algorithm, layout) for f in OTHERS for algorithm, layout in (("sft", "PP=2"), ("dpo", "TP=2"))),
+    ("qwen3", "dpo", "TP=2+SP"),  # megatron-core adds up the gradients of its norms in both cases
+]
+"""Family, algorithm and layout of trainings of one step."""
+
+
+@pytest.mark.parametrize(("family", "algorithm", "layout"), STEPS, ids=lambda x: x or "1")
 def test_a_step_of_every_family_equals_transformers(
     run_of: Callable[..., Run],
     model_of: Callable[[str], Path],
@@ -768,6 +790,15 @@ def test_a_step_of_every_family_equals_transformers(
         assert differences.mean() < 0.01 * LEARNING_RATE
     elif algorithm == "dpo":
         assert_reference_is_that_of_transformers(run.work_dir.parent, model_of(family))
+
+
+@pytest.mark.parametrize(("family", "algorithm", "layout"), [("llama", "sft", ""), *STEPS], ids=lambda x: x or "1")
+def test_logits_of_every_family_equal_those_of_transformers(
+    run_of: Callable[..., Run], model_of: Callable[[str], Path], family: str, algorithm: str, layout: str
+) -> None:
+    """Before the only step of a training that other tests look at, too."""
+    run = run_of(algorithm, family, optim=ONE_STEP[algorithm], **FAMILY_LAYOUTS.get(layout, {}))
+    assert_logits_are_those_of_transformers(run.work_dir.with_name(LOGITS), model_of(family))
 
 
 def test_dropout_changes_the_training(

@@ -16,6 +16,7 @@ from nemo_srl.config import DPOConfig, RefreshConfig, SFTConfig
 from nemo_srl.errors import ConfigError
 from nemo_srl.models.spec import ModelSpec
 from nemo_srl.trainers import open_trainer, trainer_backend
+from nemo_srl.trainers.nemo_aligner import overlap
 from nemo_srl.trainers.nemo_aligner.data import DataStatistics
 from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 from nemo_srl.trainers.nemo_aligner.training_plan import make_plan
@@ -173,11 +174,59 @@ def test_overlaps_are_planned_by_nemos_names() -> None:
     assert (optim["overlap_grad_sync"], optim["overlap_param_sync"]) == (True, True)
 
 
+USER_BUFFERS = {"ub_tp_comm_overlap": True, "sequence_parallel": True, "tensor_model_parallel_size": 2}
+
+
+@pytest.mark.parametrize(("longest", "padded"), [(2048, 2048), (2050, 2064)])
+def test_user_buffers_are_planned_by_nemos_name_with_one_length_for_all(longest: int, padded: int) -> None:
+    """A multiple of 8 for each tensor-parallel rank. No row is longer than this length."""
+    optim = DPOConfig(max_seq_length=longest)
+    usual = plan(optim, **{**USER_BUFFERS, "ub_tp_comm_overlap": False})["model"]
+    model = plan(optim, **USER_BUFFERS)["model"]
+    assert model.pop("ub_tp_comm_overlap") is True
+    assert (usual["data"].pop("pad_length_to_multiple_of"), model["data"].pop("pad_length_to_multiple_of")) == (
+        16, padded
+    )  # fmt: skip
+    assert model == usual
+
+
+class Buffered:
+    """What `allocate_buffers` needs of NeMo's model, whose `initialize_ub_func` takes this shape."""
+
+    def __init__(self, **cfg: Any) -> None:
+        self.cfg = OmegaConf.create(cfg)
+        self.initialize_ub, self.num_tokens = True, 0
+
+    def initialize_ub_func(self) -> None:
+        assert self.num_tokens == 0, "Transformer Engine allocates once"
+        cfg = self.cfg
+        self.num_tokens = cfg.encoder_seq_length * cfg.micro_batch_size // cfg.context_parallel_size
+        self.initialize_ub = False
+
+
+@pytest.mark.parametrize(("num_sequences", "num_tokens"), [(2, 2 * 2064), (4, 4 * 2064)], ids=["sft", "dpo"])
+def test_user_buffers_have_room_for_a_micro_batch_and_no_more(num_sequences: int, num_tokens: int) -> None:
+    model = Buffered(encoder_seq_length=2050, micro_batch_size=2, context_parallel_size=1)
+    for _ in range(2):
+        overlap.allocate_buffers(model, num_sequences=num_sequences, length=2064)
+    assert (model.num_tokens, model.cfg.encoder_seq_length) == (num_tokens, 2050)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"overlap_param_gather": True}, r"trainer.overlap_param_gather=True: needs trainer.overlap_grad_reduce=true"),
-        ({"ub_tp_comm_overlap": True}, r"trainer.ub_tp_comm_overlap=True: .*lengths of their own.*false"),
+        ({"ub_tp_comm_overlap": True}, r"trainer.ub_tp_comm_overlap=True: .*sequence_parallel=true.*false"),
+        (
+            {"ub_tp_comm_overlap": True, "sequence_parallel": True},
+            r"trainer.ub_tp_comm_overlap=True: .*tensor_model_parallel_size above 1",
+        ),
+        ({**USER_BUFFERS, "precision": "32"}, r"trainer.ub_tp_comm_overlap=True: .*bf16-O2"),
+        (
+            {**USER_BUFFERS, "num_nodes": 2, "devices": 1},
+            r"trainer.ub_tp_comm_overlap=True: .*tensor_model_parallel_size=2 .* the 1 ranks of a node",
+        ),
+        ({**USER_BUFFERS, "platform": "cuda"}, r"trainer.ub_tp_comm_overlap=True: the platform cuda .*platform=ngc"),
         (
             {"virtual_pipeline_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
             r"trainer.virtual_pipeline_model_parallel_size=2: NeMo-Aligner .*Set it to 1",

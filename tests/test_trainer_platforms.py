@@ -18,6 +18,7 @@ from nemo_srl.trainers.nemo_aligner.platforms import (
     check_context_parallel,
     check_offload,
     check_precision,
+    check_tensor_overlap,
     choose,
     cpu,
     describe,
@@ -179,6 +180,14 @@ def test_moments_at_home_are_refused_where_nvidias_adam_trains() -> None:
     for platform in ("cpu", "cuda"):
         check_offload(True, platform)
     check_offload(False, "ngc")
+
+
+def test_user_buffers_are_refused_without_transformer_engine() -> None:
+    for platform in ("cpu", "cuda"):
+        with pytest.raises(ConfigError, match=r"trainer\.ub_tp_comm_overlap=True: .*Set it to false, or .*=ngc"):
+            check_tensor_overlap(True, platform)
+        check_tensor_overlap(False, platform)
+    check_tensor_overlap(True, "ngc")
 
 
 def test_context_parallelism_is_refused_where_attention_sees_one_rank_alone() -> None:

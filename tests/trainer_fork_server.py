@@ -4,9 +4,10 @@ Started as `python -m tests.trainer_fork_server`. Reads a JSON object a line fro
 `{"work_dir": ..., "num_ranks": 2, "at_step": null, "signal": null}`, runs one process per rank and answers with a line
 `{"exit_codes": [0, 0]}`. With `"lost_at_save": 2`, rank 1 is gone when its second save ends. With `"chunk_rows": 3`,
 three rows make a chunk of the reference's log-probabilities. With `"share_beginnings": 0`, every sequence is whole, as
-on the other platforms. With `"frozen": path`, each rank puts what it does not train into the file `path`, as it is at
-the end. With context parallelism, attention is that of `context_parallel_attention`. Everything that the ranks print
-goes to `<work_dir>/log_<rank>.txt`.
+on the other platforms. With `"length": 128`, all are padded to that, as `ub_tp_comm_overlap` plans it. With `"frozen":
+path`, each rank puts what it does not train into the file `path`, as it is at the end. With `"logits": path`, the
+model's logits before the first step are in the file `path`. With context parallelism, attention is that of
+`context_parallel_attention`. Everything that the ranks print goes to `<work_dir>/log_<rank>.txt`.
 
 Not covered: that `train` works in a process of its own, which the tests with torchrun and `Trainer` do.
 """
@@ -74,10 +75,13 @@ def _fork(job: dict, rank: int, port: int) -> int:
             reference.CHUNK_ROWS = job["chunk_rows"]
         if job.get("lost_at_save") and rank == 1:
             _die_at_the_end_of_save(job["lost_at_save"])
+        if "logits" in job:
+            _save_logits(Path(job["work_dir"]), job["logits"])
 
         def adapt_plan(cfg: DictConfig) -> None:
             cpu.adapt_plan(cfg)
             cfg.model.data.share_beginnings = bool(job.get("share_beginnings", True))
+            cfg.model.data.pad_length_to_multiple_of = job.get("length", cfg.model.data.pad_length_to_multiple_of)
             if (size := cfg.model.context_parallel_size) > 1:
                 cfg.model.data.share_beginnings = False
                 cfg.model.data.pad_length_to_multiple_of *= 2 * size
@@ -102,6 +106,54 @@ def _save_frozen(path: str) -> None:
     (model,) = (x for x in gc.get_objects() if type(x) is DistributedDataParallel)
     frozen = {name: p.detach() for name, p in model.module.named_parameters() if not p.requires_grad}
     torch.save(frozen, path)
+
+
+def _save_logits(work_dir: Path, path: str) -> None:
+    """When the model is ready, save `tokens` [rows, sequence] of the training's rows and their `logits` in `path`.
+
+    The logits are those of every token, padding included, over the whole vocabulary: [rows, sequence, vocabulary].
+    """
+    from nemo_srl.trainers.nemo_aligner import session
+
+    prepare = session._compute_what_is_needed
+
+    def prepare_and_save(model: Any, cfg: DictConfig) -> Any:
+        micro_batches = prepare(model, cfg)
+        _write_logits(model, micro_batches, work_dir, path)
+        return micro_batches
+
+    session._compute_what_is_needed = prepare_and_save
+
+
+def _write_logits(model: Any, micro_batches: Any, work_dir: Path, path: str) -> None:
+    import torch
+    from megatron.core import parallel_state
+    from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+    from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+    from safetensors.torch import save_file
+
+    from nemo_srl.trainers.nemo_aligner.batches import round_up
+    from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, read_rows
+
+    of_rows = [r["prompt_ids"] + r.get("response_ids", r.get("chosen_ids")) for r in read_rows(work_dir / TRAIN_FILE)]
+    rows = [torch.tensor(ids) for ids in of_rows]
+    length = round_up(max(map(len, rows)), micro_batches.multiple)
+    tokens = torch.stack([torch.nn.functional.pad(ids, (0, length - len(ids))) for ids in rows])
+    positions = torch.arange(length).expand_as(tokens)
+    micro_batches._targets.set(torch.arange(tokens.numel()))  # every token is one
+
+    def forward(_: object, module: Any) -> tuple[torch.Tensor, Any]:
+        return module(tokens, positions, None), lambda output, **_: output
+
+    with torch.no_grad():
+        outputs = get_forward_backward_func()(
+            forward_step_func=forward, data_iterator=None, model=model.model, num_microbatches=1, forward_only=True,
+            seq_length=length, micro_batch_size=len(rows), collect_non_loss_data=True,
+        )  # fmt: skip
+    if parallel_state.is_pipeline_last_stage():
+        logits = gather_from_tensor_model_parallel_region(outputs[0]).reshape(length, len(rows), -1).transpose(0, 1)
+        if parallel_state.get_tensor_model_parallel_rank() == 0:
+            save_file({"tokens": tokens, "logits": logits.float().contiguous()}, path)
 
 
 def _signal_at(step: int, number: int) -> None:

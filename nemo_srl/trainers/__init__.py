@@ -28,7 +28,7 @@ class TrainingMemory:
     activations: float
     logits: float
     recomputed: float = 0.0
-    """Activations that exist only for a moment, when the logits are gone."""
+    """What one layer needs while it is computed again and its gradients are computed. Then the logits are gone."""
     step: float = 0.0
     """What the optimizer's step needs beside the optimizer. Then activations and logits are gone."""
     overhead: float
@@ -64,6 +64,8 @@ class TrainerBackend:
     """The size of one checkpoint, from which an interrupted training goes on."""
     step_passes: Callable[[Any], float] = lambda settings: 3.0
     """What a training step costs, in forward passes of the same rows."""
+    fixed_length: Callable[[OptimConfig, Any], int | None] = lambda optim, settings: None
+    """The tokens that it computes for every sequence, padding included. None: about as many as the sequence has."""
     whole_batches: bool = False
     """Whether a step needs a whole global batch, so that fewer rows are too few. Then preflight counts them."""
     keeps_checkpoints: bool = False

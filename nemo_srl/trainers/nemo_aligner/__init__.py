@@ -20,7 +20,7 @@ from nemo_srl.trainers.nemo_aligner import losses
 from nemo_srl.trainers.nemo_aligner.memory import checkpoint_bytes, step_passes, training_memory
 from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 from nemo_srl.trainers.nemo_aligner.trainer import VERSION, NemoAlignerTrainer
-from nemo_srl.trainers.nemo_aligner.training_plan import check_plan
+from nemo_srl.trainers.nemo_aligner.training_plan import check_plan, fixed_length
 
 
 def _describe(settings: NemoAlignerSettings) -> str:
@@ -38,6 +38,7 @@ BACKEND = TrainerBackend(
     memory=training_memory,
     checkpoint_bytes=checkpoint_bytes,
     step_passes=step_passes,
+    fixed_length=fixed_length,
     whole_batches=True,
     keeps_checkpoints=True,
     uses_confidence=losses.uses_confidence,

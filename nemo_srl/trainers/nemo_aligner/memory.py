@@ -27,16 +27,22 @@ the rest is for workspaces and fragmentation. An assumption; it was not measured
 
 
 def training_memory(optim: OptimConfig, trainer: NemoAlignerSettings, spec: ModelSpec) -> TrainingMemory:
-    """Bytes on the fullest rank: the first pipeline stage, which keeps one micro-batch for every stage [N]."""
+    """Bytes on the fullest rank. Of a pipeline's stages, the first one keeps one micro-batch for every stage [N]. The
+    last one keeps a single micro-batch, and its logits.
+    """
     tp, pp = trainer.tensor_model_parallel_size, trainer.pipeline_model_parallel_size
     # A pair is two sequences in one forward pass.
     num_tokens = trainer.rows_at_a_time(optim) * optim.max_seq_length * (2 if isinstance(optim, DPOConfig) else 1)
     num_tokens //= trainer.context_parallel_size
-    layers = spec.num_layers / pp * min(pp, trainer.num_micro_batches(optim))
     per_layer = activation_bytes_per_layer(spec, trainer, num_tokens=num_tokens, dropout=optim.hidden_dropout > 0)
     per_layer += unrotated_bytes_per_layer(spec, trainer, num_tokens=num_tokens)
     full = trainer.recompute_granularity == "full"
     kept = input_bytes_per_layer(spec, trainer, num_tokens=num_tokens) if full else per_layer
+    kept *= spec.num_layers / pp
+    recomputed = recomputed_bytes(spec, trainer, num_tokens=num_tokens, per_layer=per_layer) if full else 0.0
+    logits = logits_bytes(trainer, spec, num_tokens=num_tokens)
+    in_first = kept * min(pp, trainer.num_micro_batches(optim))
+    first_is_fuller = pp > 1 and in_first + recomputed > kept + max(logits, recomputed)
     # The fullest rank is in the first or the last stage, with the embedding or the output layer. A single stage has
     # both. With tied embeddings, the last of several stages keeps a copy.
     table = spec.vocab_size * spec.hidden_size
@@ -48,15 +54,16 @@ def training_memory(optim: OptimConfig, trainer: NemoAlignerSettings, spec: Mode
         frozen = parameters * (2.0 if trainer.precision == "bf16-O2" else 4.0)
         parameters = spec.num_layers / pp * adapter_parameters_per_layer(spec, trainer.lora_rank) / tp
         largest = trainer.lora_rank * 2 * spec.ffn_hidden_size / tp
+    overhead = OVERHEAD_BYTES if trainer.world_size > 1 else ONE_GPU_OVERHEAD_BYTES
     return TrainingMemory(
         weights_and_gradients=frozen + parameters * weights,
         optimizer=parameters * optimizer,
-        activations=layers * kept,
-        recomputed=per_layer if full else 0.0,
-        logits=logits_bytes(trainer, spec, num_tokens=num_tokens),
+        activations=in_first if first_is_fuller else kept,
+        recomputed=recomputed,
+        logits=0.0 if first_is_fuller else logits,
         # The largest parameter: megatron-core's copy of its clipped gradient, or both of its moments on their visit.
         step=largest / optimizer_ranks(trainer) * (8 if trainer.optimizer_cpu_offload else 4),
-        overhead=OVERHEAD_BYTES if trainer.world_size > 1 else ONE_GPU_OVERHEAD_BYTES,
+        overhead=overhead + user_buffers_bytes(trainer, spec, num_tokens=num_tokens),
         host=parameters * host,
     )
 
@@ -113,6 +120,41 @@ def input_bytes_per_layer(spec: ModelSpec, trainer: NemoAlignerSettings, *, num_
     return whole / (trainer.tensor_model_parallel_size if trainer.sequence_parallel else 1)
 
 
+def recomputed_bytes(spec: ModelSpec, trainer: NemoAlignerSettings, *, num_tokens: int, per_layer: float) -> float:
+    """What exists at the peak of a layer's backward pass beside the inputs of all layers, if it is computed again.
+
+    `per_layer` is what the layer keeps, with its input. megatron-core's `CheckpointFunction` holds the layer's output
+    and the gradient of it the whole time. The peak is in the feed-forward, at one of these moments:
+
+    - Product of gate and up: both, and the gradients of all three. The product itself is gone.
+    - Down projection: gate, up, their product and its gradient, and the gradient of the weights.
+    - Gate and up projection: their gradients, that of the input, and that of the weights. With sequence parallelism,
+      these two work on all tokens: one on the gradient of the output, the other one on its input, too.
+    - With LoRA, in the forward pass: `MCoreMLPMixin` of NeMo 2.2.1 holds gate and up three times until the layer ends:
+      of the weights, of the adapter, and added up. Adapters are so small that gradients of weights are neglected.
+    """
+    tp, sharded = trainer.tensor_model_parallel_size, trainer.sequence_parallel
+    size = _bytes_per_element(trainer)
+    unit, all_tokens = num_tokens * size * spec.ffn_hidden_size / tp, num_tokens * size * spec.hidden_size
+    own_input = input_bytes_per_layer(spec, trainer, num_tokens=num_tokens)
+    attention = per_layer - 3 * unit - own_input
+    if trainer.lora_rank:
+        feed_forward = 7 * unit
+    else:
+        weights = size * spec.hidden_size * spec.ffn_hidden_size / tp
+        down = 4 * unit + weights + (all_tokens if sharded else 0)
+        gate_up = 2 * unit + 2 * weights + (2 if sharded else 1) * all_tokens
+        feed_forward = max(5 * unit, down, gate_up)
+    return attention + 2 * own_input + feed_forward + _gradient_of_tied_embedding(spec, trainer)
+
+
+def _gradient_of_tied_embedding(spec: ModelSpec, trainer: NemoAlignerSettings) -> float:
+    """Autograd holds the output layer's gradient until the embedding's is there, at the end of the backward pass."""
+    alone = spec.tie_word_embeddings and trainer.pipeline_model_parallel_size == 1 and not trainer.lora_rank
+    gradient = _bytes_per_element(trainer) * spec.vocab_size * spec.hidden_size / trainer.tensor_model_parallel_size
+    return gradient if alone else 0.0
+
+
 def unrotated_bytes_per_layer(spec: ModelSpec, trainer: NemoAlignerSettings, *, num_tokens: int) -> float:
     """What the rotary embedding adds to [K]: queries and keys before their rotation.
 
@@ -124,18 +166,29 @@ def unrotated_bytes_per_layer(spec: ModelSpec, trainer: NemoAlignerSettings, *, 
 
 
 def logits_bytes(trainer: NemoAlignerSettings, spec: ModelSpec, *, num_tokens: int) -> float:
-    """What the last stage holds of the logits of one micro-batch at its peak, and the output layer's gradient.
+    """What the last stage holds behind its layers at the peak: the logits of one micro-batch, and what they are from.
 
     Logits exist only for tokens with a target (`targets.py`). Here all tokens count, because prompts may be short. In
     the forward pass there are the logits as computed and in float32; in the backward pass, the softmax in float32 and
-    the gradient. With float32 these are the same tensor. A bit later there are the gradients of the logits and of the
-    output layer's weights. In a pipeline, the logits and most activations are on different ranks; both are counted.
+    the gradient. With float32 these are the same tensor. A bit later there are the gradients of the logits, of the
+    output layer's weights and of its input. All the time there are the input and the output of the last norm, and the
+    tokens that were selected.
     """
-    size = _bytes_per_element(trainer)
+    tp, size = trainer.tensor_model_parallel_size, _bytes_per_element(trainer)
+    hidden = num_tokens * size * spec.hidden_size
     per_logit = 4 if size == 4 else 4 + size
     logits = num_tokens * spec.vocab_size
     later = size * (logits + (0 if trainer.lora_rank else spec.vocab_size * spec.hidden_size))
-    return max(per_logit * logits, later) / trainer.tensor_model_parallel_size
+    kept = hidden * (1 + 2 / (tp if trainer.sequence_parallel else 1))
+    return kept + max(per_logit * logits / tp, later / tp + hidden)
+
+
+def user_buffers_bytes(trainer: NemoAlignerSettings, spec: ModelSpec, *, num_tokens: int) -> float:
+    """Of `ub_tp_comm_overlap`: one buffer of all tokens in bfloat16 for each of ten matrix products.
+
+    Source: `initialize_ub` of Transformer Engine 2.0, transformer_engine/pytorch/module/base.py.
+    """
+    return 10 * 2 * num_tokens * spec.hidden_size if trainer.ub_tp_comm_overlap else 0.0
 
 
 def _bytes_per_element(trainer: NemoAlignerSettings) -> float:

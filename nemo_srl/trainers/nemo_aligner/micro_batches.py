@@ -66,14 +66,18 @@ class MicroBatches:
             yield self.take(batch, part)
 
     def split(self, batch: dict[str, Any], size: int) -> list[Part]:
-        """The parts, each with `size` rows or, if that does not divide their number, the last one with fewer.
+        """The parts, each with `size` rows. If that does not divide their number, the last part has the shortest row
+        several times. But if sequences share their beginnings, it has fewer rows.
 
         Rows of similar length are together, the longest ones first. Where one tree for each part costs less than that,
         rows that begin alike are together.
         """
-        apart = torch.split(by_length(row_lengths(batch)), size)
+        order = by_length(row_lengths(batch))
         if (linear_cost := self._linear_cost) is None:
-            return [Part(index) for index in apart]
+            # The buffers of `ub_tp_comm_overlap` have to be full.
+            order = torch.cat([order, order[-1:].repeat(-len(order) % size)])
+            return [Part(index) for index in torch.split(order, size)]
+        apart = torch.split(order, size)
         alike = torch.split(_by_beginning(batch), size)
         plans = [
             [(index, self._trees(batch, index, joined=joined)) for index in parts]

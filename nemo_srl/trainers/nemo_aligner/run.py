@@ -70,6 +70,7 @@ def choose_platform(settings: NemoAlignerSettings) -> tuple[str, str]:
     platforms.check_precision(settings.precision, name, machine)
     platforms.check_offload(settings.optimizer_cpu_offload, name)
     platforms.check_context_parallel(settings.context_parallel_size, name)
+    platforms.check_tensor_overlap(settings.ub_tp_comm_overlap, name)
     return name, platforms.describe(name, machine, packages)
 
 

@@ -88,6 +88,8 @@ def run_session(work_dir: Path, *, adapt_plan: Callable[[DictConfig], None]) -> 
     loader = _build_loader(cfg, algorithm, rows, model.tokenizer.eos_id, progress.get("consumed_samples", 0))
     init_using_ptl(trainer, model, loader, rows)
     micro_batches = _compute_what_is_needed(model, cfg.model)
+    rows_at_a_time = cfg.model.micro_batch_size * (2 if algorithm == "dpo" else 1)
+    overlap.allocate_buffers(model, num_sequences=rows_at_a_time, length=micro_batches.multiple)
     metrics = _open_metrics(cfg, work_dir, progress) if trainer.is_global_zero else None
     loop = _build_loop(cfg, trainer, model, loader, micro_batches, metrics)
     divergence.watch(loop, _record_step(loop.optimizer, metrics, micro_batches), work_dir)

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 
 from nemo_srl.config.check import check
 from nemo_srl.config.training import OptimConfig
-from nemo_srl.trainers.nemo_aligner.platforms import PLATFORMS, check_context_parallel, check_offload
+from nemo_srl.trainers.nemo_aligner.platforms import (
+    PLATFORMS,
+    check_context_parallel,
+    check_offload,
+    check_tensor_overlap,
+)
 
 
 @dataclass
@@ -23,7 +28,8 @@ class NemoAlignerSettings:
     """Ranks that share each sequence, for sequences that are too long for one. Only with the platform `ngc`: it needs
     Transformer Engine's attention."""
     virtual_pipeline_model_parallel_size: int = 1
-    """Refused above 1: NeMo-Aligner cannot train with it."""
+    """Refused above 1: NeMo-Aligner cannot train with it. And megatron-core 0.11's default communication between stages
+    (`batch_p2p_comm`) gave wrong gradients with virtual stages when it was tried, without an error."""
     sequence_parallel: bool = False
     micro_batch_size: int = 1
     """Rows, or pairs, that a rank has in the model at a time. If it has fewer in a step, these are one micro-batch."""
@@ -36,7 +42,10 @@ class NemoAlignerSettings:
     """true: fetch the weights that other data-parallel ranks have updated while the next forward pass already begins.
     Needs `overlap_grad_reduce`."""
     ub_tp_comm_overlap: bool = False
-    """Refused: NeMo's buffers for it have one fixed size."""
+    """true: exchange activations between tensor-parallel ranks while the matrix products still compute, in Transformer
+    Engine's user buffers. These have one size, so every sequence is padded to `max_seq_length`. It pays only if most
+    rows are nearly that long. Needs the platform `ngc` and `sequence_parallel`. GPUs without multicast (before Hopper)
+    need the environment variable UB_SKIPMC=1. It was never run on a GPU here."""
     recompute_granularity: str = "none"
     """none; full: only the input of each layer is kept. The layer is computed again in the backward pass (Chen et al.
     2016, arXiv 1604.06174), so a step takes a third longer; selective: only attention is computed again (Korthikanti et
@@ -73,6 +82,7 @@ class NemoAlignerSettings:
         check(self.platform in platforms, "trainer.platform", self.platform, f"must be one of {platforms}")
         check_offload(self.optimizer_cpu_offload, self.platform)
         check_context_parallel(self.context_parallel_size, self.platform)
+        check_tensor_overlap(self.ub_tp_comm_overlap, self.platform)
         of_replica = self._ranks_of_replica
         check(
             self.world_size % of_replica == 0,
@@ -89,14 +99,30 @@ class NemoAlignerSettings:
             "own. Set it to 1. More micro-batches (a larger global_batch_size) also make the pipeline's bubble smaller."
         )
         check(chunks == 1, key, chunks, reason)
-        reason = (
-            "NeMo allocates buffers for micro_batch_size sequences of max_seq_length tokens. Here micro-batches have "
-            "lengths of their own, and DPO has two sequences a row. Set it to false."
-        )
-        check(not self.ub_tp_comm_overlap, "trainer.ub_tp_comm_overlap", True, reason)
+        self._check_user_buffers()
         reason = "needs trainer.overlap_grad_reduce=true, too"
         fits = self.overlap_grad_reduce or not self.overlap_param_gather
         check(fits, "trainer.overlap_param_gather", self.overlap_param_gather, reason)
+
+    def _check_user_buffers(self) -> None:
+        overlaps, key = self.ub_tp_comm_overlap, "trainer.ub_tp_comm_overlap"
+        reason = (
+            "it overlaps what sequence parallelism sends, and NeMo turns it off without that. Set "
+            "trainer.sequence_parallel=true with trainer.tensor_model_parallel_size above 1, or set it to false."
+        )
+        fits = self.sequence_parallel and self.tensor_model_parallel_size > 1
+        check(fits or not overlaps, key, overlaps, reason)
+        reason = (
+            "Transformer Engine's buffers hold bfloat16, and trainer.precision=32 sends float32. Set "
+            "trainer.precision=bf16-O2, or set it to false."
+        )
+        check(self.precision != "32" or not overlaps, key, overlaps, reason)
+        ranks, tp = self.num_ranks_per_node, self.tensor_model_parallel_size
+        reason = (
+            f"its buffers are shared inside a node, and trainer.tensor_model_parallel_size={tp} does not divide the "
+            f"{ranks} ranks of a node. Use a tensor-parallel size that does, or set it to false."
+        )
+        check(ranks % tp == 0 or not overlaps, key, overlaps, reason)
 
     @property
     def num_ranks_per_node(self) -> int:

@@ -141,6 +141,7 @@ def _model_section(
         "pipeline_model_parallel_size": trainer.pipeline_model_parallel_size,
         "context_parallel_size": trainer.context_parallel_size,
         "sequence_parallel": trainer.sequence_parallel,
+        **({"ub_tp_comm_overlap": True} if trainer.ub_tp_comm_overlap else {}),
         **_architecture(optim, spec),
         # The largest divisor up to 128 without needless padding. NeMo's softmax includes padded rows, each as exp(0).
         # With padding it would train another model than the one that is served. Llama 3 has 128256 / 8 = 16032 rows on
@@ -292,6 +293,25 @@ def _optim_section(optim: OptimConfig, trainer: NemoAlignerSettings, *, num_step
     }
 
 
+def _length_multiple(trainer: NemoAlignerSettings) -> int:
+    """Sequence parallelism cuts sequences by rank, and context parallelism into two parts by rank. Tensor cores are
+    fastest with multiples of 16.
+    """
+    in_tensor_ranks = 8 * trainer.tensor_model_parallel_size if trainer.sequence_parallel else 16
+    return trainer.context_parallel_size * in_tensor_ranks
+
+
+def fixed_length(optim: OptimConfig, trainer: NemoAlignerSettings) -> int | None:
+    """The length to which every sequence is padded. None: micro-batches have lengths of their own.
+
+    The kernels of `ub_tp_comm_overlap` work on whole buffers, whatever is in them. Their size is set once, when the
+    training starts (Transformer Engine 2.0, `CommOverlapBase::split_overlap_rs`). No row is longer than
+    `max_seq_length`, so a multiple of that length, rounded up, is one length for all.
+    """
+    multiple = _length_multiple(trainer)
+    return -(-optim.max_seq_length // multiple) * multiple if trainer.ub_tp_comm_overlap else None
+
+
 def _data_section(section: str, optim: OptimConfig, trainer: NemoAlignerSettings) -> dict[str, Any]:
     batch = {"global_batch_size": optim.global_batch_size, "micro_batch_size": trainer.rows_at_a_time(optim)}
     return {
@@ -301,10 +321,7 @@ def _data_section(section: str, optim: OptimConfig, trainer: NemoAlignerSettings
         "reset_attention_mask": False,
         "eod_mask_loss": False,
         "validation_drop_last": True,
-        # Sequence parallelism cuts sequences by rank, and context parallelism into two parts by rank. Tensor cores are
-        # fastest with multiples of 16.
-        "pad_length_to_multiple_of": trainer.context_parallel_size
-        * (8 * trainer.tensor_model_parallel_size if trainer.sequence_parallel else 16),
+        "pad_length_to_multiple_of": fixed_length(optim, trainer) or _length_multiple(trainer),
         # GPTSFTModel's batch sizes, which it sets around a validation.
         **({"train_ds": dict(batch), "validation_ds": dict(batch)} if section == "sft" else {}),
     }

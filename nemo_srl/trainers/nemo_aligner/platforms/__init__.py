@@ -133,6 +133,15 @@ def check_context_parallel(context_parallel_size: int, platform: str) -> None:
         )
 
 
+def check_tensor_overlap(ub_tp_comm_overlap: bool, platform: str) -> None:
+    """Raise `ConfigError` if the platform's linear layers have no buffers that they share with other ranks."""
+    if ub_tp_comm_overlap and platform in ("cpu", "cuda"):
+        raise ConfigError(
+            f"trainer.ub_tp_comm_overlap=True: the platform {platform} has no user buffers. Transformer Engine has "
+            f"them. Set it to false, or use the image of containers/nemo.Dockerfile with {_SETTING}=ngc."
+        )
+
+
 def describe(platform: str, machine: Machine, packages: dict[str, str]) -> str:
     """One line for the log: the platform, its GPUs and the versions of its packages."""
     gpus = f"{len(machine.gpus)} x {machine.gpus[0]}" if machine.gpus and platform != "cpu" else "CPU"

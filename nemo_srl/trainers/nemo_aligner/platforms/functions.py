@@ -59,7 +59,8 @@ class SwiGLU(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         of_x = torch.empty_like(x)
         (gate, up), (of_gate, of_up) = x.chunk(2, dim=-1), of_x.chunk(2, dim=-1)
-        torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=of_gate)
+        torch.mul(gradient, up, out=of_up)
+        torch.ops.aten.silu_backward.grad_input(of_up, gate, grad_input=of_gate)
         torch.ops.aten.silu.out(gate, out=of_up).mul_(gradient)
         return of_x, None
 
