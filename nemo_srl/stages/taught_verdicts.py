@@ -16,7 +16,6 @@ error: a judge that is always right has no wrong verdict.
 
 from __future__ import annotations
 
-import logging
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -24,12 +23,11 @@ from collections.abc import Mapping, Sequence
 from nemo_srl.config import Config
 from nemo_srl.judging import mean_score, mean_scores, reader
 from nemo_srl.records import Candidate, Judgement, PreferencePair
-from nemo_srl.stages.base import CHAT, Context, Made, Need, settings_of, table_stage
+from nemo_srl.stages import own_verdicts
+from nemo_srl.stages.base import Context, Made
 from nemo_srl.stages.calls import open_caller
 from nemo_srl.stages.verdict_pairs import Damaged, damaged_answers
 from nemo_srl.workload import Assumptions, Generated
-
-log = logging.getLogger(__name__)
 
 
 def right_and_wrong(
@@ -97,9 +95,7 @@ def run(ctx: Context) -> Made[PreferencePair]:
             x, on_answer[x.answer.key], on_worse[x.answer.key], (str(first[x.answer.key]), str(second[x.answer.key]))
         )
     ]
-    if not pairs:
-        log.warning("taught verdicts: no pair of verdicts from %d answers; DPO trains on answers alone", len(cases))
-    return Made(pairs, {"num_pairs": len(pairs), "num_answers": len(cases), **_figures(counts), **figures})
+    return own_verdicts.made(pairs, len(cases), {**_figures(counts), **figures})
 
 
 def _figures(counts: Counter[str]) -> dict[str, float]:
@@ -119,14 +115,4 @@ def summary(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     return [("verdict pairs", f"{metrics['num_pairs']:.0f} from {metrics['num_answers']:.0f} answers and their copies")]
 
 
-STAGE = table_stage(
-    "taught_verdicts",
-    PreferencePair,
-    run,
-    needs={"judge": Need(None), "candidates": Candidate, "judgements": Judgement},
-    settings=("verdict_pairs", *settings_of("judge"), *CHAT, "seed"),
-    engines=("judge",),
-    model="judge",
-    work=work,
-    summary=summary,
-)
+STAGE = own_verdicts.stage("taught_verdicts", run, work=work, summary=summary)
