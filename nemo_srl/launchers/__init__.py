@@ -21,7 +21,7 @@ class LauncherBackend:
     """From its settings and the cluster's."""
     check: Callable[[Mapping[str, int]], None] = lambda num_nodes: None
     """Raises `ConfigError`, at set-up, for a number of nodes that it cannot use. Given: the setting's key and value."""
-    close: Callable[[Launcher], None] = lambda launcher: None
+    close: Callable[[Any], None] = lambda launcher: None
     """Called at the end of a run, also after an error, with what `open` returned. Stops what the launcher kept."""
     visible_seconds: float = 0.0
     """So late may the files of a job appear here, because it runs on another machine."""
