@@ -7,8 +7,9 @@ pair: the clearest right verdict against the clearest wrong one.
 
 This follows Self-Taught Evaluators (Wang et al. 2024, arXiv 2408.02666): there, too, the order of two answers is known
 by their making, and verdicts are sampled and kept if they are right. There, a model makes the worse answer by answering
-a changed instruction, the judge compares two answers, and SFT trains on right verdicts alone. Here, one kind of damage
-is an answer to another instruction, a verdict is on one answer, and DPO trains on the right and the wrong ones.
+a changed instruction, the judge compares two answers, and SFT trains on right verdicts alone. (The authors' published
+model was then trained by DPO on right verdicts against wrong ones.) Here, one kind of damage is an answer to another
+instruction, a verdict is on one answer, and DPO trains on the right and the wrong ones.
 
 Unlike `stages/verdict_pairs.py`, this keeps the reasons in the verdicts. An iteration without any such pair is no
 error: a judge that is always right has no wrong verdict.
