@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -39,6 +39,8 @@ from nemo_srl.records import Completion, R, Record, from_row, to_row
 from nemo_srl.rows import read_rows
 
 MANIFEST = "manifest.json"
+P = TypeVar("P", bound=Record)
+
 DATA = "data.jsonl"
 JOURNAL = "journal.jsonl"
 
@@ -234,25 +236,34 @@ class Table(Artifact, Generic[R]):
     record: type[R]
 
     def read(self) -> list[R]:
-        path = self.path / DATA
+        path = file_of(self.path)
         # A file without rows is refused as damaged, unless it was published so.
         is_empty = path.exists() and not path.stat().st_size
         if is_empty and (found := self.manifest()) and found.digest == digest_of_file(path):
             return []
         return read_jsonl(path, self.record)
 
+    def part(self, name: str, record: type[P]) -> list[P]:
+        """The records of a part."""
+        return read_jsonl(file_of(self.path, name), record)
+
     def write(self, records: Iterable[Record], part: str = "") -> str:
         """Write all records of the table, or of a part, and return the content's digest.
 
         Raises `DataError` for two records with one key.
         """
-        path = self.path / (f"{part}.jsonl" if part else DATA)
+        path = file_of(self.path, part)
         rows = sorted(records, key=lambda r: r.key)
         for a, b in itertools.pairwise(rows):
             if a.key == b.key:
                 raise DataError(f"{path}: two records have the key {a.key!r}")
         write_atomic(path, "".join(map(to_line, rows)))
         return digest_of_file(path)
+
+
+def file_of(directory: Path, part: str = "") -> Path:
+    """The file of the table in a stage's directory, or of a part of it."""
+    return directory / (f"{part}.jsonl" if part else DATA)
 
 
 def to_line(record: Any) -> str:

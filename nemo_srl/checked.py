@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from operator import attrgetter
 
-from nemo_srl.artifacts import Table, read_jsonl
+from nemo_srl.artifacts import Table
 from nemo_srl.data.checked.truth import MAX_SCORE, CheckedInstruction, TrueScore, true_score
 from nemo_srl.errors import DataError
 from nemo_srl.judging.intervals import SHARE, Sums, ratio, rows_of, sums_of
@@ -77,12 +77,10 @@ def judging(examples: Sequence[EFTExample], judgements: Sequence[Judgement]) -> 
 def run(ctx: Context) -> Made[Metric]:
     evaluation: Table[Metric] = ctx.inputs["evaluation"]
     examples = ctx.read("eft_eval", EFTExample)
-    scores = true_scores(
-        read_jsonl(evaluation.path / "answers.jsonl", Candidate), ctx.read("instructions", CheckedInstruction)
-    )
+    scores = true_scores(evaluation.part("answers", Candidate), ctx.read("instructions", CheckedInstruction))
     asked = [x for x in examples if x.instruction in scores]
-    judgements = read_jsonl(evaluation.path / "judgements.jsonl", Judgement)
-    sums = {**answering(scores), "pairwise_accuracy_models": judging(asked, judgements)}
+    judged = judging(asked, evaluation.part("judgements", Judgement))
+    sums = {**answering(scores), "pairwise_accuracy_models": judged}
     limits = {"true_score": (0.0, float(MAX_SCORE))}
     metrics = [ratio(found, limits.get(name, SHARE)).named(name) for name, found in sums.items()]
     if ctx.has("eft"):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_srl.artifacts import DATA, MANIFEST, SPEC, Artifact, Manifest, read_json, read_jsonl
+from nemo_srl.artifacts import MANIFEST, SPEC, Artifact, Manifest, file_of, read_json, read_jsonl
 from nemo_srl.errors import DataError
 from nemo_srl.judging.intervals import Sums, sums_in
 from nemo_srl.records import GroupSum, Metric, R
@@ -53,7 +53,7 @@ class Run:
         found = self.find(iteration, name)
         if found is None:
             return []
-        path = found.path / (f"{part}.jsonl" if part else DATA)
+        path = file_of(found.path, part)
         return [] if part and not path.exists() else read_jsonl(path, record)
 
     def evaluated(self) -> dict[str, tuple[int, str]]:

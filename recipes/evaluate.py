@@ -30,7 +30,7 @@ import hydra
 from omegaconf import DictConfig
 
 from nemo_srl import cli, jsonio, preflight, report
-from nemo_srl.artifacts import BaseModel, write_atomic
+from nemo_srl.artifacts import BaseModel, SourceFile, write_atomic
 from nemo_srl.config import Config
 from nemo_srl.data import questions as formats
 from nemo_srl.data import verifiable
@@ -66,52 +66,70 @@ class EvaluateConfig(Config):
 cli.register_schemas(sys.argv[1:], evaluate_schema=EvaluateConfig)
 
 
-def check(settings: EvaluateSettings, exp: Experiment) -> None:
-    """Check everything that the user gives before any model is asked. Errors begin with the setting's name."""
-    with naming("evaluate.questions"):
-        asked = formats.read_questions(Path(settings.questions)) if settings.questions else []
-    with naming("evaluate.ifeval"):
-        if settings.ifeval:
-            verifiable.read_prompts(Path(settings.ifeval), verifiable.Verifier())
-    named = {f"evaluate.models.{name}": path for name, path in settings.models.items()}
-    for key, path in named.items():
-        if path.endswith(".json"):
-            with naming(key):
-                formats.read_answers(Path(path), asked)
-    given = {key: path for key, path in named.items() if not path.endswith(".json")}
-    given |= {"evaluate.judge_model": settings.judge_model} if settings.judge_model else {}
-    preflight.check_models(exp.cfg, {key: exp.base_model(path, key=key).model_dir for key, path in given.items()})
-    if settings.judging and given:
-        exp.source(exp.cfg.data.eft_eval_path, EFTExample, key="data.eft_eval_path")
-    if asked and len(settings.models) > 1:
-        head_to_head.check(exp.cfg.judge)
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What the user gives. All of it is checked before any model is asked."""
+
+    models: Mapping[str, BaseModel]
+    """By name, without the files of answers."""
+    judge: BaseModel
+    """The model that compares answers."""
+    questions: Sequence[Question]
+    ifeval: Sequence[VerifiablePrompt]
+    files: Mapping[str, Sequence[Candidate]]
+    """The answers of the other models, by name."""
+    held_out: SourceFile[EFTExample] | None
+    """What each model judges, if that is measured."""
 
 
-def evaluate(settings: EvaluateSettings, exp: Experiment) -> str:
-    """Run everything; returns the tables as Markdown."""
+def open_given(settings: EvaluateSettings, exp: Experiment) -> Given:
+    """Open and check everything that the user gives. Errors begin with the setting's name."""
     for name in settings.models:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ConfigError(
                 f"evaluate.models: {name!r} names directories, so it must begin with a letter or digit. Use letters, "
                 "digits, '.', '_' and '-'."
             )
-    directories = {name: path for name, path in settings.models.items() if not path.endswith(".json")}
-    if not directories and not settings.judge_model:
+    with naming("evaluate.questions"):
+        questions = formats.read_questions(Path(settings.questions)) if settings.questions else []
+    with naming("evaluate.ifeval"):
+        ifeval = verifiable.read_prompts(Path(settings.ifeval), verifiable.Verifier()) if settings.ifeval else []
+    models: dict[str, BaseModel] = {}
+    files: dict[str, list[Candidate]] = {}
+    for name, path in settings.models.items():
+        key = f"evaluate.models.{name}"
+        if path.endswith(".json"):
+            with naming(key):
+                files[name] = formats.read_answers(Path(path), questions)
+        else:
+            models[name] = exp.base_model(path, key=key)
+    key = "evaluate.judge_model"
+    judge = exp.base_model(settings.judge_model, key=key) if settings.judge_model else next(iter(models.values()), None)
+    if judge is None:
         raise ConfigError(f"evaluate.models={settings.models}: give one or more Hugging Face directories by name")
-    asked = formats.read_questions(Path(settings.questions)) if settings.questions else []
-    checked = verifiable.read_prompts(Path(settings.ifeval), verifiable.Verifier()) if settings.ifeval else []
-    models = {name: exp.base_model(path) for name, path in directories.items()}
-    sections = []
-    own = {name: ask(settings, exp, name, model, asked, checked) for name, model in models.items()}
-    if checked and models:
-        sections.append("## IFEval\n\n" + report.markdown(report.ifeval_cells(follow(exp, own, checked))))
+    named = {f"evaluate.models.{name}": model for name, model in models.items()}
+    named |= {key: judge} if settings.judge_model else {}
+    preflight.check_models(exp.cfg, {key: model.model_dir for key, model in named.items()})
+    held_out = None
     if settings.judging and models:
+        held_out = exp.source(exp.cfg.data.eft_eval_path, EFTExample, key="data.eft_eval_path")
+    if questions and len(settings.models) > 1:
+        head_to_head.check(exp.cfg.judge)
+    return Given(models=models, judge=judge, questions=questions, ifeval=ifeval, files=files, held_out=held_out)
+
+
+def evaluate(settings: EvaluateSettings, exp: Experiment, given: Given) -> str:
+    """Run everything; returns the tables as Markdown."""
+    sections = []
+    own = {name: ask(exp, given, name) for name in given.models}
+    if given.ifeval and own:
+        sections.append("## IFEval\n\n" + report.markdown(report.ifeval_cells(follow(exp, own, given.ifeval))))
+    if given.held_out:
         measured = {name: asked_of.evaluation.read() for name, asked_of in own.items()}
         sections.append("## Each model by itself\n\n" + report.table(measured))
-    answered = answer(settings, exp, own, asked) if asked else {}
+    answered = answer(settings, exp, given, own) if given.questions else {}
     if len(answered) > 1:
-        judge = exp.base_model(settings.judge_model or next(iter(directories.values())))
-        matches = compare(exp, judge, answered)
+        matches = compare(exp, given.judge, answered)
         ours, theirs = report.markdown(report.match_cells(matches)), report.markdown(report.paper_cells())
         sections.append("\n\n".join(["## Head to head", ours, *report.unreadable(matches)]))
         sections.append(f"In the paper (70B, GPT-4 as judge):\n\n{theirs}")
@@ -136,41 +154,29 @@ class Own:
     answers: Any = None
 
 
-def ask(
-    settings: EvaluateSettings,
-    exp: Experiment,
-    name: str,
-    policy: BaseModel,
-    asked: Sequence[Question],
-    checked: Sequence[VerifiablePrompt],
-) -> Own:
+def ask(exp: Experiment, given: Given, name: str) -> Own:
     """Everything that one model is asked, one stage after the other, so that its servers start once."""
-    own = Own()
-    if checked:
-        prompts = [Question(question_id=p.key, turns=[p.text], dataset="ifeval") for p in checked]
+    own, policy = Own(), given.models[name]
+    if given.ifeval:
+        prompts = [Question(question_id=p.key, turns=[p.text], dataset="ifeval") for p in given.ifeval]
         questions = exp.given("ifeval_questions", prompts, Question)
         own.ifeval = exp.run(answers.STAGE, 0, policy=policy, questions=questions, directory=f"ifeval_answers_{name}")
-    if settings.judging:
-        held_out = exp.source(exp.cfg.data.eft_eval_path, EFTExample)
-        own.evaluation = exp.run(evaluation.STAGE, 0, policy=policy, eft_eval=held_out, directory=f"evaluation_{name}")
-    if asked:
-        questions = exp.given("questions", asked, Question)
+    if given.held_out:
+        directory = f"evaluation_{name}"
+        own.evaluation = exp.run(evaluation.STAGE, 0, policy=policy, eft_eval=given.held_out, directory=directory)
+    if given.questions:
+        questions = exp.given("questions", given.questions, Question)
         own.answers = exp.run(answers.STAGE, 0, policy=policy, questions=questions, directory=f"answers_{name}")
     return own
 
 
-def answer(
-    settings: EvaluateSettings, exp: Experiment, own: Mapping[str, Own], asked: Sequence[Question]
-) -> dict[str, Any]:
+def answer(settings: EvaluateSettings, exp: Experiment, given: Given, own: Mapping[str, Own]) -> dict[str, Any]:
     """The answers of each model, as artifacts. Also writes them as files for other programs."""
     answered: dict[str, Any] = {}
-    for name, path in settings.models.items():
-        if name in own:
-            y = own[name].answers
-        else:
-            y = exp.given(f"answers_{name}", formats.read_answers(Path(path), asked), Candidate)
+    for name in settings.models:
+        y = own[name].answers if name in own else exp.given(f"answers_{name}", given.files[name], Candidate)
         answered[name] = y
-        write_exports(exp.run_dir / "exports" / name, asked, y.read(), name)
+        write_exports(exp.run_dir / "exports" / name, given.questions, y.read(), name)
     return answered
 
 
@@ -208,8 +214,7 @@ def write_exports(directory: Path, asked: Sequence[Question], found: Sequence[Ca
 def run(config: EvaluateConfig) -> None:
     plain = Config(**{f.name: getattr(config, f.name) for f in fields(Config)})
     with Experiment(plain) as exp:
-        check(config.evaluate, exp)
-        text = evaluate(config.evaluate, exp)
+        text = evaluate(config.evaluate, exp, open_given(config.evaluate, exp))
         if lines := report.evidence_cells(open_run(exp.run_dir)):
             text += f"\n\n## Changes from the model before, on the same items\n\n{report.markdown(lines)}"
         write_atomic(exp.run_dir / "evaluation.md", f"# {exp.run_dir.name}\n\n{text}\n")

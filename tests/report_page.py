@@ -37,3 +37,8 @@ class Outline(HTMLParser):
 
     def named(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
+
+
+def in_html(cell: str) -> str:
+    """A cell of a table. A line may end before an interval and before a number of items, and nowhere else."""
+    return cell.replace(" [", " <wbr>[").replace(" (n ", " <wbr>(n ")

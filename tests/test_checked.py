@@ -81,7 +81,7 @@ def test_code_counts_the_points_of_each_answer_and_the_judges_order_of_models_an
     assert "surface_accuracy" in found
     shown = table({"M0": list(found.values())})
     assert "true score of the answers" in shown
-    assert "by the surface of answers" in shown
+    assert "accuracy of the surface" in shown
 
 
 def test_without_eft_there_is_no_surface_to_fit(tmp_path: Path) -> None:

@@ -101,7 +101,15 @@ def test_the_meta_judge_prefers_the_verdict_that_wins_in_both_places(tmp_path: P
     assert (pair.chosen, pair.rejected) == ("Reason 1.\nScore: 4", "Reason 0.\nScore: 0")
     assert pair.prompt == f"Grade: {x.prompt} / {x.response} Score:"
     assert figures["num_pairs"] == figures["num_answers"] == 1
+    assert figures["num_too_long"] == 0
     assert figures["decided_rate"] == pytest.approx(4 / 6)
+
+
+def test_a_pair_whose_chosen_verdict_is_too_long_is_left_out() -> None:
+    pair = meta_judge.pair(meta_judge.Disputed(answer("p", 0), verdicts(answer("p", 0), 4, 10)), "prompt", 1, 0)
+    assert pair.chosen == "Reason 1.\nScore: 10"
+    limits = (0, 18, 19, 20)
+    assert [meta_judge.is_too_long(pair, limit) for limit in limits] == [False, True, False, False]
 
 
 def test_an_iteration_without_disputes_makes_no_pairs_and_asks_nobody(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "self_rewarding": {},
     "meta_rewarding": {
         "pairs.rule": "length_control", "pairs.rho": 0.32, "verdict_pairs.source": "meta_judge",
-        "verdict_pairs.num_prompts": 1000, "verdict_pairs.last_iteration": 2,
+        "verdict_pairs.num_prompts": 1000, "verdict_pairs.last_iteration": 2, "verdict_pairs.max_chars": 1100,
     },
     "iterative_rpo": {
         "judge.mode": "verifier", "judge.verifier": "ifeval", "pairs.rule": "all_pairs", "pairs.num_pairs": 10,

@@ -333,7 +333,7 @@ def test_evaluate_names_its_own_settings_before_any_model_is_asked(model_dir: Pa
     held_out.write_text(json.dumps(asdict(example("Red."))) + "\n")
     good = evaluate.EvaluateSettings(models={"m": str(model_dir)}, questions="")
     exp = Experiment(replace(composed(f"data.eft_eval_path={held_out}"), run_dir=str(tmp_path / "run")))
-    evaluate.check(good, exp)
+    evaluate.open_given(good, exp)
     answers = {"m": str(model_dir), "a": str(tmp_path / "answers.json")}
     one_question = tmp_path / "one.jsonl"
     one_question.write_text('{"instruction": "Name a color."}\n')
@@ -345,7 +345,7 @@ def test_evaluate_names_its_own_settings_before_any_model_is_asked(model_dir: Pa
         ({"models": answers, "questions": str(one_question)}, r"^evaluate\.models\.a=.*no `output` for the instr"),
     ):
         with pytest.raises((ModelError, DataError), match=message):
-            evaluate.check(replace(good, **changed), exp)
+            evaluate.open_given(replace(good, **changed), exp)
     (tmp_path / "answers.json").write_text('[{"instruction": "Name a color.", "output": "Red."}]')
     with pytest.raises(ConfigError, match=r"judge\.pairwise_rubric=''.*judge_mode=pairwise sets one"):
-        evaluate.check(replace(good, models=answers, questions=str(one_question)), exp)
+        evaluate.open_given(replace(good, models=answers, questions=str(one_question)), exp)

@@ -17,7 +17,7 @@ from nemo_srl.report import comparison
 from nemo_srl.report.browser import CHOSEN, NEITHER, REJECTED
 from nemo_srl.report.page import render
 from nemo_srl.runs import open_run
-from tests.report_page import Outline, written
+from tests.report_page import Outline, in_html, written
 from tests.run_directory import HOSTILE, make_comparison, make_run
 
 
@@ -33,14 +33,14 @@ def test_every_match_has_its_figures_and_the_papers_stand_beside(page: str, made
         m = {x.name: x for x in metrics}
         won, low, high = m["win_rate"].value, m["win_rate"].low, m["win_rate"].high
         assert won is not None
-        assert f"<th>{a} v {b}</th><td>{won:.1%} [{low:.0%}, {high:.0%}]</td>" in page
+        assert f"<th>{a} v {b}</th><td>{in_html(f'{won:.1%} [{low:.0%}, {high:.0%}]')}</td>" in page
         assert f"<td>{m['sign_test_p'].value:.3g}</td>" in page
         assert f"won {100 * won:.1f}%" in page
     assert "<th>M2 v SFT</th><td>49.2%</td><td>36.3%</td><td>14.5%</td>" in page
     assert "Judge: judge-7b, m.2." in page
     assert "no readable verdict" not in page
     assert "Comparison of m_1, big, m.2." in page
-    assert re.search(r"<th>m_1</th><td>[\d.]+% \[\d+%, \d+%\]</td>.*<td>9</td><td>9</td>", page), "IFEval"
+    assert re.search(r"<th>m_1</th><td>[\d.]+% <wbr>\[\d+%, \d+%\]</td>.*<td>9</td><td>9</td>", page), "IFEval"
     assert "Pairwise accuracy, ties excluded. this run:" in page
 
 
@@ -90,6 +90,18 @@ def test_a_part_of_it_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
     assert "Head to head</h2>" not in page
     assert "IFEval" not in page
     assert "20 answers" in page
+
+
+@pytest.mark.parametrize("kind", ["match", "ifeval", "evaluation"])
+def test_each_kind_of_measurement_alone_is_a_comparison(kind: str, tmp_path: Path) -> None:
+    """Models that are given as files of answers make none here."""
+    run_dir = make_comparison(tmp_path / "run")
+    for path in run_dir.glob(f"iter_00/*/{MANIFEST}"):
+        if not path.parent.name.startswith(kind):
+            path.unlink()
+    run = open_run(run_dir)
+    assert comparison.is_comparison(run)
+    assert {"m_1", "m.2"} <= set(comparison.models(run))
 
 
 def test_an_older_comparison_has_its_figures_but_no_verdicts(tmp_path: Path) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
-from nemo_srl.artifacts import SPEC
+from nemo_srl.artifacts import MANIFEST, SPEC
 from nemo_srl.judging.intervals import SHARE, paired_change
 from nemo_srl.report import comparison, evidence
 from nemo_srl.report.drift import Drift
 from nemo_srl.report.evidence import evidence_cells, judge_of, made_by_cells, names_of
 from nemo_srl.report.page import render
 from nemo_srl.runs import open_run
+from tests.report_page import in_html
 from tests.run_directory import make_run
 
 ACCURACY = "pairwise_accuracy_ties_half"
@@ -57,11 +59,11 @@ def test_the_page_has_the_evidence_before_all_charts(made_run: Path, made_compar
     page = render(run)
     assert page.index("<h2>Evidence</h2>") < page.index("<h2>How well each model judges</h2>")
     for line in evidence.of_run(run)[1:]:
-        assert f"<th>{line[0]}</th>" + "".join(f"<td>{cell}</td>" for cell in line[1:]) in page
+        assert f"<th>{line[0]}</th>" + "".join(f"<td>{in_html(cell)}</td>" for cell in line[1:]) in page
     page = render(open_run(made_comparison))
     (_, (name, ifeval, *_), second) = comparison.evidence_cells(open_run(made_comparison))
     assert (name, second[0]) == ("m_1", "m.2")
-    assert f"<th>m_1</th><td>{ifeval}</td><td>-</td>" in page
+    assert f"<th>m_1</th><td>{in_html(ifeval)}</td><td>-</td>" in page
 
 
 def test_every_table_says_which_settings_and_which_judge_made_it(made_run: Path, made_comparison: Path) -> None:
@@ -79,6 +81,38 @@ def test_every_table_says_which_settings_and_which_judge_made_it(made_run: Path,
     assert cells["iter_00/match_m_1_big"] == ["-", "judge-7b", "pairwise, K 3, temperature 0.7"]
     assert cells["iter_00/match_m_1_m.2"][1] == "m.2"
     assert cells["iter_00/ifeval_m_1"] == ["-", "code", "-"]
+
+
+def test_the_settings_of_a_method_are_shown(tmp_path: Path) -> None:
+    """Code checks the answers, the best pairs are taken, and all of them are kept."""
+    run_dir = make_run(tmp_path / "run", num_iterations=1)
+
+    def change(stage: str, *, asks: bool = True, name: str = "", **config: dict[str, Any]) -> None:
+        path = run_dir / "iter_01" / stage
+        spec = json.loads((path / SPEC).read_text())
+        for section, settings in config.items():
+            spec["config"][section] |= settings
+        spec["inputs"] = spec["inputs"] if asks else {}
+        (path / SPEC).write_text(json.dumps(spec))
+        manifest = json.loads((path / MANIFEST).read_text())
+        (path / MANIFEST).write_text(json.dumps({**manifest, "stage": name or manifest["stage"]}))
+
+    shutil.copytree(run_dir / "iter_01/judgements", run_dir / "iter_01/meta_judge")
+    change("judgements", asks=False, judge={"mode": "verifier", "verifier": "ifeval"})
+    change("pairs", pairs={"rule": "all_pairs", "num_pairs": 10, "second_judge": "m1"})
+    change("policy", dpo={"sft_loss_weight": 1.0}, pairs={"accumulate": True})
+    change("meta_judge", name="meta_judge", verdict_pairs={"source": "meta_judge", "num_prompts": 9, "max_chars": 50})
+    run = open_run(run_dir)
+    cells = {line[0]: line[1:] for line in made_by_cells(run, names_of(run))[1:]}
+    assert cells["iter_01/judgements"] == ["-", "code", "ifeval"]
+    assert cells["iter_01/pairs"][0] == (
+        "pairs.rule=all_pairs, pairs.min_margin=0.0, pairs.num_pairs=10, pairs.second_judge=m1"
+    )
+    assert cells["iter_01/policy"][0].endswith("dpo.sft_loss_weight=1.0, pairs.accumulate=True")
+    assert cells["iter_01/meta_judge"] == [
+        "verdict_pairs.source=meta_judge, verdict_pairs.num_prompts=9, verdict_pairs.max_chars=50", "M1",
+        "two verdicts in both orders, temperature 0.7",
+    ]  # fmt: skip
 
 
 def test_a_judge_has_the_name_of_its_server_or_directory() -> None:

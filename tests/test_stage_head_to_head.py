@@ -117,10 +117,10 @@ class InProcess:
         self.cfg, self.models = cfg, models
         self.run_dir = Path(cfg.run_dir)
 
-    def base_model(self, path: str = "") -> BaseModel:
+    def base_model(self, path: str, *, key: str) -> BaseModel:
         return BaseModel(self.models[path], "digest")
 
-    def source(self, path: str, record: type) -> SourceFile[Any]:
+    def source(self, path: str, record: type, *, key: str = "") -> SourceFile[Any]:
         return SourceFile(Path(path), record)
 
     def run(self, stage: Any, iteration: int, *, directory: str = "", **inputs: Any) -> Artifact:
@@ -165,7 +165,7 @@ def test_the_recipe_compares_a_server_with_given_answers_and_writes_every_file(t
             models={"x": "dir", "other": str(tmp_path / "other.json")}, questions=str(tmp_path / "q.json")
         )
         exp: Any = InProcess(cfg, {"dir": model})
-        text = evaluate.evaluate(settings, exp)
+        text = evaluate.evaluate(settings, exp, evaluate.open_given(settings, exp))
     # "ok" has two letters: it beats 0 and 1 of them, ties with 2 and loses against 3.
     assert re.search(r"\| x v other +\| 50.0% .* \| 25.0% .* \| 25.0% ", text)
     assert re.search(r"\| M2 v SFT +\| 49.2% +\| 36.3% +\| 14.5% ", text), "the paper's stand beside"
@@ -176,9 +176,9 @@ def test_the_recipe_compares_a_server_with_given_answers_and_writes_every_file(t
     assert len((exports / "other" / "mt_bench.jsonl").read_text().splitlines()) == 12
     assert "<th>x v other</th><td>50.0%" in render(open_run(tmp_path / "run"))
     with pytest.raises(ConfigError, match="'a/b' names directories"):
-        evaluate.evaluate(replace(settings, models={"a/b": "dir"}), exp)
+        evaluate.open_given(replace(settings, models={"a/b": "dir"}), exp)
     with pytest.raises(ConfigError, match="one or more Hugging Face directories"):
-        evaluate.evaluate(replace(settings, models={}), exp)
+        evaluate.open_given(replace(settings, models={}), exp)
 
 
 def test_the_recipe_measures_ifeval_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,13 +200,13 @@ def test_the_recipe_measures_ifeval_alone(tmp_path: Path, monkeypatch: pytest.Mo
             models={"x": "dir"}, questions="", judging=False, ifeval=str(tmp_path / "ifeval.jsonl")
         )
         exp: Any = InProcess(cfg, {"dir": model})
-        text = evaluate.evaluate(settings, exp)
+        text = evaluate.evaluate(settings, exp, evaluate.open_given(settings, exp))
     assert re.search(r"\| x +\| 50\.0% \[.*\| 66\.7% \[.*\| 2 +\| 3 +\|", text)
     assert "Head to head" not in text
     assert "<th>x</th><td>50.0%" in render(open_run(tmp_path / "run"))
     (tmp_path / "ifeval.jsonl").write_text('{"key": 1}\n')
     with pytest.raises(DataError, match=r"ifeval\.jsonl, line 1: expected"):
-        evaluate.evaluate(settings, exp)
+        evaluate.evaluate(settings, exp, evaluate.open_given(settings, exp))
 
 
 def test_the_shipped_configuration_composes_with_models_and_another_judge(tmp_path: Path) -> None:

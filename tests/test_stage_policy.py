@@ -35,3 +35,21 @@ def test_rows_say_which_answers_were_cut_off_and_answers_of_older_tables_count_a
     assert (old.chosen_finish_reason, old.rejected_finish_reason) == ("stop", "stop")
     assert isinstance(cut, DPORow)
     assert (cut.chosen_finish_reason, cut.rejected_finish_reason) == ("stop", "length")
+
+
+def test_pairs_of_earlier_iterations_and_pairs_of_verdicts_are_trained_as_well(tmp_path: Path) -> None:
+    """`pairs.accumulate` and `verdict_pairs`. Each pair keeps its own confidence."""
+    make_tokenizer(tmp_path / "model", ["Name a prime."], vocab_size=300)
+
+    def table(name: str, chosen: str, **more: float) -> SourceFile[PreferencePair]:
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps({**OLD, "chosen": chosen, **more}) + "\n")
+        return SourceFile(path, PreferencePair)
+
+    inputs = {
+        "policy": BaseModel(tmp_path / "model", "digest"), "pairs": table("pairs", "7", confidence=0.75),
+        "verdict_pairs": table("verdicts", "Score: 5"), "earlier": [table("t1", "2"), table("t2", "3")],
+    }  # fmt: skip
+    ctx = Context(Config(), 3, policy.STAGE.inputs(inputs), SimpleNamespace(path=tmp_path))
+    found = [(row.chosen, row.confidence) for row in policy.task(ctx).rows if isinstance(row, DPORow)]
+    assert found == [("2", 1.0), ("3", 1.0), ("7", 0.75), ("Score: 5", 1.0)]

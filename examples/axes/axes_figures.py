@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from nemo_srl.artifacts import read_jsonl
+from nemo_srl.artifacts import file_of, read_jsonl
 from nemo_srl.checked import true_scores
 from nemo_srl.data.checked.truth import CheckedInstruction
 from nemo_srl.errors import DataError
@@ -53,13 +53,13 @@ def source(evaluation: Path, name: str) -> Path:
 def answering(evaluation: Path) -> Values:
     """The true score of each answer."""
     instructions = read_jsonl(source(evaluation, "instructions"), CheckedInstruction)
-    found = true_scores(read_jsonl(evaluation / "answers.jsonl", Candidate), instructions)
+    found = true_scores(read_jsonl(file_of(evaluation, "answers"), Candidate), instructions)
     return {instruction: [float(s.score) for s in scores] for instruction, scores in found.items()}
 
 
 def judging(evaluation: Path) -> Values:
     """1 for each pair of held-out answers that the judge orders rightly, 0 for a wrong order, and 0.5 for a tie."""
-    scores = mean_scores(read_jsonl(evaluation / "judgements.jsonl", Judgement))
+    scores = mean_scores(read_jsonl(file_of(evaluation, "judgements"), Judgement))
     by_instruction: dict[str, list[EFTExample]] = defaultdict(list)
     for x in read_jsonl(source(evaluation, "eft_eval"), EFTExample):
         by_instruction[x.instruction].append(x)
@@ -127,7 +127,7 @@ def write(root: Path, seeds: Sequence[int], arms: Sequence[str], num_iterations:
 
 def surface_of(root: Path, seed: int) -> float:
     """The pairwise accuracy that the look of an answer gives, without its instruction."""
-    path = evaluation_of(root, seed, "m1", 1).with_name("checked") / "data.jsonl"
+    path = file_of(evaluation_of(root, seed, "m1", 1).with_name("checked"))
     found = next((m.value for m in read_jsonl(path, Metric) if m.name == "surface_accuracy"), None)
     if found is None:
         raise DataError(f"{path}: it has no surface_accuracy, because the run had no data.eft_path. Give it one.")

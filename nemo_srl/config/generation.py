@@ -160,6 +160,9 @@ class VerdictPairsConfig:
     meta_rubric: str = ""
     """For `source=meta_judge`: the prompt of a comparison, with `{instruction}`, `{response}`, `{verdict_a}` and
     `{verdict_b}`. It asks for a line `Winner: <A, B or tie>` last. `method=meta_rewarding` sets one."""
+    max_chars: int = 0
+    """For `source=meta_judge`: a pair is left out if its chosen verdict has more characters, because such a judge likes
+    long verdicts. 0: no limit."""
 
     def __post_init__(self) -> None:
         check(self.num_prompts >= 0, "verdict_pairs.num_prompts", self.num_prompts, "must be 0 (off) or above")
@@ -167,6 +170,7 @@ class VerdictPairsConfig:
         check(self.source in sources, "verdict_pairs.source", self.source, f"must be one of {', '.join(sources)}")
         last = self.last_iteration
         check(last >= 0, "verdict_pairs.last_iteration", last, "must be 0 (all iterations) or above")
+        check(self.max_chars >= 0, "verdict_pairs.max_chars", self.max_chars, "must be 0 (no limit) or above")
 
     def of_iteration(self, t: int) -> bool:
         """Whether iteration `t` makes such pairs."""

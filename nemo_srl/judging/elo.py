@@ -38,7 +38,7 @@ def ratings(num_texts: int, battles: Sequence[Battle], *, weights: tuple[float, 
     """A rating of each text: text m beats n with probability 1 / (1 + exp(n's - m's)), by maximum likelihood.
 
     This is Elo's scale without its factor of 400 / ln 10. A tie counts for neither. `weights` are those of
-    `position_weights`.
+    `position_weights`: with both, this is the fit of section 2.3 of that paper, but for the prior.
     """
     wins = np.zeros((num_texts, num_texts))  # wins[m, n]: how much text m won against n
     for b in battles:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from nemo_srl.config import JudgeConfig
 from nemo_srl.config.check import check
 from nemo_srl.judging.points import STATED, Material
+from nemo_srl.judging.scores import Score
 from nemo_srl.records import Completion, EFTExample, Judgement
 
 
@@ -40,17 +42,8 @@ class RewardReader:
     def judgements(
         self, material: Material, completions: Mapping[str, Sequence[Completion]], cfg: JudgeConfig
     ) -> list[Judgement]:
-        return [
-            Judgement(
-                candidate_key=key,
-                judgement_index=c.index,
-                verdict=f"reward {c.text}" if c.text else "",
-                score=_score(c, cfg.max_score),
-                reason=c.reason,
-            )
-            for key in material
-            for c in completions[key]
-        ]
+        found = _READ.judgements(material, completions, cfg)
+        return [replace(j, verdict=f"reward {j.verdict}" if j.verdict else "") for j in found]
 
     def lesson(self, example: EFTExample, cfg: JudgeConfig) -> tuple[str, str]:
         return STATED.lesson(example, cfg)
@@ -62,10 +55,14 @@ class RewardReader:
 REWARD = RewardReader()
 
 
-def _score(completion: Completion, max_score: int) -> float | None:
-    """None without a number."""
+def _score(completion: Completion, max_score: int) -> Score:
+    """The score of a reward. Empty without a number."""
     try:
         reward = float(completion.text)
     except ValueError:
-        return None
-    return max_score * (1 + math.tanh(reward / 2)) / 2 if math.isfinite(reward) else None
+        return Score(None)
+    return Score(max_score * (1 + math.tanh(reward / 2)) / 2 if math.isfinite(reward) else None)
+
+
+_READ = replace(STATED, score=_score)
+"""A reward is read as points are."""

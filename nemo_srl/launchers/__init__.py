@@ -23,7 +23,7 @@ class LauncherBackend:
     """From its settings and the cluster's."""
     check: Callable[[Mapping[str, int]], None] = lambda num_nodes: None
     """Raises `ConfigError`, at set-up, for a number of nodes that it cannot use. Given: the setting's key and value."""
-    close: Callable[[Launcher], None] = lambda launcher: None
+    close: Callable[[Any], None] = lambda launcher: None
     """Called at the end of a run, also after an error, with what `open` returned. Stops what the launcher kept."""
     holds: Holding = "machine"
     """What a run holds, for plans. allocation: all its nodes from the beginning to the end. jobs: the nodes of the job

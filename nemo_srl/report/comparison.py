@@ -1,7 +1,7 @@
 """Reads a comparison of models back: their matches, their IFEval results, and every answer with its verdicts.
 
 `recipes/evaluate.py` makes such a run directory, and may be called several times with it. `is_comparison` recognizes it
-by the published answers of models.
+by its stages.
 """
 
 from __future__ import annotations
@@ -44,14 +44,18 @@ IFEVAL = {
 
 
 def is_comparison(run: Run) -> bool:
-    # In later iterations, early stopping lets checkpoints answer.
-    return any(s.manifest.stage == answers.STAGE.name and s.iteration == 0 for s in run.stages)
+    # In later iterations, early stopping lets checkpoints answer and compares them.
+    made = {s.manifest.stage for s in run.stages if s.iteration == 0}
+    # The loop evaluates models, too, but not before `sft`.
+    own = {x.name for x in (answers.STAGE, head_to_head.STAGE, ifeval.STAGE)}
+    return bool(made & own) or made == {evaluation.STAGE.name}
 
 
 def models(run: Run) -> list[str]:
     """The names of all models that were compared or measured."""
     played = (name for pair in _played(run) for name in pair)
-    return list(dict.fromkeys([*played, *_answered(run), *measured(run, ifeval.STAGE)]))
+    by_itself = (*measured(run, ifeval.STAGE), *measured(run, evaluation.STAGE))
+    return list(dict.fromkeys([*played, *_answered(run), *by_itself]))
 
 
 def judges(run: Run) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nemo_srl.config import Config
 from nemo_srl.judging import READERS
 from nemo_srl.judging.intervals import SHARE, Limits, Sums, paired_change, ratio
 from nemo_srl.records import Metric
@@ -35,14 +36,22 @@ class Measure(NamedTuple):
 _SETTINGS: Mapping[str, Sequence[str]] = {
     "sft": ("sft.learning_rate", "sft.max_epochs"),
     "candidates": ("candidates.num_samples", "candidates.temperature", "candidates.max_tokens"),
-    "pairs": ("pairs.rule", "pairs.min_margin"),
-    "verdict_pairs": ("verdict_pairs.num_prompts",),
-    "policy": ("dpo.preference_loss", "dpo.beta", "dpo.sft_loss_weight"),
+    "pairs": ("pairs.rule", "pairs.min_margin", "pairs.rho", "pairs.num_pairs", "pairs.anchor", "pairs.second_judge"),
+    "verdict_pairs": ("verdict_pairs.source", "verdict_pairs.num_prompts"),
+    "taught_verdicts": ("verdict_pairs.source", "verdict_pairs.num_prompts"),
+    "meta_judge": ("verdict_pairs.source", "verdict_pairs.num_prompts", "verdict_pairs.max_chars"),
+    "policy": ("dpo.preference_loss", "dpo.beta", "dpo.sft_loss_weight", "dpo.simpo_gamma", "pairs.accumulate"),
     "refresh": ("refresh.learning_rate", "refresh.max_epochs"),
 }
-"""The settings that tell methods apart, by stage."""
+"""The settings that tell methods apart, by stage. Those of `_OPTIONAL` are left out if they are the default."""
+_OPTIONAL = frozenset({
+    "pairs.rho", "pairs.num_pairs", "pairs.anchor", "pairs.second_judge", "pairs.accumulate", "dpo.simpo_gamma",
+    "verdict_pairs.max_chars",
+})  # fmt: skip
 _JUDGED: Mapping[str, Sequence[str]] = {
     "judgements": ("judge", "policy"),
+    "taught_verdicts": ("judge",),
+    "meta_judge": ("judge",),
     "anchor": ("judge", "policy"),
     "eft": ("judge", "policy"),
     "head_to_head": ("judge", "policy"),
@@ -55,7 +64,7 @@ MEASURES = (
     Measure("true_score", "true score, 0 to 5", (0.0, 5.0), 1, ".2f"),
     Measure("ifeval_prompt_strict", "IFEval prompts, strict, %", SHARE, 100, ".1f"),
     Measure("pairwise_accuracy_ties_half", "judge: pairwise accuracy, ties half, %", SHARE, 100, ".1f"),
-    Measure("pairwise_accuracy_models", "judge: the same, answers by models alone, %", SHARE, 100, ".1f"),
+    Measure("pairwise_accuracy_models", "judge: pairwise accuracy, models' answers, %", SHARE, 100, ".1f"),
 )
 
 
@@ -112,10 +121,12 @@ def made_by_cells(run: Run, names: Mapping[str, str]) -> list[list[str]]:
     for stage in run.stages:
         name, spec = stage.manifest.stage, read_spec(stage.path)
         settings, judge, asked = _settings(spec["config"], _SETTINGS.get(name, ())), "", ""
-        if name in _BY_CODE:
+        inputs = [x for x in _JUDGED.get(name, ()) if x in spec["inputs"]]
+        if inputs:
+            judge, asked = judge_of(spec, names, *inputs), _asked(name, spec["config"]["judge"])
+        elif name in _BY_CODE or name in _JUDGED:
             judge = "code"
-        elif name in _JUDGED:
-            judge, asked = judge_of(spec, names, *_JUDGED[name]), _asked(name, spec["config"]["judge"])
+            asked = spec["config"]["judge"].get("verifier", "") if name == "judgements" else ""
         if settings or judge:
             lines.append([f"{stage.path.parent.name}/{stage.name}", settings or "-", judge or "-", asked or "-"])
     return lines
@@ -135,7 +146,7 @@ def judge_of(spec: Mapping[str, Any], names: Mapping[str, str], *inputs: str) ->
     `names` has models by the ends of their paths. `inputs` are the names of the stage's input, of which it has one.
     """
     engine = spec["config"]["judge"]["engine"] or spec["config"]["engine"]
-    path = next((spec["inputs"][name]["path"] for name in inputs if name in spec["inputs"]), "?")
+    path = next(spec["inputs"][name]["path"] for name in inputs if name in spec["inputs"])
     # The directory of every trained model is called `hf`, so the directories above it are needed to tell it apart.
     parts = Path(path).parts
     place = "/".join(parts[-3:]) if parts[-1] == "hf" else parts[-1]
@@ -143,6 +154,8 @@ def judge_of(spec: Mapping[str, Any], names: Mapping[str, str], *inputs: str) ->
 
 
 def _asked(stage: str, judge: Mapping[str, Any]) -> str:
+    if stage == "meta_judge":
+        return f"two verdicts in both orders, temperature {judge['temperature']:g}"
     mode = str(judge.get("mode", "sampled"))
     if stage == "head_to_head":
         mode = "pairwise"
@@ -153,5 +166,11 @@ def _asked(stage: str, judge: Mapping[str, Any]) -> str:
 
 def _settings(config: Mapping[str, Any], keys: Sequence[str]) -> str:
     """The recorded settings. An older version may not have all of them."""
-    found = ((key, config.get(key.split(".")[0], {}).get(key.split(".")[1])) for key in keys)
-    return ", ".join(f"{key}={value}" for key, value in found if value is not None)
+    found = []
+    for key in keys:
+        section, name = key.split(".")
+        value = config.get(section, {}).get(name)
+        is_default = value == getattr(getattr(Config(), section), name)
+        if value is not None and not (key in _OPTIONAL and is_default):
+            found.append(f"{key}={value}")
+    return ", ".join(found)

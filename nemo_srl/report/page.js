@@ -137,7 +137,7 @@
       element("span", "", `${c.tokens} tokens${c.cut ? ", cut off" : ""}`),
       ...(c.role ? [element("span", ROLES[c.role], RESULTS[c.role])] : []));
     const verdicts = c.verdicts.map(([points, verdict]) => {
-      const read = points === null ? "no score in this verdict" : `read as ${points}`;
+      const read = points === null ? "no score in this verdict" : `read as ${+points.toFixed(2)}`;
       return element("div", "verdict", element("span", "soft", names ? WINNERS.get(points) : read), marked("text", verdict));
     });
     return element("div", i === current ? "candidate current" : "candidate", tags, marked("text", c.response), ...verdicts);

@@ -49,7 +49,7 @@ JUDGING = (
     Shown(
         "pairwise_accuracy", "Pairwise accuracy, ties excluded", _percent, _SHARE, paper.JUDGING["pairwise_accuracy"]
     ),
-    Shown("pairwise_accuracy_models", "Pairwise accuracy, answers by models alone", _percent, _SHARE),
+    Shown("pairwise_accuracy_models", "Pairwise accuracy, models' answers", _percent, _SHARE),
     Shown(
         "surface_accuracy",
         "Pairwise accuracy of the surface",
@@ -150,7 +150,7 @@ def score_length_correlation(candidates: Sequence[Candidate], judgements: Sequen
 def training_charts(run: Run) -> list[Chart]:
     """By step: the loss of each training, and the margin and the accuracy of the rewards of each DPO training."""
     loss = {"loss": "loss by step"}
-    rewards = {"rewards_margin": "reward margin by step", "acc": "share of pairs in the right order, by step"}
+    rewards = {"rewards_margin": "reward margin by step", "acc": "pairs in the right order, by step"}
     trainings = {model: training_metrics(stage.path) for model, stage in run.models().items()}
     dpo = {model: lines for model, lines in trainings.items() if any("rewards_margin" in x for x in lines)}
     sft = {model: lines for model, lines in trainings.items() if model not in dpo}

@@ -3,7 +3,8 @@
 Nobody knows the true scores. `nemo_srl/report/alarms.py` compares the scores of M_t and of the anchor to find reward
 hacking. The input `judge` is the anchor: M1, or another judge (`anchor.model`). In the first iteration M1 is the judge
 itself, and its verdicts are still sampled again. Pairs are chosen by noisy scores, so their margins by the *same*
-scores are too large. Only new scores give a fair comparison. The anchor is asked in the way of `judge.mode`, as M_t
+scores are too large. Only new scores give a fair comparison. So this is no run of `judgements` with another judge: in
+the first iteration that would sample the same verdicts again. The anchor is asked in the way of `judge.mode`, as M_t
 was, because scores of two readers are on two scales.
 
 Not covered: an answer that fools M1 as a judge also fools M1 as the anchor.

@@ -6,6 +6,9 @@ compares every two of its verdicts, in both orders. The ratings by maximum likel
 decide: the chosen verdict has the highest rating, and the rejected one the lowest. `policy` trains on these pairs and
 on those of answers together.
 
+Such a judge likes long verdicts (section 2.3). So a pair is left out if its chosen verdict has more characters than
+`verdict_pairs.max_chars`.
+
 Verdicts without a score take no part, and equal verdicts count once. An iteration without any such pair is no error:
 the verdicts may agree, or no comparison may name a winner. The figures say how many did.
 """
@@ -13,7 +16,6 @@ the verdicts may agree, or no comparison may name a winner. The figures say how 
 from __future__ import annotations
 
 import itertools
-import logging
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -26,11 +28,10 @@ from nemo_srl.judging.elo import Battle
 from nemo_srl.judging.pairwise import WINNER_LINES, first_share
 from nemo_srl.protocols import GenerationRequest
 from nemo_srl.records import Candidate, Completion, Judgement, PreferencePair
-from nemo_srl.stages.base import CHAT, Context, Made, Need, settings_of, table_stage
+from nemo_srl.stages import own_verdicts
+from nemo_srl.stages.base import Context, Made
 from nemo_srl.stages.calls import open_caller
 from nemo_srl.workload import Assumptions, Generated
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ def pair(case: Disputed, prompt: str, best: int, worst: int) -> PreferencePair:
     )
 
 
+def is_too_long(p: PreferencePair, limit: int) -> bool:
+    """Whether the chosen verdict has more characters than the limit. 0 is no limit."""
+    return 0 < limit < len(p.chosen)
+
+
 def run(ctx: Context) -> Made[PreferencePair]:
     cfg = ctx.cfg
     cases = disputed(ctx.read("candidates", Candidate), ctx.read("judgements", Judgement))
@@ -105,16 +111,16 @@ def run(ctx: Context) -> Made[PreferencePair]:
     weights = elo.position_weights(itertools.chain(*battles))
     material = {case.answer.key: (case.answer.prompt, case.answer.response) for case in cases}
     prompts = reader(cfg.judge).questions(material, cfg.judge)
-    pairs = [
+    found_pairs = [
         pair(case, str(prompts[case.answer.key]), *order)
         for case, fought in zip(cases, battles, strict=True)
         if (order := preferred(case, fought, weights))
     ]
-    if not pairs:
-        log.warning("meta-judge: no pair of verdicts from %d answers; DPO trains on answers alone", len(cases))
     num_decided = sum(b.first_share != 0.5 for b in itertools.chain(*battles))
     shares = {"decided_rate": num_decided / len(requests), "first_place_weight": weights[0]} if requests else {}
-    return Made(pairs, {"num_pairs": len(pairs), "num_answers": len(cases), **shares, **figures})
+    pairs = [p for p in found_pairs if not is_too_long(p, cfg.verdict_pairs.max_chars)]
+    shares["num_too_long"] = len(found_pairs) - len(pairs)
+    return own_verdicts.made(pairs, len(cases), {**shares, **figures})
 
 
 def _request(ctx: Context, case: Disputed, first: int, second: int) -> GenerationRequest:
@@ -149,14 +155,4 @@ def summary(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     return [("verdict pairs", f"{metrics['num_pairs']:.0f} of {metrics['num_answers']:.0f} answers{decided}")]
 
 
-STAGE = table_stage(
-    "meta_judge",
-    PreferencePair,
-    run,
-    needs={"judge": Need(None), "candidates": Candidate, "judgements": Judgement},
-    settings=("verdict_pairs", *settings_of("judge"), *CHAT, "seed"),
-    engines=("judge",),
-    model="judge",
-    work=work,
-    summary=summary,
-)
+STAGE = own_verdicts.stage("meta_judge", run, work=work, summary=summary)

@@ -44,10 +44,11 @@ def _verdict_pairs(ctx: Context) -> list[PreferencePair]:
 
 def work(cfg: Config, a: Assumptions) -> Trained:
     answer = min(a.mean_response_tokens, cfg.candidates.max_tokens)
-    num_verdicts = min(cfg.verdict_pairs.num_prompts, cfg.prompts.num_prompts)
+    pairs_per_answer = 1 if cfg.verdict_pairs.source == "meta_judge" else 2
+    num_verdict_pairs = pairs_per_answer * min(cfg.verdict_pairs.num_prompts, cfg.prompts.num_prompts)
     return Trained(
         optim=cfg.dpo,
-        num_rows=cfg.prompts.num_prompts * a.pairs_per_prompt + 2 * num_verdicts,
+        num_rows=cfg.prompts.num_prompts * a.pairs_per_prompt + num_verdict_pairs,
         row_tokens=2 * (a.mean_prompt_tokens + answer),
         num_sequences=2,
         num_reference_passes=1 / cfg.dpo.max_epochs,

@@ -7,8 +7,9 @@ pair: the clearest right verdict against the clearest wrong one.
 
 This follows Self-Taught Evaluators (Wang et al. 2024, arXiv 2408.02666): there, too, the order of two answers is known
 by their making, and verdicts are sampled and kept if they are right. There, a model makes the worse answer by answering
-a changed instruction, the judge compares two answers, and SFT trains on right verdicts alone. Here, one kind of damage
-is an answer to another instruction, a verdict is on one answer, and DPO trains on the right and the wrong ones.
+a changed instruction, the judge compares two answers, and SFT trains on right verdicts alone. (The authors' published
+model was then trained by DPO on right verdicts against wrong ones.) Here, one kind of damage is an answer to another
+instruction, a verdict is on one answer, and DPO trains on the right and the wrong ones.
 
 Unlike `stages/verdict_pairs.py`, this keeps the reasons in the verdicts. An iteration without any such pair is no
 error: a judge that is always right has no wrong verdict.
@@ -16,7 +17,6 @@ error: a judge that is always right has no wrong verdict.
 
 from __future__ import annotations
 
-import logging
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,11 @@ from collections.abc import Mapping, Sequence
 from nemo_srl.config import Config
 from nemo_srl.judging import mean_score, mean_scores, reader
 from nemo_srl.records import Candidate, Judgement, PreferencePair
-from nemo_srl.stages.base import CHAT, Context, Made, Need, settings_of, table_stage
+from nemo_srl.stages import own_verdicts
+from nemo_srl.stages.base import Context, Made
 from nemo_srl.stages.calls import open_caller
 from nemo_srl.stages.verdict_pairs import Damaged, damaged_answers
 from nemo_srl.workload import Assumptions, Generated
-
-log = logging.getLogger(__name__)
 
 
 def right_and_wrong(
@@ -97,9 +96,7 @@ def run(ctx: Context) -> Made[PreferencePair]:
             x, on_answer[x.answer.key], on_worse[x.answer.key], (str(first[x.answer.key]), str(second[x.answer.key]))
         )
     ]
-    if not pairs:
-        log.warning("taught verdicts: no pair of verdicts from %d answers; DPO trains on answers alone", len(cases))
-    return Made(pairs, {"num_pairs": len(pairs), "num_answers": len(cases), **_figures(counts), **figures})
+    return own_verdicts.made(pairs, len(cases), {**_figures(counts), **figures})
 
 
 def _figures(counts: Counter[str]) -> dict[str, float]:
@@ -119,14 +116,4 @@ def summary(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     return [("verdict pairs", f"{metrics['num_pairs']:.0f} from {metrics['num_answers']:.0f} answers and their copies")]
 
 
-STAGE = table_stage(
-    "taught_verdicts",
-    PreferencePair,
-    run,
-    needs={"judge": Need(None), "candidates": Candidate, "judgements": Judgement},
-    settings=("verdict_pairs", *settings_of("judge"), *CHAT, "seed"),
-    engines=("judge",),
-    model="judge",
-    work=work,
-    summary=summary,
-)
+STAGE = own_verdicts.stage("taught_verdicts", run, work=work, summary=summary)

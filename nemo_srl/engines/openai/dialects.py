@@ -173,12 +173,8 @@ class ChatDialect:
     def body(
         self, request: GenerationRequest, params: SamplingParams, *, model: str, n: int, seed: int
     ) -> dict[str, Any]:
-        texts = [*(text for turn in request.earlier_turns for text in turn), request.text]
-        messages = [
-            {"role": ("user", "assistant")[i % 2], "content": self.markers.broken_up(text)}
-            for i, text in enumerate(texts)
-        ]
-        body = {"model": model, "messages": messages, **_sampling(params, n=n, seed=seed)}
+        texts = [*_earlier(request), request.text]
+        body = {"model": model, "messages": _messages(texts, self.markers), **_sampling(params, n=n, seed=seed)}
         if params.num_logprobs:
             body |= {"logprobs": True, "top_logprobs": params.num_logprobs}
         return _with_extra(body, self.extra_body)
@@ -215,12 +211,8 @@ class ClassifyDialect:
     def body(
         self, request: GenerationRequest, params: SamplingParams, *, model: str, n: int, seed: int
     ) -> dict[str, Any]:
-        texts = [text for turn in request.earlier_turns for text in turn]
-        messages = [
-            {"role": ("user", "assistant")[i % 2], "content": self.markers.broken_up(text)}
-            for i, text in enumerate(texts)
-        ]
         # The answer is the last turn, so no turn of the assistant begins after it.
+        messages = _messages(_earlier(request), self.markers)
         body = {"model": model, "messages": messages, "add_generation_prompt": False, "use_activation": False}
         return _with_extra(body, self.extra_body)
 
@@ -295,6 +287,16 @@ def _offsets(text: str, tokens: Sequence[str]) -> list[int | None]:
         position -= len(tokens[i])
         offsets[i] = position
     return offsets
+
+
+def _earlier(request: GenerationRequest) -> list[str]:
+    """The texts of the earlier turns, the user's and the assistant's by turns."""
+    return [text for turn in request.earlier_turns for text in turn]
+
+
+def _messages(texts: Sequence[str], markers: Markers) -> list[dict[str, str]]:
+    """A conversation that the user begins. Markers are broken up in it."""
+    return [{"role": ("user", "assistant")[i % 2], "content": markers.broken_up(text)} for i, text in enumerate(texts)]
 
 
 def _sampling(params: SamplingParams, *, n: int, seed: int) -> dict[str, Any]:

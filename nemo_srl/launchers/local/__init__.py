@@ -20,7 +20,7 @@ from nemo_srl.errors import ConfigError
 from nemo_srl.launchers import LauncherBackend
 from nemo_srl.launchers.processes import SAVE_SECONDS, log_file, nodes_key, run_step, step_failed
 from nemo_srl.launchers.services import RunningServices, check_for_a_moment, running
-from nemo_srl.protocols import Job, JobStep, Launcher, Service
+from nemo_srl.protocols import Job, JobStep, Service
 
 
 @dataclass
@@ -103,14 +103,9 @@ def environment(step: JobStep, job: Job) -> dict[str, str]:
     return {**ours, **os.environ, "PYTHONUNBUFFERED": "1", **job.env}
 
 
-def _close(launcher: Launcher) -> None:
-    assert isinstance(launcher, LocalLauncher)
-    launcher.close()
-
-
 BACKEND = LauncherBackend(
     settings=LocalSettings,
     open=lambda settings, cluster: LocalLauncher(keep_services=True),
     check=check,
-    close=_close,
+    close=LocalLauncher.close,
 )

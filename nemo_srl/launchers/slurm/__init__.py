@@ -48,7 +48,7 @@ from nemo_srl.launchers.slurm.script import render
 from nemo_srl.launchers.slurm.servers import ServingJobs
 from nemo_srl.launchers.slurm.settings import SlurmSettings
 from nemo_srl.launchers.slurm.steps import cancelled_file, parts, write_step_files
-from nemo_srl.protocols import EXIT_STOPPED, Job, Launcher
+from nemo_srl.protocols import EXIT_STOPPED, Job
 from nemo_srl.shared_storage import VISIBLE_SECONDS
 
 SETTLE_SECONDS = 45.0
@@ -291,11 +291,6 @@ def _exit_file(job: Job) -> Path:
     return job.log_dir / f"{job.name}.exit"
 
 
-def _close(launcher: Launcher) -> None:
-    assert isinstance(launcher, SlurmLauncher)
-    launcher.close()
-
-
 def _ask_job_to_stop(job: Job) -> None:
     submission = read_record(record_file(job.log_dir, job.name))
     assert submission is not None
@@ -307,7 +302,7 @@ def _ask_job_to_stop(job: Job) -> None:
 BACKEND = LauncherBackend(
     settings=SlurmSettings,
     open=SlurmLauncher,
-    close=_close,
+    close=SlurmLauncher.close,
     ask_to_stop=_ask_job_to_stop,
     holds="jobs",
     visible_seconds=VISIBLE_SECONDS,

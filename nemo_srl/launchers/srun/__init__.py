@@ -32,7 +32,7 @@ from nemo_srl.launchers.slurm.steps import (
     write_step_files,
 )
 from nemo_srl.launchers.srun.servers import ServingSteps
-from nemo_srl.protocols import Job, Launcher
+from nemo_srl.protocols import Job
 from nemo_srl.shared_storage import VISIBLE_SECONDS
 
 
@@ -125,11 +125,6 @@ def _meeting_point(environ: Mapping[str, str]) -> dict[str, str]:
     return {"MASTER_ADDR": done.stdout.split()[0], "MASTER_PORT": str(port)}
 
 
-def _close(launcher: Launcher) -> None:
-    assert isinstance(launcher, SrunLauncher)
-    launcher.close()
-
-
 def _ask_job_to_stop(job: Job) -> None:
     """As recipes/iterate.sbatch does: TERM for all steps of the allocation, and not for its script."""
     command = ["scancel", "--signal=TERM", os.environ["SLURM_JOB_ID"]]
@@ -141,7 +136,7 @@ def _ask_job_to_stop(job: Job) -> None:
 BACKEND = LauncherBackend(
     settings=SrunSettings,
     open=SrunLauncher,
-    close=_close,
+    close=SrunLauncher.close,
     ask_to_stop=_ask_job_to_stop,
     holds="allocation",
     visible_seconds=VISIBLE_SECONDS,
