@@ -28,8 +28,9 @@ from tests.slurm.test_jobs import is_running
 from tests.tiny_loop import published, tiny_settings
 
 IMAGE = "nvcr.io#nvidia/nemo:25.02"
-LATE_SECONDS = 5
-"""Longer than a job takes to start, which is what counts. On a cluster it may be a minute."""
+LATE_SECONDS, FIRST_LATE_SECONDS = 5, 30
+"""5 s are longer than a job takes to start, which is what counts. On a cluster it may be half a minute, as here for the
+first file of each kind."""
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +82,14 @@ def snapshot_of(model_dir: Path, hub: Path) -> Path:
 class Run:
     """An orchestrator on the login node and its run directory."""
 
-    def __init__(self, cluster: Cluster, name: str, overrides: list[str], *, late_seconds: float = 0) -> None:
+    def __init__(self, cluster: Cluster, name: str, overrides: list[str], *, late: bool = False) -> None:
         self.cluster, self.run_dir, self.log = cluster, cluster.shared / name, cluster.shared / f"{name}.log"
-        late = ["-m", "tests.slurm.late_storage", str(late_seconds)] if late_seconds else []
-        self._command = [sys.executable, *late, "recipes/iterate.py", f"run_dir={self.run_dir}", *overrides]
-        self.process = self._start()
+        self._command, self._late = ["recipes/iterate.py", f"run_dir={self.run_dir}", *overrides], late
+        self.process = self._start(FIRST_LATE_SECONDS)
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        return self.cluster.start(*self._command, log=self.log)
+    def _start(self, first_late: float = LATE_SECONDS) -> subprocess.Popen[bytes]:
+        late = ["-m", "tests.slurm.late_storage", str(LATE_SECONDS), str(first_late)] if self._late else []
+        return self.cluster.start(sys.executable, *late, *self._command, log=self.log)
 
     def restart(self) -> None:
         kill(self.process)
@@ -179,7 +180,7 @@ def test_all_faults_in_one_run_leave_what_an_undisturbed_run_leaves(
     began = time.monotonic()
     # Slower servers, so that there is a middle of the generation in which a node can die.
     slow = "+cluster.env.NEMO_SRL_STUB_FAULTS='{\"slow_seconds\": 0.5}'"
-    run = Run(cluster, "disturbed", [*overrides, slow], late_seconds=LATE_SECONDS)
+    run = Run(cluster, "disturbed", [*overrides, slow], late=True)
 
     disturb(cluster, run, record_property)
     record_property("seconds_disturbed", time.monotonic() - began)
