@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from math import comb
 
 from nemo_srl import judging, pairing
-from nemo_srl.config import Config, JudgeConfig, PairsConfig
+from nemo_srl.config import Config, JudgeConfig, PairsConfig, VerdictPairsConfig
 from nemo_srl.config.check import check as check_value
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.judging import rubrics
@@ -71,6 +71,8 @@ def check_verdict_pairs(cfg: Config, eft: Sequence[EFTExample]) -> None:
     """Pairs of verdicts. With `source=damaged`, they must not teach another kind of verdict than the EFT examples."""
     settings, judge = cfg.verdict_pairs, cfg.judge
     number, remedy = settings.num_prompts, "Set verdict_pairs.num_prompts=0."
+    if settings.num_seed:
+        _check_seed_pairs(settings, eft)
     if not number:
         return
     if not _asks_for_text(judge):
@@ -99,6 +101,17 @@ def check_verdict_pairs(cfg: Config, eft: Sequence[EFTExample]) -> None:
         )
         slots = ("{instruction}", "{response}", "{verdict_a}", "{verdict_b}", "Winner:")
         rubrics.check_holds_once(rubric, *slots, key=key)
+
+
+def _check_seed_pairs(settings: VerdictPairsConfig, eft: Sequence[EFTExample]) -> None:
+    """Pairs of EFT examples, which the stage `verdict_pairs` makes beside those of damaged answers."""
+    refused = {
+        "verdict_pairs.num_prompts=0 makes no pairs of verdicts": not settings.num_prompts,
+        f"verdict_pairs.source={settings.source!r} is about M_t's own verdicts": settings.source != "damaged",
+        "data.eft_path names no examples": not eft,
+    }
+    for reason, holds in refused.items():
+        check_value(not holds, "verdict_pairs.num_seed", settings.num_seed, f"{reason}. Set verdict_pairs.num_seed=0")
 
 
 def check_early_stopping(cfg: Config) -> None:

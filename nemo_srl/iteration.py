@@ -14,7 +14,7 @@ from nemo_srl.config import Config
 from nemo_srl.config.generation import OF_THE_LOOP
 from nemo_srl.experiment import Experiment
 from nemo_srl.judging import asks_models, reader
-from nemo_srl.records import Candidate, Judgement, PreferencePair, Prompt, VerifiablePrompt
+from nemo_srl.records import Candidate, EFTExample, Judgement, PreferencePair, Prompt, VerifiablePrompt
 from nemo_srl.stages import candidates, judgements, meta_judge, pairs, taught_verdicts, verdict_pairs
 
 AnyModel = Model | BaseModel
@@ -53,6 +53,8 @@ class Iteration:
     """The models outside the loop, by the settings that name them."""
     checked: SourceFile[VerifiablePrompt] | None = None
     """The prompts of `judge.verifier_path`."""
+    eft: SourceFile[EFTExample] | None = None
+    """The EFT seed."""
 
     def model(self, key: str) -> AnyModel:
         """The model that a setting names. An empty setting names M_t."""
@@ -87,7 +89,8 @@ class Iteration:
         if not cfg.of_iteration(self.number):
             return None
         if cfg.source == "damaged":
-            return self.exp.run(verdict_pairs.STAGE, self.number, candidates=answers, judgements=judged)
+            seed = self.eft if cfg.num_seed else None
+            return self.exp.run(verdict_pairs.STAGE, self.number, candidates=answers, judgements=judged, eft=seed)
         stage = {"sampled": taught_verdicts.STAGE, "meta_judge": meta_judge.STAGE}[cfg.source]
         by = self.model("judge.model")
         return self.exp.run(stage, self.number, judge=by, candidates=answers, judgements=judged)

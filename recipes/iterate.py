@@ -139,7 +139,8 @@ def iterate(cfg: Config, exp: Experiment) -> dict[str, list[Metric]]:
             x = exp.run(prompts.STAGE, t, policy=m, ift=ift, eft_eval=held_out, earlier=earlier)
             earlier.append(x)
         iteration = Iteration(
-            exp=exp, number=t, policy=m, previous=previous, first=m1, others=given.others, checked=given.checked
+            exp=exp, number=t, policy=m, previous=previous, first=m1, others=given.others, checked=given.checked,
+            eft=given.eft,
         )  # fmt: skip
         y = exp.run(candidates.STAGE, t, policy=m, prompts=x)
         r = iteration.judge(y)

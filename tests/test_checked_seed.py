@@ -19,7 +19,7 @@ from nemo_srl.data.checked.build import MAX_ROUGE_L, CheckedSeed
 from nemo_srl.data.checked.constraints import KINDS
 from nemo_srl.data.checked.instructions import Task
 from nemo_srl.data.checked.truth import MAX_SCORE, CheckedInstruction, is_on_topic, true_score
-from nemo_srl.data.damage import cut, looped, stuck
+from nemo_srl.data.damage import cut, in_reverse, looped, stuck
 from nemo_srl.data.dedup import RougeLIndex
 from nemo_srl.data.prompt_filter import PromptFilter
 from nemo_srl.judging import reader
@@ -177,7 +177,7 @@ def test_each_damage_by_hand() -> None:
         assert stuck(answer, rng).split()[:4] == answer.split()[:4]  # type: ignore[union-attr]
     assert cut("One two three.", rng) is None
     assert stuck("One two three.", rng) is None
-    assert damage.in_reverse("One, two. Three!") == "Three, two. One!"
+    assert in_reverse("One, two. Three!") == "Three, two. One!"
     assert [m for m in damage.shuffled(answer, rng) if not m.isalnum() and m != " "] == [".", ",", "."]
     assert damage.without_item("1. A\n2. B\n3. C\nThat is all.", random.Random(2)) in (
         "1. B\n2. C\nThat is all.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,8 +26,11 @@ TEXTS = (
     "Rivers carry sand to the sea, and the sea grinds it for years. So beaches grow where the water is slow.",
     "A baker kneads the dough, lets it rest in a warm place, and bakes it at a high heat until it is brown.",
     "Owls hear a mouse under snow. Their ears sit at different heights, so they know where a sound comes from.",
+    "A compass needle is a small magnet, and the Earth is a large one. So the needle turns until it points north.",
+    "Bees dance to tell the others where the flowers are. The angle of the dance shows the way from the sun.",
+    "Glass is made of sand that was melted with soda. If it cools quickly, no crystals grow, and light passes.",
 )
-SETTINGS = ("judge=checked_5pt", "verdict_pairs.num_prompts=3")
+SETTINGS = ("judge=checked_5pt", "verdict_pairs.num_prompts=6")
 
 
 def candidate(number: int, text: str, sample_index: int = 0, reason: FinishReason = "stop") -> Candidate:
@@ -36,7 +40,10 @@ def candidate(number: int, text: str, sample_index: int = 0, reason: FinishReaso
     )  # fmt: skip
 
 
-def run(directory: Path, cfg: Config, answers: Sequence[tuple[Candidate, float | None]]) -> Table[PreferencePair]:
+def run(
+    directory: Path, cfg: Config, answers: Sequence[tuple[Candidate, float | None]], *,
+    seed: Sequence[EFTExample] = (), iteration: int = 1,
+) -> Table[PreferencePair]:  # fmt: skip
     verdicts = [
         Judgement(candidate_key=c.key, judgement_index=0, verdict="", score=score) for c, score in answers
     ]  # fmt: skip
@@ -46,6 +53,8 @@ def run(directory: Path, cfg: Config, answers: Sequence[tuple[Candidate, float |
         directory / "verdict_pairs",
         candidates=published(directory, "candidates", Candidate, [c for c, _ in answers]),
         judgements=published(directory, "judgements", Judgement, verdicts),
+        eft=published(directory, "eft", EFTExample, seed) if seed else None,
+        iteration=iteration,
     )
     return table
 
@@ -53,8 +62,8 @@ def run(directory: Path, cfg: Config, answers: Sequence[tuple[Candidate, float |
 def test_the_answer_keeps_its_points_and_each_damage_costs_what_it_costs(tmp_path: Path) -> None:
     cfg = composed(*SETTINGS)
     pairs = run(tmp_path, cfg, [(candidate(i, text), 4.2) for i, text in enumerate(TEXTS)]).read()
-    assert len(pairs) == 6
-    costs = []
+    assert len(pairs) == 12
+    kinds = []
     for answer, worse in zip(pairs[::2], pairs[1::2], strict=True):
         key = answer.prompt_id.removesuffix("/answer")
         assert worse.prompt_id == f"{key}/damaged"
@@ -65,12 +74,29 @@ def test_the_answer_keeps_its_points_and_each_damage_costs_what_it_costs(tmp_pat
         assert (worse.chosen, worse.rejected) == (answer.rejected, answer.chosen)
         assert points == 4, "the judge's own points, rounded"
         assert fewer is not None
-        costs.append(points - fewer)
         assert answer.rejected_score == worse.rejected_score == fewer - points
-        is_swapped = any(text in worse.prompt for text in TEXTS if text != TEXTS[number])
-        is_cut = TEXTS[number] not in worse.prompt and TEXTS[number][:20] in worse.prompt
-        assert is_swapped if costs[-1] == 3 else is_cut or texts.has_loop(worse.prompt)
-    assert sorted(costs) == [1.0, 1.0, 3.0], "one of each kind"
+        kinds.append((damage_in(worse.prompt, number), fewer))
+    assert sorted(kinds) == [
+        ("asked", 2.0), ("cut", 3.0), ("looped", 3.0), ("reversed", 2.0), ("stuck", 3.0), ("swapped", 2.0)
+    ], "one of each kind"  # fmt: skip
+
+
+def damage_in(prompt: str, number: int) -> str:
+    """The damage that is seen in the response to question `number`."""
+    response = prompt.split("Response: ")[1].split("\nScore:")[0]
+    own = TEXTS[number]
+    if any(text == response for text in TEXTS if text != own):
+        return "swapped"
+    if response.startswith("Question "):
+        assert response != f"Question {number}?"
+        return "asked"
+    if response.lower().split()[0].strip(".,") == own.lower().split()[-1].strip(".,"):
+        return "reversed"
+    assert response.startswith(own.split()[0])
+    if not texts.has_loop(response):
+        assert own.startswith(response)
+        return "cut"
+    return "stuck" if set(texts.plain_words(response)) <= set(texts.plain_words(own)[:8]) else "looped"
 
 
 def test_the_best_ended_answer_to_each_prompt_is_taken(tmp_path: Path) -> None:
@@ -89,6 +115,29 @@ def test_the_best_ended_answer_to_each_prompt_is_taken(tmp_path: Path) -> None:
 def test_without_an_answer_that_can_lose_a_point_the_error_names_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none of 1 answers .* could be damaged.*verdict_pairs\.num_prompts=0"):
         run(tmp_path, composed(*SETTINGS), [(candidate(0, TEXTS[0]), 0.3)])
+
+
+def test_iterations_take_turns_through_the_eft_examples(tmp_path: Path) -> None:
+    """Each makes a pair: its own score is better than another one."""
+    cfg = composed(*SETTINGS, "verdict_pairs.num_seed=2")
+    seed = [
+        EFTExample(example_id=f"e{i}", instruction=f"Question {i}?", response=f"Answer {i}.", justification="", score=i)
+        for i in range(3)
+    ]
+    taken = []
+    for t in (1, 2, 3):
+        answers = [(candidate(i, text), 4.2) for i, text in enumerate(TEXTS)]
+        found = run(tmp_path / str(t), cfg, answers, seed=seed, iteration=t).read()
+        pairs = [p for p in found if p.prompt_id.endswith("/seed")]
+        assert len(found) == 12 + len(pairs)
+        for p in pairs:
+            right, wrong = (parse_score(text, max_score=5) for text in (p.chosen, p.rejected))
+            assert (right, f"Answer {right:.0f}." in p.prompt) == (int(p.prompt_id[1]), True)
+            assert wrong is not None
+            assert p.rejected_score == -abs(right - wrong) < 0
+        taken += [p.prompt_id for p in pairs]
+    assert sorted(taken) == [key for i in range(3) for key in [f"e{i}/seed"] * 2]
+    assert set(taken[:2]) != set(taken[2:4]) != set(taken[4:])
 
 
 def test_dpo_trains_on_both_kinds_of_pairs(tmp_path: Path) -> None:
@@ -117,3 +166,17 @@ def test_a_judge_that_gives_reasons_or_compares_gets_no_verdict_pairs(tmp_path: 
     ):
         with pytest.raises(ConfigError, match=message):
             combinations.check_verdict_pairs(composed(*overrides), reasons)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (("verdict_pairs.num_prompts=0",), "verdict_pairs.num_prompts=0 makes no pairs of verdicts"),
+        (("verdict_pairs.source=sampled",), "verdict_pairs.source='sampled' is about M_t's own verdicts"),
+        ((), "data.eft_path names no examples"),
+    ],
+)
+def test_pairs_of_eft_examples_that_could_not_be_made_are_refused(overrides: tuple[str, ...], reason: str) -> None:
+    cfg = composed(*SETTINGS, "verdict_pairs.num_seed=2", *overrides)
+    with pytest.raises(ConfigError, match=rf"verdict_pairs\.num_seed=2.*{re.escape(reason)}.*num_seed=0"):
+        combinations.check_verdict_pairs(cfg, [])

@@ -154,6 +154,10 @@ class VerdictPairsConfig:
     sampled: M_t judges the damaged copy as well, and its right verdicts are better than its wrong ones
     (`nemo_srl/stages/taught_verdicts.py`). An answer makes two pairs at most.
     meta_judge: M_t compares its verdicts on one answer (`nemo_srl/stages/meta_judge.py`). An answer makes one pair."""
+    num_seed: int = 0
+    """For `source=damaged`: so many EFT examples make a pair each as well, so that M_t keeps what they taught. The
+    chosen verdict is the example's, and the rejected one has another score. The iterations take turns through
+    `data.eft_path`."""
     last_iteration: int = 0
     """Later iterations make no such pairs. 0: all do. Meta-Rewarding stops after 2, because the meta-judge then prefers
     the higher score."""
@@ -166,6 +170,7 @@ class VerdictPairsConfig:
 
     def __post_init__(self) -> None:
         check(self.num_prompts >= 0, "verdict_pairs.num_prompts", self.num_prompts, "must be 0 (off) or above")
+        check(self.num_seed >= 0, "verdict_pairs.num_seed", self.num_seed, "must be 0 (off) or above")
         sources = ("damaged", "sampled", "meta_judge")
         check(self.source in sources, "verdict_pairs.source", self.source, f"must be one of {', '.join(sources)}")
         last = self.last_iteration

@@ -3,8 +3,10 @@
     cut        broken off inside a sentence
     looped     a part of it is repeated
     stuck      it never gets further than its first words
+    reversed   its words from the last to the first
 
-An answer to another instruction is the fourth kind, `swapped`, and needs no code.
+Two more kinds need no code: `swapped` is an answer to another instruction, and `asked` is another instruction instead
+of an answer.
 
 Nothing here knows how good the answer was. `nemo_srl/data/checked/damage.py` has further kinds, and true scores.
 """
@@ -15,6 +17,8 @@ import random
 import re
 
 from nemo_srl.data import texts
+
+WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
 
 
 def cut(answer: str, rng: random.Random, *, kept: tuple[float, float] = (0.4, 0.95)) -> str | None:
@@ -50,3 +54,9 @@ def stuck(answer: str, rng: random.Random) -> str | None:
         return None
     first = found[: rng.randint(4, 8)]
     return " ".join((first * 6)[: max(14, min(len(found), 40))]).rstrip('.,;:!?"')
+
+
+def in_reverse(answer: str) -> str:
+    """The words of the answer from the last to the first. Marks and line breaks stay where they are."""
+    found = WORD.findall(answer)
+    return WORD.sub(lambda _: found.pop(), answer)

@@ -5,7 +5,7 @@ prompts      M_t, IFT seed                     -> new instructions
 candidates   M_t, prompts                      -> N responses each
 judgements   M_t, candidates                   -> K verdicts each
 pairs        candidates, judgements            -> chosen and rejected
-verdict_pairs  candidates, judgements          -> verdicts on damaged answers          optional
+verdict_pairs  candidates, judgements, EFT seed -> verdicts on damaged answers         optional
 taught_verdicts, meta_judge: other pairs of verdicts, by M_t itself                  optional
 anchor       M1, candidates, judgements, pairs -> figures for the alarms
 policy       M_t, pairs                        -> M_{t+1}

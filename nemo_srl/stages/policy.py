@@ -46,6 +46,7 @@ def work(cfg: Config, a: Assumptions) -> Trained:
     answer = min(a.mean_response_tokens, cfg.candidates.max_tokens)
     pairs_per_answer = 1 if cfg.verdict_pairs.source == "meta_judge" else 2
     num_verdict_pairs = pairs_per_answer * min(cfg.verdict_pairs.num_prompts, cfg.prompts.num_prompts)
+    num_verdict_pairs += cfg.verdict_pairs.num_seed
     return Trained(
         optim=cfg.dpo,
         num_rows=cfg.prompts.num_prompts * a.pairs_per_prompt + num_verdict_pairs,

@@ -75,9 +75,10 @@ def run(ctx: Context) -> Made[PreferencePair]:
     cfg = ctx.cfg
     judgements = ctx.read("judgements", Judgement)
     rng = random.Random(f"{cfg.seed}:{ctx.iteration}:verdict_pairs")
+    candidates, number = ctx.read("candidates", Candidate), cfg.verdict_pairs.num_prompts
     cases, counts = damaged_answers(
-        ctx.read("candidates", Candidate), mean_scores(judgements), cfg.verdict_pairs.num_prompts, rng
-    )
+        candidates, mean_scores(judgements), number, rng, max_score=cfg.judge.max_score
+    )  # fmt: skip
     on_answer: dict[str, list[Judgement]] = defaultdict(list)
     for j in judgements:
         on_answer[j.candidate_key].append(j)
@@ -116,4 +117,10 @@ def summary(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     return [("verdict pairs", f"{metrics['num_pairs']:.0f} from {metrics['num_answers']:.0f} answers and their copies")]
 
 
-STAGE = own_verdicts.stage("taught_verdicts", run, work=work, summary=summary)
+STAGE = own_verdicts.stage(
+    "taught_verdicts",
+    run,
+    work=work,
+    summary=summary,
+    version=2,  # three more kinds of damage
+)

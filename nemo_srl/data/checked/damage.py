@@ -29,6 +29,7 @@ from nemo_srl.data import texts
 from nemo_srl.data.checked.constraints import Constraint
 from nemo_srl.data.checked.instructions import CLOSINGS, OPENINGS, QUESTIONS
 from nemo_srl.data.checked.truth import CheckedInstruction, TrueScore, true_score
+from nemo_srl.data.damage import WORD
 
 _OFF_TOPIC = frozenset({"on_topic", "first_constraint", "second_constraint"})
 LOST: Mapping[str, frozenset[str]] = {
@@ -46,7 +47,6 @@ LOST: Mapping[str, frozenset[str]] = {
 REORDERED = frozenset({"shuffled", "reversed"})
 """Kinds that code takes for an answer, because the words are there."""
 _TRIES = 8
-_WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,9 @@ def sample(x: CheckedInstruction, kind: str, text: str, lost: frozenset[str] = f
 
 def shuffled(answer: str, rng: random.Random) -> str:
     """The words of the answer in a random order. Marks and line breaks stay where they are."""
-    found = _WORD.findall(answer)
+    found = WORD.findall(answer)
     rng.shuffle(found)
-    return _WORD.sub(lambda _: found.pop(), answer)
-
-
-def in_reverse(answer: str) -> str:
-    """The words of the answer from the last to the first. Marks and line breaks stay where they are."""
-    found = _WORD.findall(answer)
-    return _WORD.sub(lambda _: found.pop(), answer)
+    return WORD.sub(lambda _: found.pop(), answer)
 
 
 def without_item(answer: str, rng: random.Random) -> str | None:

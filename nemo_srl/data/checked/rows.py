@@ -23,7 +23,7 @@ from nemo_srl.data.checked import damage
 from nemo_srl.data.checked.damage import LOST, Sample, sample
 from nemo_srl.data.checked.instructions import CLOSINGS, OPENINGS, QUESTIONS
 from nemo_srl.data.checked.truth import MAX_SCORE, CheckedInstruction, true_score
-from nemo_srl.data.damage import cut, looped, stuck
+from nemo_srl.data.damage import cut, in_reverse, looped, stuck
 from nemo_srl.records import EFTExample
 
 _NONE: frozenset[str] = frozenset()
@@ -119,7 +119,7 @@ def _damaged(
         if not swapped:
             return None
         return _worse(x, rng.choice(swapped), rng, kind="swapped+", lost=LOST["swapped"])
-    texts = {"asked": lambda: rng.choice(others), "reversed": lambda: damage.in_reverse(x.response)}
+    texts = {"asked": lambda: rng.choice(others), "reversed": lambda: in_reverse(x.response)}
     if name in texts:
         return sample(x, name, texts[name](), LOST[name])
     return _worse(x, x.response, rng, names=(name,))
