@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,19 @@ def test_servers_see_at_once_a_model_that_another_node_has_exported(
     another_node(model, "weights")
     with_services.Spec("servers", tmp_path / "logs", 1, [service]).running(0)
     assert seen == [True]
+
+
+def test_servers_wait_for_their_description(
+    tmp_path: Path, another_node: Writes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handler of TERM is for a process of its own
+    path = tmp_path / "servers.services.json"
+    assert with_services.main(path, ["command"]) == 2
+    assert f"error: {path}" in capsys.readouterr().err
+    monkeypatch.setenv(VISIBLE_VARIABLE, "60")
+    text = {"job_name": "servers", "log_dir": str(tmp_path), "num_nodes": 1, "services": []}
+    another_node(path, json.dumps(text))
+    assert with_services.Spec.read(path).job_name == "servers"
 
 
 def test_the_exit_status_that_a_forgotten_job_left_is_seen_at_once(

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -60,6 +61,12 @@ class Spec:
 
     @classmethod
     def read(cls, path: Path) -> Spec:
+        """Raises `JobFailedError` if this node never sees the file."""
+        if not appears(path.exists, path.parent, seconds_to_wait()):
+            raise JobFailedError(
+                f"{path}: {socket.gethostname()} does not see this file, which the orchestrator wrote before the job. "
+                "run_dir must lie on a file system that all nodes share. Run again to go on."
+            )
         spec = json.loads(path.read_text())
         services = [
             _started_by_mpi(Service(**{**s, "health_paths": tuple(s["health_paths"])})) for s in spec["services"]
@@ -133,10 +140,10 @@ class _Term:
 
 def main(spec_path: Path, command: Sequence[str]) -> int:
     """Run the command, and return the exit status of this process."""
-    spec = Spec.read(spec_path)
     term = _Term()
     signal.signal(signal.SIGTERM, term)
     try:
+        spec = Spec.read(spec_path)
         if spec.num_nodes == 1:
             with spec.running(0) as services:
                 return _run(command, services, services.urls, lambda: None, term)
