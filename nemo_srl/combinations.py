@@ -71,6 +71,12 @@ def check_verdict_pairs(cfg: Config, eft: Sequence[EFTExample]) -> None:
     """Pairs of verdicts. With `source=damaged`, they must not teach another kind of verdict than the EFT examples."""
     settings, judge = cfg.verdict_pairs, cfg.judge
     number, remedy = settings.num_prompts, "Set verdict_pairs.num_prompts=0."
+    if cfg.dpo.verdict_weight != 1 and not (number and cfg.dpo.sft_loss_weight):
+        raise ConfigError(
+            f"dpo.verdict_weight={cfg.dpo.verdict_weight}: it weighs the likelihood of chosen verdicts. There is none "
+            f"with verdict_pairs.num_prompts={number} and dpo.sft_loss_weight={cfg.dpo.sft_loss_weight}. Set "
+            "dpo.verdict_weight=1, or set both of the others above 0."
+        )
     if settings.num_seed:
         _check_seed_pairs(settings, eft)
     if not number:

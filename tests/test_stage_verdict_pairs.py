@@ -154,6 +154,8 @@ def test_dpo_trains_on_both_kinds_of_pairs(tmp_path: Path) -> None:
     inputs["verdict_pairs"] = source("verdicts.jsonl", "b")  # type: ignore[assignment]
     both = Context(Config(), 1, policy.STAGE.inputs(inputs), SimpleNamespace(path=tmp_path))
     assert [len(policy.task(ctx).rows) for ctx in (without, both)] == [1, 2]
+    weighted = Context(composed("dpo.verdict_weight=5"), 1, policy.STAGE.inputs(inputs), SimpleNamespace(path=tmp_path))
+    assert [row.sft_weight for row in policy.task(weighted).rows] == [1.0, 5.0]  # type: ignore[union-attr]
     assert all(isinstance(row, DPORow) for row in policy.task(both).rows)
 
 
@@ -166,6 +168,14 @@ def test_a_judge_that_gives_reasons_or_compares_gets_no_verdict_pairs(tmp_path: 
     ):
         with pytest.raises(ConfigError, match=message):
             combinations.check_verdict_pairs(composed(*overrides), reasons)
+
+
+def test_a_weight_of_verdicts_that_weighs_nothing_is_refused() -> None:
+    weight = "dpo.verdict_weight=5"
+    for overrides in ((weight, "dpo.sft_loss_weight=1"), (*SETTINGS, weight)):
+        with pytest.raises(ConfigError, match=r"dpo\.verdict_weight=5\.0: .* Set dpo\.verdict_weight=1, or"):
+            combinations.check_verdict_pairs(composed(*overrides), [])
+    combinations.check_verdict_pairs(composed(*SETTINGS, weight, "dpo.sft_loss_weight=1"), [])
 
 
 @pytest.mark.parametrize(

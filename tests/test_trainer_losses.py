@@ -154,7 +154,7 @@ def test_a_setting_that_the_loss_would_ignore_is_refused(settings: dict[str, Any
 
 
 class Model:
-    """What `use_preference_loss` needs of NeMo-Aligner's `MegatronGPTDPOModel`, for batches that are not packed."""
+    """What `use_losses_of_pairs` needs of NeMo-Aligner's `MegatronGPTDPOModel`, for batches that are not packed."""
 
     ref_policy_kl_penalty = BETA
     preference_loss = "tests.user_losses:mean_dpo"
@@ -184,14 +184,14 @@ def batch() -> dict[str, torch.Tensor]:
     labels, rewards = torch.tensor([[-100, 1, 2, 3]] * 4), torch.tensor([4.0, 5.0, 1.0, 3.0])
     return {
         "policy": policy.requires_grad_(), "reference": reference, "labels": labels, "rewards": rewards,
-        "confidence": torch.tensor([0.9, 0.6]),
+        "confidence": torch.tensor([0.9, 0.6]), "sft_weight": torch.tensor([1.0, 5.0]),
     }  # fmt: skip
 
 
 def computed(name: str, x: dict[str, torch.Tensor]) -> Any:
     """(loss, accuracy) of one micro-batch."""
     model = Model()
-    objectives.use_preference_loss(model, found(name))
+    objectives.use_losses_of_pairs(model, found(name))
     output, loss_func = model.get_forward_output_and_loss_func(False)(iter([x]), model)
     return loss_func(output)
 

@@ -43,9 +43,14 @@ QUESTIONS = ["Name a prime.", "Name a color, please.", "What is tall?", "Who sin
 GOOD = ["It is 7.", "Red.", "A tree is tall, and so is a tower.", "The nightingale."]
 BAD = ["It is 8, I am quite sure.", "Seven.", "No.", "Tuesday sings."]
 DPO_ROWS = [
-    DPORow(prompt=PROMPT.format(q), chosen=g, rejected=b, chosen_reward=4.0, rejected_reward=1.0, confidence=c)
-    for q, g, b, c in zip(QUESTIONS, GOOD, BAD, (1.0, 0.9, 0.7, 0.6), strict=True)
-]
+    DPORow(
+        prompt=PROMPT.format(question), chosen=good, rejected=bad, chosen_reward=4.0, rejected_reward=1.0,
+        confidence=confidence, sft_weight=weight,
+    )
+    for question, good, bad, confidence, weight in zip(
+        QUESTIONS, GOOD, BAD, (1.0, 0.9, 0.7, 0.6), (1.0, 1.0, 5.0, 0.5), strict=True
+    )
+]  # fmt: skip
 SFT_ROWS = [SFTRow(prompt=PROMPT.format(q), response=a) for q in QUESTIONS for a in (*GOOD[:1], *BAD[:1])]
 BETA = 0.3
 LEARNING_RATE = 1e-3
@@ -308,8 +313,9 @@ class HuggingFace:
         return loss(given).mean()
 
     def chosen_nll(self) -> torch.Tensor:
-        """Iterative RPO's second term: for each pair the mean over the chosen response's tokens, then over pairs."""
-        return torch.stack([-self.response_logps(r.prompt, r.chosen).mean() for r in DPO_ROWS]).mean()
+        """Iterative RPO's second term: for each pair the mean over the chosen response's tokens, then over pairs. Here
+        each pair has a weight, too."""
+        return torch.stack([-r.sft_weight * self.response_logps(r.prompt, r.chosen).mean() for r in DPO_ROWS]).mean()
 
     def sft_loss(self) -> torch.Tensor:
         """Mean over all tokens of all rows."""

@@ -108,9 +108,13 @@ class DPOConfig(OptimConfig):
     sft_loss_weight: float = 0.0
     """Weight of the negative log-likelihood of the chosen response, averaged over its tokens (Iterative RPO, Pang et
     al. 2024, arXiv 2404.19733; 1 there)."""
+    verdict_weight: float = 1.0
+    """How much a pair of verdicts counts in that mean, as in `sft`. Of the tokens of a verdict that is a score alone,
+    about one in five says anything."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self.verdict_weight > 0, "dpo.verdict_weight", self.verdict_weight, "must be above 0")
         check(self.beta > 0, "dpo.beta", self.beta, "must be above 0")
         smoothing = self.label_smoothing
         check(0 <= smoothing < 0.5, "dpo.label_smoothing", smoothing, "must be in [0, 0.5)")

@@ -25,12 +25,13 @@ def task(ctx: Context) -> TrainingTask:
             chosen_finish_reason=p.chosen_finish_reason,
             rejected_finish_reason=p.rejected_finish_reason,
             confidence=p.confidence,
+            sft_weight=weight,
         )
-        for p in [
-            *ctx.read_all("earlier", PreferencePair),
-            *ctx.read("pairs", PreferencePair),
-            *_verdict_pairs(ctx),
-        ]
+        for weight, pairs in (
+            (1.0, [*ctx.read_all("earlier", PreferencePair), *ctx.read("pairs", PreferencePair)]),
+            (ctx.cfg.dpo.verdict_weight, _verdict_pairs(ctx)),
+        )
+        for p in pairs
     ]
     return TrainingTask(
         algorithm="dpo", model_dir=ctx.model_dir, rows=rows, optim=ctx.cfg.dpo, seed=ctx.cfg.seed,

@@ -49,10 +49,11 @@ def average_over_tokens(model: Any) -> None:
     model.get_loss_and_metrics = get_loss_and_metrics
 
 
-def use_preference_loss(model: Any, loss: Loss, *, over_ranks: Sum = lambda value: value) -> None:
-    """Let `model`, a `MegatronGPTDPOModel`, compute `loss` where it would compute its own (`loss_func`).
+def use_losses_of_pairs(model: Any, loss: Loss | None, *, over_ranks: Sum = lambda value: value) -> None:
+    """Let `model`, a `MegatronGPTDPOModel`, weigh the likelihood of the chosen responses by row (`sft_loss_func`).
 
-    `over_ranks` adds up what the ranks have that share a sequence.
+    With a `loss`, it also computes that where it would compute its own (`loss_func`). `over_ranks` adds up what the
+    ranks have that share a sequence.
     """
     upstream = model.get_forward_output_and_loss_func
 
@@ -63,12 +64,24 @@ def use_preference_loss(model: Any, loss: Loss, *, over_ranks: Sum = lambda valu
             # Upstream takes to the loss only what it knows of a row. But each pipeline stage has the whole row, and
             # Megatron computes a micro-batch's loss right after its forward step.
             micro_batch = next(micro_batches)
-            model.loss_func = partial(_preference_loss, model, loss, over_ranks, micro_batch["confidence"])
+            model.sft_loss_func = partial(_weighted_likelihood, model, micro_batch["sft_weight"])
+            if loss is not None:
+                model.loss_func = partial(_preference_loss, model, loss, over_ranks, micro_batch["confidence"])
             return forward(iter([micro_batch]), *more)
 
         return forward_step
 
     model.get_forward_output_and_loss_func = get_forward_output_and_loss_func
+
+
+def _weighted_likelihood(
+    model: Any, weight: Any, policy: Any, labels: Any, cu_seqlens: None = None, average_log_probs: bool = False
+) -> Any:
+    """The negative log-likelihood of the chosen responses, [2 x pairs, sequence] -> the mean over pairs, each times its
+    weight."""
+    total = model.get_reduced_masked_logps(policy, labels=labels, average_log_probs=average_log_probs)
+    chosen, _ = model.split_output_tensor(total)
+    return -(chosen * weight.to(chosen.device)).mean(0)
 
 
 def _preference_loss(

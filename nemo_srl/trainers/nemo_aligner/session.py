@@ -148,8 +148,8 @@ def _load_model(cfg: DictConfig, trainer: Any, algorithm: str, start_dir: Path) 
     if algorithm == "sft":
         objectives.average_over_tokens(model)
         return model
-    if (loss := losses.find(cfg.model.dpo.preference_loss)) is not None:
-        objectives.use_preference_loss(model, loss, over_ranks=context_parallel.total)
+    loss = losses.find(cfg.model.dpo.preference_loss)
+    objectives.use_losses_of_pairs(model, loss, over_ranks=context_parallel.total)
     model.get_ref_policy_logprobs = reference.of_batch
     return model
 
