@@ -90,29 +90,29 @@ def damaged_answers(
 
 def verdicts(x: Damaged, cfg: JudgeConfig) -> Iterator[PreferencePair]:
     """The two pairs of an answer and its damaged copy."""
-    answer, points, fewer = x.answer, x.points, x.fewer
     for name, response, right, wrong in (
-        ("answer", answer.response, points, fewer),
-        ("damaged", x.worse, fewer, points),
+        ("answer", x.answer.response, x.points, x.fewer),
+        ("damaged", x.worse, x.fewer, x.points),
     ):
-        lessons = [
-            reader(cfg).lesson(
-                EFTExample(
-                    example_id=answer.key, instruction=answer.prompt, response=response, justification="", score=score
-                ),
-                cfg,
-            )
-            for score in (right, wrong)
-        ]
-        (prompt, chosen), (_, rejected) = lessons
-        yield PreferencePair(
-            prompt_id=f"{answer.prompt_id}/{name}",
-            prompt=prompt,
-            chosen=chosen,
-            rejected=rejected,
-            chosen_score=0.0,  # by how many points a verdict is wrong, below zero
-            rejected_score=float(fewer - points),
+        example = EFTExample(
+            example_id=x.answer.key, instruction=x.answer.prompt, response=response, justification="", score=right
         )
+        yield right_and_wrong(f"{x.answer.prompt_id}/{name}", example, wrong, cfg)
+
+
+def right_and_wrong(key: str, example: EFTExample, wrong: int, cfg: JudgeConfig) -> PreferencePair:
+    """The pair `key`: the example's verdict is chosen, and the same with the score `wrong` is rejected."""
+    (prompt, chosen), (_, rejected) = (
+        reader(cfg).lesson(replace(example, score=score), cfg) for score in (example.score, wrong)
+    )
+    return PreferencePair(
+        prompt_id=key,
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        chosen_score=0.0,  # by how many points a verdict is wrong, below zero
+        rejected_score=-float(abs(wrong - example.score)),
+    )
 
 
 def seed_pairs(seed: Sequence[EFTExample], cfg: Config, iteration: int) -> list[PreferencePair]:
@@ -124,15 +124,7 @@ def seed_pairs(seed: Sequence[EFTExample], cfg: Config, iteration: int) -> list[
     found = []
     for x in dict.fromkeys(taken):
         wrong = rng.choice([score for score in range(cfg.judge.max_score + 1) if score != x.score])
-        (prompt, chosen), (_, rejected) = (
-            reader(cfg.judge).lesson(replace(x, score=score), cfg.judge) for score in (x.score, wrong)
-        )
-        found.append(
-            PreferencePair(
-                prompt_id=f"{x.key}/seed", prompt=prompt, chosen=chosen, rejected=rejected, chosen_score=0.0,
-                rejected_score=-float(abs(wrong - x.score)),
-            )
-        )  # fmt: skip
+        found.append(right_and_wrong(f"{x.key}/seed", x, wrong, cfg.judge))
     return found
 
 
