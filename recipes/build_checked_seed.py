@@ -35,6 +35,8 @@ class Options:
     seed: int = 1
     num_eft: int = 1800
     """Number of judging examples, six for an instruction."""
+    num_eft_small: int = 1000
+    """Number of those that are in `eft_small.jsonl` as well."""
     num_ift: int = 60
     """Number of answering examples."""
 
@@ -45,7 +47,10 @@ def build(options: Options) -> checked.CheckedSeed:
     tasks = read_jsonl(source / "tasks.jsonl", Task)
     tasks += checked.seed_tasks(read_jsonl(seed / "ift.jsonl", IFTExample), read_jsonl(seed / "eft.jsonl", EFTExample))
     answers = [a for path in sorted(source.glob("answers*.jsonl")) for a in read_jsonl(path, Candidate)]
-    made = checked.build(tasks, answers, seed=options.seed, num_ift=options.num_ift, num_eft=options.num_eft)
+    made = checked.build(
+        tasks, answers, seed=options.seed, num_ift=options.num_ift, num_eft=options.num_eft,
+        num_eft_small=options.num_eft_small,
+    )  # fmt: skip
     for name, table in (("eft", made.eft), ("eft_eval", made.eft_eval)):
         if len(found := {x.instruction for x in table}) < 2:
             raise DataError(
@@ -58,7 +63,9 @@ def build(options: Options) -> checked.CheckedSeed:
 
 def main(options: Options) -> None:
     made = build(options)
-    tables: dict[str, Iterable[object]] = {"ift": made.ift, "eft": made.eft, "eft_eval": made.eft_eval}
+    tables: dict[str, Iterable[object]] = {
+        "ift": made.ift, "eft": made.eft, "eft_small": made.eft_small, "eft_eval": made.eft_eval,
+    }  # fmt: skip
     tables |= {f"instructions_{split}": xs for split, xs in made.instructions.items()}
     tables |= {f"prompts_{t}": prompts for t, prompts in enumerate(made.prompts, start=1)}
     tables["ifeval_held_out"] = list(ifeval.prompts(made.instructions["held_out"]))

@@ -26,6 +26,7 @@ from nemo_srl.judging import reader
 from nemo_srl.judging.expected import expected_score
 from nemo_srl.judging.surface import cross_validated_accuracy, surface_accuracy
 from nemo_srl.records import Candidate, EFTExample, IFTExample
+from nemo_srl.stages.verdict_pairs import LOST_POINTS
 from recipes import build_checked_seed
 from tests.support import ROOT, composed
 
@@ -51,7 +52,9 @@ def lines(records: Sequence[object]) -> str:
 
 
 def test_the_committed_files_are_the_output_of_the_generator(seed: CheckedSeed) -> None:
-    tables: dict[str, Sequence[object]] = {"ift": seed.ift, "eft": seed.eft, "eft_eval": seed.eft_eval}
+    tables: dict[str, Sequence[object]] = {
+        "ift": seed.ift, "eft": seed.eft, "eft_small": seed.eft_small, "eft_eval": seed.eft_eval,
+    }  # fmt: skip
     tables |= {f"instructions_{split}": xs for split, xs in seed.instructions.items()}
     tables |= {f"prompts_{t}": prompts for t, prompts in enumerate(seed.prompts, start=1)}
     tables["ifeval_held_out"] = list(ifeval.prompts(seed.instructions["held_out"]))
@@ -77,12 +80,21 @@ def test_sizes(seed: CheckedSeed) -> None:
     assert len(seed.instructions["train"]) >= 300
     assert len(seed.instructions["held_out"]) >= 60
     assert 1790 <= len(seed.eft) <= 1800
+    assert len(seed.eft_small) == 1000
     assert len(seed.ift) == 60
     assert [len(prompts) >= 90 for prompts in seed.prompts] == [True, True]
     for split, xs in seed.instructions.items():
         used = Counter(c["kind"] for x in xs for c in x.constraints)
         assert set(used) == set(KINDS) - ({"avoids", "capital_word"} if split == "prompts" else set())
         assert min(used.values()) >= len(xs) / 20
+
+
+def test_the_small_eft_set_lacks_what_iterations_teach(seed: CheckedSeed) -> None:
+    all_of_it = {x.key: x for x in seed.eft}
+    assert [x for x in seed.eft_small if all_of_it[x.key] != x] == []
+    lacking = {x.category for x in seed.eft} - {x.category for x in seed.eft_small}
+    assert lacking == {"asked", "reversed"}
+    assert lacking <= set(LOST_POINTS), "the stage verdict_pairs does these"
 
 
 def test_good_answers_are_perfect_and_training_sees_them(

@@ -76,6 +76,7 @@ def make_m1(exp: Experiment) -> Model:
 def iterate(arm: str, exp: Experiment, m1: Model) -> None:
     """The loop of the recipe from M1 on, with the changes of the arm."""
     cfg, m = exp.cfg, m1
+    seed = exp.source(cfg.data.eft_path, EFTExample) if cfg.verdict_pairs.num_seed else None
     for t in range(1, cfg.num_iterations + 1):
         rng = random.Random(f"{cfg.seed}:{t}:{arm}")
         x = exp.source(cfg.prompts.path.format(iteration=t), Prompt)
@@ -85,7 +86,7 @@ def iterate(arm: str, exp: Experiment, m1: Model) -> None:
         d = exp.run(pairs.STAGE, t, candidates=y, judgements=scores)
         v = None
         if arm != "no_verdict_pairs":
-            v = exp.run(verdict_pairs.STAGE, t, candidates=y, judgements=scores)
+            v = exp.run(verdict_pairs.STAGE, t, candidates=y, judgements=scores, eft=seed)
         if v and arm == "random":
             v = exp.given(f"turned_{t}", turned(v.read(), rng), PreferencePair)
         m = exp.run(policy.STAGE, t, policy=m, pairs=d, verdict_pairs=v)
