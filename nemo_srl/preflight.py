@@ -102,10 +102,11 @@ def check_model(cfg: Config, model_dir: Path) -> ChatTemplate:
     return chat
 
 
-def check_prompts(cfg: Config, prompts: Mapping[str, Sequence[Prompt]]) -> None:
+def check_prompts(cfg: Config, prompts: Mapping[str, Sequence[Prompt]], *, num_eft: int = 0) -> None:
     """Refuse prompts that cannot make enough pairs for one step of DPO.
 
-    `prompts` are those of each file of `prompts.path`. Raises `ConfigError` or `DataError`.
+    `prompts` are those of each file of `prompts.path`, and `num_eft` is the number of EFT examples. Raises
+    `ConfigError` or `DataError`.
     """
     if not cfg.num_iterations or not trainer_backend(cfg.trainer).whole_batches:
         return
@@ -113,13 +114,15 @@ def check_prompts(cfg: Config, prompts: Mapping[str, Sequence[Prompt]]) -> None:
     most = combinations.most_pairs(cfg)
     number = "one pair" if most == 1 else f"{most} pairs"
     why = f"and one step of DPO needs {key}={size} pairs. A prompt gives {number} at most"
+    # Verdicts make two pairs more for a prompt at most, and one for an EFT example.
+    verdicts, seed = cfg.verdict_pairs.num_prompts, min(cfg.verdict_pairs.num_seed, num_eft)
     for path, found in prompts.items():
-        # Verdicts make two pairs more for a prompt at most.
-        if most * len(found) + 2 * min(len(found), cfg.verdict_pairs.num_prompts) < size:
+        if most * len(found) + 2 * min(len(found), verdicts) + seed < size:
             raise DataError(f"prompts.path={path!r}: it has {len(found)} prompts, {why}. Add some, or lower {key}.")
-    if not cfg.prompts.path and most * cfg.prompts.num_prompts < size:
+    number_made = cfg.prompts.num_prompts
+    if not cfg.prompts.path and most * number_made + 2 * min(number_made, verdicts) + seed < size:
         raise ConfigError(
-            f"prompts.num_prompts={cfg.prompts.num_prompts}: so many prompts are made, {why}. Raise it, or lower {key}."
+            f"prompts.num_prompts={number_made}: so many prompts are made, {why}. Raise it, or lower {key}."
         )
 
 

@@ -112,7 +112,8 @@ def open_given(cfg: Config, exp: Experiment) -> Given:
     if data.checked_path:
         instructions = exp.source(data.checked_path, CheckedInstruction, key="data.checked_path").read()
         checked.check([x.instruction for x in given.held_out.read()], instructions)
-    preflight.check_prompts(cfg, {str(x.path): x.read() for x in given.prompts.values()})
+    num_eft = len(given.eft.read()) if given.eft else 0
+    preflight.check_prompts(cfg, {str(x.path): x.read() for x in given.prompts.values()}, num_eft=num_eft)
     if given.checked:
         texts = {p.text for p in given.checked.read()}
         combinations.check_verifiable(cfg, {str(x.path): x.read() for x in given.prompts.values()}, texts)

@@ -10,6 +10,7 @@ from typing import Any
 
 import axes
 import axes_figures
+import nltk
 import pytest
 
 from nemo_srl.artifacts import to_line
@@ -18,6 +19,7 @@ from nemo_srl.data.checked.truth import CheckedInstruction
 from nemo_srl.errors import ConfigError
 from nemo_srl.records import Candidate, EFTExample, Judgement, Metric, PreferencePair
 from nemo_srl.stages import Stage
+from tests.punkt import make_punkt_tab
 from tests.support import composed
 from tests.tables import published
 
@@ -122,7 +124,8 @@ def write_evaluation(root: Path, run: str, model: int, *, answers: dict[str, str
     (directory / "checked" / "stage.json").write_text(json.dumps({"inputs": inputs}))
 
 
-def test_the_table_has_both_axes_and_the_paired_gains(tmp_path: Path) -> None:
+def test_the_table_has_both_axes_and_the_paired_gains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nltk.data, "path", [])
     good, cut = "Baking makes bread of flour.", "Baking makes bread of flour and"
     better = {"a-0": 4.0, "a-1": 2.0, "b-0": 4.0, "b-1": 4.0, "c-0": 2.0, "c-1": 3.0}
     worse = {"a-0": 1.0, "a-1": 2.0, "b-0": 4.0, "c-0": 2.0, "c-1": 3.0}
@@ -140,6 +143,19 @@ def test_the_table_has_both_axes_and_the_paired_gains(tmp_path: Path) -> None:
     assert "Surface baseline of judging: 0.500" in text
     assert (tmp_path / "results.md").read_text().rstrip() == text
     assert (tmp_path / "axes.png").stat().st_size > 10_000
+    assert "Rules by IFEval's checks are not in the table: " in text
+    assert "punkt_tab" in text
+
+
+def test_ifevals_own_checks_are_a_second_opinion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nltk.data, "path", [make_punkt_tab(tmp_path / "nltk")])
+    short, long = "Baking makes bread.", "Baking makes bread of flour, of water, and of salt, in an oven."
+    judged = {f"{key}-{i}": 3.0 for key in "ab" for i in range(2)}
+    write_evaluation(tmp_path, "m1", 1, answers={"a": long, "b": long}, judged=judged)
+    write_evaluation(tmp_path, "self", 2, answers={"a": short, "b": long}, judged=judged)
+    text = axes_figures.write(tmp_path, [1], ["self"], num_iterations=1)
+    line = next(x for x in text.replace(" ", "").splitlines() if x.startswith("|rules(IFEval)|self"))
+    assert "|+0.500[" in line, "one of two answers has at most nine words now"
 
 
 def test_verdict_pairs_are_turned_round_for_half_of_the_answers() -> None:

@@ -19,7 +19,7 @@ from nemo_srl.chat import ChatTemplate
 from nemo_srl.errors import ConfigError, DataError, ModelError
 from nemo_srl.experiment import Experiment
 from nemo_srl.protocols import SFTRow
-from nemo_srl.records import EFTExample, IFTExample
+from nemo_srl.records import EFTExample, IFTExample, Prompt
 from recipes import evaluate
 from recipes import iterate as recipe
 from tests.support import ROOT, composed
@@ -314,6 +314,18 @@ def test_more_pairs_than_prompts_are_refused(model_dir: Path) -> None:
     with pytest.raises(ConfigError, match=r"prompts\.num_prompts=3: .*dpo\.global_batch_size=4 pairs.*Raise it, or"):
         preflight.check_prompts(composed("prompts.num_prompts=3"), {})
     preflight.check_prompts(composed("prompts.num_prompts=4"), {})
+
+
+def test_pairs_of_verdicts_count_among_those_of_a_step(model_dir: Path) -> None:
+    verdicts = ("verdict_pairs.num_prompts=1", "verdict_pairs.num_seed=5")
+    made = composed("prompts.num_prompts=1", *verdicts)
+    preflight.check_prompts(made, {}, num_eft=1)  # one pair of answers, two of verdicts, one example
+    with pytest.raises(ConfigError, match=r"prompts\.num_prompts=1: "):
+        preflight.check_prompts(made, {}, num_eft=0)
+    given, prompts = composed("prompts.path=p.jsonl", *verdicts), {"p.jsonl": [Prompt(prompt_id="p", text="Why?")]}
+    preflight.check_prompts(given, prompts, num_eft=1)
+    with pytest.raises(DataError, match=r"prompts\.path='p\.jsonl': it has 1 prompts"):
+        preflight.check_prompts(given, prompts, num_eft=0)
 
 
 def test_errors_of_the_judges_engine_have_its_name() -> None:

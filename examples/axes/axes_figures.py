@@ -5,24 +5,31 @@
 Both axes are measured on the held-out instructions of the checked data. A value of a model is the mean over seeds. Its
 95% interval is over instructions, each together in all seeds. The gain M_last - M1 is paired: the same
 instruction, or the same pair of answers, of the same seed.
+
+The table has a second opinion on the answers: how many of an instruction's rules they keep, by IFEval's own checks. It
+needs the sentence splitter that `nemo_srl/data/verifiable.py` names. Without it, the table says why it is missing.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from nemo_srl.artifacts import file_of, read_jsonl
 from nemo_srl.checked import true_scores
+from nemo_srl.data.checked import ifeval
 from nemo_srl.data.checked.truth import CheckedInstruction
-from nemo_srl.errors import DataError
+from nemo_srl.data.verifiable import Verifier
+from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.judging import mean_scores
 from nemo_srl.judging.intervals import Estimate, Limits, ratio, sums_of
-from nemo_srl.records import Candidate, EFTExample, Judgement, Metric
+from nemo_srl.records import Candidate, EFTExample, Judgement, Metric, VerifiablePrompt
 from nemo_srl.report.text import markdown
 
 Values = Mapping[str, Sequence[float]]
@@ -30,7 +37,7 @@ Values = Mapping[str, Sequence[float]]
 
 AXES = {"answering": "True score of held-out answers, 0 to 5", "judging": "Pairwise accuracy of the judge"}
 COLOURS = {"self": "#0072b2", "no_verdict_pairs": "#009e73", "random": "#d55e00"}
-LIMITS: Mapping[str, Limits] = {"answering": (0.0, 5.0), "judging": (0.0, 1.0)}
+LIMITS: Mapping[str, Limits] = {"answering": (0.0, 5.0), "judging": (0.0, 1.0), "rules (IFEval)": (0.0, 1.0)}
 
 
 def run_dir_of(root: Path, seed: int, name: str) -> Path:
@@ -74,12 +81,35 @@ def _orders(examples: Sequence[EFTExample], scores: Mapping[str, float]) -> Iter
             yield 0.5 if margin == 0 else float((margin > 0) == (a.score > b.score))
 
 
-MEASURES = {"answering": answering, "judging": judging}
+def rules(evaluation: Path, verifier: Verifier) -> Values:
+    """The share of the instruction's rules that each answer keeps, by IFEval's own strict checks. Instructions without
+    a rule that IFEval can check are left out."""
+    instructions = read_jsonl(source(evaluation, "instructions"), CheckedInstruction)
+    prompts = {
+        row.prompt: VerifiablePrompt(
+            prompt_id=row.key, text=row.prompt, instruction_ids=row.instruction_id_list, arguments=row.kwargs
+        )
+        for row in ifeval.prompts(instructions)
+    }
+    found: dict[str, list[float]] = defaultdict(list)
+    for answer in read_jsonl(file_of(evaluation, "answers"), Candidate):
+        if answer.is_answered and answer.prompt in prompts:
+            found[answer.prompt].append(fmean(verifier.followed(prompts[answer.prompt], answer.response).strict))
+    return found
+
+
+def measures() -> tuple[dict[str, Callable[[Path], Values]], str]:
+    """What is measured of a model's evaluation, and why the rules are not, if so."""
+    both: dict[str, Callable[[Path], Values]] = {"answering": answering, "judging": judging}
+    try:
+        return {**both, "rules (IFEval)": functools.partial(rules, verifier=Verifier())}, ""
+    except ConfigError as e:
+        return both, f" Rules by IFEval's checks are not in the table: {e}."
 
 
 def mean_of(runs: Sequence[Values], limits: Limits) -> Estimate:
     """The mean over seeds of values in `limits`."""
-    return ratio(sums_of({text: [x for run in runs for x in run[text]] for text in runs[0]}), limits)
+    return ratio(sums_of({text: [x for run in runs for x in run.get(text, ())] for text in runs[0]}), limits)
 
 
 def gain(before: Sequence[Values], after: Sequence[Values], limits: Limits) -> Estimate:
@@ -102,15 +132,16 @@ def shown(x: Estimate, form: str) -> str:
 def write(root: Path, seeds: Sequence[int], arms: Sequence[str], num_iterations: int) -> str:
     """Write `results.md` and `axes.png`, and return the table."""
     last = num_iterations + 1
+    measured, missing = measures()
     found = {
         (axis, arm, model): [measure(evaluation_of(root, seed, arm, model)) for seed in seeds]
-        for axis, measure in MEASURES.items()
+        for axis, measure in measured.items()
         for arm in arms
         for model in range(1, last + 1)
     }
     estimates = {key: mean_of(runs, LIMITS[key[0]]) for key, runs in found.items()}
     lines = [["axis", "arm", *(f"M{m}" for m in range(1, last + 1)), f"M{last} - M1, paired", "by seed"]]
-    for axis, arm in itertools.product(MEASURES, arms):
+    for axis, arm in itertools.product(measured, arms):
         form = "{:.2f}" if axis == "answering" else "{:.3f}"
         signed = form.replace(":", ":+")
         first, final = found[axis, arm, 1], found[axis, arm, last]
@@ -119,7 +150,8 @@ def write(root: Path, seeds: Sequence[int], arms: Sequence[str], num_iterations:
         models = [shown(estimates[axis, arm, m], form) for m in range(1, last + 1)]
         lines.append([axis, arm, *models, shown(gain(first, final, limits), signed), " ".join(by_seed)])
     surface = surface_of(root, seeds[0])
-    text = f"{markdown(lines)}\n\nSurface baseline of judging: {surface:.3f}. Seeds: {', '.join(map(str, seeds))}."
+    about = f"Surface baseline of judging: {surface:.3f}. Seeds: {', '.join(map(str, seeds))}.{missing}"
+    text = f"{markdown(lines)}\n\n{about}"
     (root / "results.md").write_text(text + "\n")
     plot(estimates, surface, root / "axes.png", num_seeds=len(seeds))
     return text

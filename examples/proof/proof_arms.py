@@ -92,7 +92,7 @@ def iterate(arm: ArmConfig, exp: Experiment, m1: Model) -> list[Trained]:
     for t in range(1, cfg.num_iterations + 1):
         x = exp.source(cfg.prompts.path.format(iteration=t), Prompt)
         y = exp.run(candidates.STAGE, t, policy=m, prompts=x)
-        iteration = Iteration(exp=exp, number=t, policy=m, previous=previous, first=m1)
+        iteration = Iteration(exp=exp, number=t, policy=m, previous=previous, first=m1, eft=seed_eft)
         r = scores(arm, iteration, y)
         if all(j.score is None for j in r.read()):
             log.info("no verdict has a score, so there is nothing to train on: the loop ends with M%d", t)
