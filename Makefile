@@ -1,8 +1,8 @@
 # nemo_srl. Each of these commands first installs what it needs, so a bare machine is enough.
-#   make iterate     the default self-rewarding run (recipe srl-smollm2-135m-cpu)
+#   make iterate     the default self-rewarding run (recipe srl-smollm2-135m-checked)
 #   make test        the tests
 #   make proof       shows in minutes that self-rewarding beats shuffled scores (examples/proof); fails if it does not
-#   make axes        shows on a real language model whether answers and judging improve, beside two controls (examples/axes)
+#   make axes        the default run with three seeds, beside two controls: do answers and judging improve? (examples/axes)
 #   make proof-full  the whole experiment of benchmarks/results/proof-*, in about an hour
 #   make proof-methods  the same for every method of docs/methods.md: a table of true scores and judge accuracy
 #   make vllm        installs vLLM for CPUs into build/vllm, and runs the tests that need it
@@ -23,7 +23,7 @@ iterate: install
 	$(BIN)/python recipes/iterate.py $(ARGS)
 
 axes: install
-	$(BIN)/python examples/axes/axes.py recipe=srl-smollm2-135m-checked run_dir=runs/axes $(ARGS)
+	$(BIN)/python examples/axes/axes.py run_dir=runs/axes $(ARGS)
 
 proof: install
 	$(BIN)/python examples/proof/prove.py --config-name srl-proof-cpu-small $(ARGS)

@@ -12,7 +12,7 @@ DPO: pairs of the EFT seed. Every step sees every pair, so that the order of row
 its modes: with a reference model in every step, and with the reference's log-probabilities computed before the first
 step (`precompute_ref_log_probs`), which is not part of any step's time. Activation checkpointing, which TRL turns on by
 itself, is off: it saves memory and takes time.
-SFT (`--sft`): the rows and the batches of the default recipe, `conf/recipe/srl-smollm2-135m-cpu.yaml`. A micro-batch
+SFT (`--sft`): the rows and the batches of `conf/recipe/srl-smollm2-135m-cpu.yaml`. A micro-batch
 has as many rows as the recipe says, and in the earlier version as many as its recipe said.
 
 Each training is a process of its own. They take turns, `--rounds` times. The time of a step is from the end of one step
@@ -102,14 +102,14 @@ def dpo_rows(model_dir: Path, num_pairs: int) -> list[DPORow]:
 
 
 def recipe() -> Config:
-    """The default recipe."""
+    """The recipe with the measured rows."""
     cli.register_schemas((), schema=Config)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return load(compose("iterate", overrides=["run_dir=unused"]), Config)
+        return load(compose("iterate", overrides=["run_dir=unused", "recipe=srl-smollm2-135m-cpu"]), Config)
 
 
 def sft_rows(model_dir: Path, cfg: Config, num_rows: int) -> list[SFTRow]:
-    """A sample of the default recipe's rows: answers, and verdicts on answers."""
+    """A sample of the recipe's rows: answers, and verdicts on answers."""
     chat, lesson = ChatTemplate(model_dir), reader(cfg.judge).lesson
     texts = [(x["instruction"], x["response"]) for x in read_json_lines(ROOT / cfg.data.ift_path)]
     texts += [lesson(EFTExample(**x), cfg.judge) for x in read_json_lines(ROOT / str(cfg.data.eft_path))]

@@ -1,6 +1,6 @@
 """The time of one iteration's answering and judging, with the starts of the engines counted.
 
-The sizes are those of the default recipe: 24 prompts x 4 answers of at most 96 tokens, and 3 verdicts of at most 48
+The sizes are those of srl-smollm2-135m-cpu: 24 prompts x 4 answers of at most 96 tokens, and 3 verdicts of at most 48
 tokens on each answer. The stages ask one model after the other:
 
     embedded    each stage opens the model in its own process, so it is loaded twice

@@ -70,7 +70,7 @@ def check_judges(cfg: Config) -> None:
 def check_verdict_pairs(cfg: Config, eft: Sequence[EFTExample]) -> None:
     """Pairs of verdicts. With `source=damaged`, they must not teach another kind of verdict than the EFT examples."""
     settings, judge = cfg.verdict_pairs, cfg.judge
-    number, remedy = settings.num_prompts, "Set verdict_pairs.num_prompts=0."
+    number, remedy = settings.num_prompts, f"Set {_without_verdict_pairs(cfg)}."
     if cfg.dpo.verdict_weight != 1 and not (number and cfg.dpo.sft_loss_weight):
         raise ConfigError(
             f"dpo.verdict_weight={cfg.dpo.verdict_weight}: it weighs the likelihood of chosen verdicts. There is none "
@@ -107,6 +107,15 @@ def check_verdict_pairs(cfg: Config, eft: Sequence[EFTExample]) -> None:
         )
         slots = ("{instruction}", "{response}", "{verdict_a}", "{verdict_b}", "Winner:")
         rubrics.check_holds_once(rubric, *slots, key=key)
+
+
+def _without_verdict_pairs(cfg: Config) -> str:
+    """The settings for a run without pairs of verdicts."""
+    others = {
+        "verdict_pairs.num_seed=0": cfg.verdict_pairs.num_seed,
+        "dpo.verdict_weight=1": cfg.dpo.verdict_weight != 1,
+    }
+    return " ".join(["verdict_pairs.num_prompts=0", *(setting for setting, needed in others.items() if needed)])
 
 
 def _check_seed_pairs(settings: VerdictPairsConfig, eft: Sequence[EFTExample]) -> None:

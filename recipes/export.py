@@ -1,6 +1,6 @@
 """Export what other programs read from a run: its preference pairs, and a model with its card.
 
-    python recipes/export.py run_dir=runs/srl-smollm2-135m-cpu
+    python recipes/export.py run_dir=runs/srl-smollm2-135m-checked
     python recipes/export.py run_dir=runs/x output_dir=out 'formats=[trl,parquet]' iterations=[2] model=M2
     python recipes/export.py run_dir=runs/x model=none                         # only the pairs
 

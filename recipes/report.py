@@ -1,4 +1,4 @@
-"""Write the `report.html` of a run: `python recipes/report.py run_dir=runs/srl-smollm2-135m-cpu`.
+"""Write the `report.html` of a run: `python recipes/report.py run_dir=runs/srl-smollm2-135m-checked`.
 
 The run need not be finished: the report shows its published stages. `recipes/iterate.py` writes the same file at the
 end of a run. No other file is changed.

@@ -19,7 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 A = TypeVar("A", bound=Artifact)
 
 
-def composed(*overrides: str, recipe: str = "srl-smollm2-135m-cpu") -> Config:
+RECIPE = "srl-smollm2-135m-cpu"
+"""The recipe of most tests: the model writes its prompts, and verdicts have reasons."""
+
+
+def composed(*overrides: str, recipe: str = RECIPE) -> Config:
     """What `recipes/iterate.py` would be given with these arguments."""
     cli.register_schemas(overrides, schema=Config)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

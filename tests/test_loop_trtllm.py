@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from nemo_srl import estimates
-from tests.support import composed
+from tests.support import RECIPE, composed
 from tests.test_loop import overrides
 from tests.tiny_loop import ROOT
 
@@ -19,8 +19,8 @@ __all__ = ["overrides"]  # a fixture
 def test_the_loop_on_servers(tmp_path: Path, overrides: list[str]) -> None:
     path = f"{ROOT / 'tests' / 'stubs'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     command = [
-        sys.executable, str(ROOT / "recipes" / "iterate.py"), f"run_dir={tmp_path / 'run'}", *overrides,
-        "engine=trtllm", "engine.max_concurrency=8",
+        sys.executable, str(ROOT / "recipes" / "iterate.py"), f"recipe={RECIPE}", f"run_dir={tmp_path / 'run'}",
+        *overrides, "engine=trtllm", "engine.max_concurrency=8",
     ]  # fmt: skip
     done = subprocess.run(
         command, env={**os.environ, "PATH": path}, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

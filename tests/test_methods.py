@@ -18,7 +18,7 @@ from nemo_srl import combinations, preflight
 from nemo_srl.artifacts import read_jsonl, to_line
 from nemo_srl.config import Config
 from nemo_srl.errors import ConfigError, DataError
-from nemo_srl.records import Judgement, PreferencePair, Prompt
+from nemo_srl.records import EFTExample, Judgement, PreferencePair, Prompt
 from tests.loopback import Loopback, ids_of
 from tests.support import ROOT, composed
 from tests.tiny_loop import published, start
@@ -66,13 +66,26 @@ def test_every_method_has_a_row_in_its_page() -> None:
     assert sorted(rows) == METHODS
 
 
-@pytest.mark.parametrize("recipe", [r for r in RECIPES if "checked" not in r])
+SCORE_ALONE = EFTExample(example_id="e", instruction="Why?", response="So.", justification="", score=3)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_methods_go_with_every_recipe(recipe: str) -> None:
+    # The checked recipe reads one verdict as an expectation, and two methods need sampled ones.
+    more = ["judge.num_judgements=3", "judge.temperature=0.7"] if "checked" in recipe else []
     for method in METHODS:
-        cfg = composed(
-            f"method={method}", "judge.verifier_path=x" if method == "iterative_rpo" else "seed=1", recipe=recipe
-        )
-        combinations.check(cfg)
+        verifier = "judge.verifier_path=x" if method == "iterative_rpo" else "seed=1"
+        cfg = composed(f"method={method}", verifier, *more, recipe=recipe)
+        combinations.check(cfg, [SCORE_ALONE] if more else [])
+
+
+def test_the_remedy_for_verdict_pairs_is_one_that_the_run_accepts() -> None:
+    overrides, recipe = ("+judge_mode=pairwise",), "srl-smollm2-135m-checked"
+    with pytest.raises(ConfigError, match=r"judge\.mode='pairwise' gives none") as refused:
+        combinations.check(composed(*overrides, recipe=recipe), [SCORE_ALONE])
+    remedy = str(refused.value).rpartition("Set ")[2].rstrip(".").split()
+    assert remedy == ["verdict_pairs.num_prompts=0", "verdict_pairs.num_seed=0", "dpo.verdict_weight=1"]
+    combinations.check(composed(*overrides, *remedy, recipe=recipe), [SCORE_ALONE])
 
 
 @pytest.mark.parametrize(

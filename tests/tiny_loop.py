@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from nemo_srl.artifacts import MANIFEST
+from tests.support import RECIPE
 from tests.tiny import make_model, texts_of, write_seed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +59,8 @@ def tiny_settings(base: Path) -> dict[str, Any]:
 
 def start(run_dir: Path, overrides: Sequence[str], log: Path, *, prefix: Sequence[str] = ()) -> subprocess.Popen[bytes]:
     """Start recipes/iterate.py. `prefix` is a command that runs it, such as `setpriv ...`."""
-    command = [*prefix, sys.executable, str(ROOT / "recipes" / "iterate.py"), f"run_dir={run_dir}", *overrides]
+    program = [sys.executable, str(ROOT / "recipes" / "iterate.py"), f"recipe={RECIPE}"]
+    command = [*prefix, *program, f"run_dir={run_dir}", *overrides]
     with log.open("ab") as f:
         return subprocess.Popen(command, stdout=f, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True)
 

@@ -13,7 +13,7 @@ from house_guest import family
 from safetensors.torch import load_file, save_file
 
 from nemo_srl.models.families import llama
-from tests.support import ROOT
+from tests.support import RECIPE, ROOT
 from tests.tiny import make_model, texts_of, write_seed
 
 HERE = Path(__file__).resolve().parent
@@ -89,4 +89,5 @@ def program(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def iterate(run_dir: Path, overrides: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """`recipes/iterate.py`, as a user starts it."""
-    return program("recipes/iterate.py", f"run_dir={run_dir}", *(f"{k}={v}" for k, v in overrides.items()))
+    settings = [f"{k}={v}" for k, v in overrides.items()]
+    return program("recipes/iterate.py", f"recipe={RECIPE}", f"run_dir={run_dir}", *settings)

@@ -15,7 +15,7 @@ from nemo_srl.config import BACKENDS
 from nemo_srl.models import families
 from nemo_srl.trainers.nemo_aligner import losses
 from tests.extending.guest import PACKAGE, Guest, program
-from tests.support import ROOT, composed
+from tests.support import RECIPE, ROOT, composed
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
@@ -56,7 +56,7 @@ def test_every_command_of_the_page_is_understood(command: str) -> None:
     if arguments[0].startswith("--config-dir="):
         directory = ROOT / arguments.pop(0).partition("=")[2]
         arguments.append(f"hydra.searchpath=[file://{directory}]")
-    name = next((a.removeprefix("recipe=") for a in arguments if a.startswith("recipe=")), "srl-smollm2-135m-cpu")
+    name = next((a.removeprefix("recipe=") for a in arguments if a.startswith("recipe=")), "srl-smollm2-135m-checked")
     cfg = composed(*(a for a in arguments if not a.startswith("recipe=")), recipe=name)
     judging.reader(cfg.judge).check(cfg.judge)
     pairing.rule(cfg.pairs)
@@ -67,7 +67,7 @@ def test_every_command_of_the_page_is_understood(command: str) -> None:
 
 def test_a_plan_knows_the_guests_family_engine_and_trainer(guest: Guest) -> None:
     done = program(
-        "recipes/plan.py", f"model.path={guest.model}", "model.family=house_guest.family",
+        "recipes/plan.py", f"recipe={RECIPE}", f"model.path={guest.model}", "model.family=house_guest.family",
         "trainer=house_guest.trainer", "engine=house_guest.engine", "engine.words=a b c",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout

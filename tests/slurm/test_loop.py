@@ -25,6 +25,7 @@ import pytest
 from nemo_srl.artifacts import JOURNAL
 from tests.slurm.conftest import PROJECT, Cluster, kill, wait_for
 from tests.slurm.test_jobs import is_running
+from tests.support import RECIPE
 from tests.tiny_loop import published, tiny_settings
 
 IMAGE = "nvcr.io#nvidia/nemo:25.02"
@@ -84,7 +85,8 @@ class Run:
 
     def __init__(self, cluster: Cluster, name: str, overrides: list[str], *, late: bool = False) -> None:
         self.cluster, self.run_dir, self.log = cluster, cluster.shared / name, cluster.shared / f"{name}.log"
-        self._command, self._late = ["recipes/iterate.py", f"run_dir={self.run_dir}", *overrides], late
+        self._command = ["recipes/iterate.py", f"recipe={RECIPE}", f"run_dir={self.run_dir}", *overrides]
+        self._late = late
         self.process = self._start(FIRST_LATE_SECONDS)
 
     def _start(self, first_late: float = LATE_SECONDS) -> subprocess.Popen[bytes]:
