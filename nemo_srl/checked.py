@@ -39,7 +39,7 @@ def check(asked: Iterable[str], instructions: Sequence[CheckedInstruction]) -> N
         raise DataError(
             f"data.checked_path: it has no instruction {unknown[0]!r}, which is in data.eft_eval_path. Code can score "
             "answers to its own instructions only: give the two files that one call of recipes/build_checked_seed.py "
-            "wrote."
+            "wrote, or set data.checked_path='' for a run without true scores."
         )
 
 

@@ -216,6 +216,11 @@ def prompt_files(cfg: Config, exp: Experiment) -> dict[int, SourceFile[Prompt]]:
         except (KeyError, IndexError, ValueError, AttributeError) as e:
             reason = "the only name in braces is {iteration}. Correct it, or rename the file."
             raise ConfigError(f"{key}={path!r}: {reason}") from e
+        try:
+            exp.path_of(name, key=key)
+        except DataError as e:
+            others = f"Or set num_iterations={t - 1}, or {key}='' for prompts that the model writes."
+            raise DataError(f"{e} {others}" if t > 1 else str(e)) from e
         found[t] = exp.source(name, Prompt, key=key)
     return found
 

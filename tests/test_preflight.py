@@ -310,6 +310,16 @@ def test_given_prompts_are_checked_for_all_iterations_before_the_first_stage(
     assert not list((tmp_path / "run").glob("iter_*"))
 
 
+def test_an_iteration_without_a_file_of_prompts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p1.jsonl").write_text(prompt_rows(4))
+    cfg = composed(f"prompts.path='{tmp_path}/p{{iteration}}.jsonl'", "num_iterations=2")
+    with (
+        pytest.raises(DataError, match=r"p2\.jsonl': no such file.* Or set num_iterations=1, or prompts\.path=''"),
+        Experiment(replace(cfg, run_dir=str(tmp_path / "run"))) as exp,
+    ):
+        recipe.prompt_files(exp.cfg, exp)
+
+
 def test_more_pairs_than_prompts_are_refused(model_dir: Path) -> None:
     with pytest.raises(ConfigError, match=r"prompts\.num_prompts=3: .*dpo\.global_batch_size=4 pairs.*Raise it, or"):
         preflight.check_prompts(composed("prompts.num_prompts=3"), {})

@@ -37,16 +37,23 @@ _SETTINGS: Mapping[str, Sequence[str]] = {
     "sft": ("sft.learning_rate", "sft.max_epochs"),
     "candidates": ("candidates.num_samples", "candidates.temperature", "candidates.max_tokens"),
     "pairs": ("pairs.rule", "pairs.min_margin", "pairs.rho", "pairs.num_pairs", "pairs.anchor", "pairs.second_judge"),
-    "verdict_pairs": ("verdict_pairs.source", "verdict_pairs.num_prompts"),
+    "verdict_pairs": ("verdict_pairs.source", "verdict_pairs.num_prompts", "verdict_pairs.num_seed"),
     "taught_verdicts": ("verdict_pairs.source", "verdict_pairs.num_prompts"),
     "meta_judge": ("verdict_pairs.source", "verdict_pairs.num_prompts", "verdict_pairs.max_chars"),
-    "policy": ("dpo.preference_loss", "dpo.beta", "dpo.sft_loss_weight", "dpo.simpo_gamma", "pairs.accumulate"),
+    "policy": (
+        "dpo.preference_loss",
+        "dpo.beta",
+        "dpo.sft_loss_weight",
+        "dpo.verdict_weight",
+        "dpo.simpo_gamma",
+        "pairs.accumulate",
+    ),
     "refresh": ("refresh.learning_rate", "refresh.max_epochs"),
 }
 """The settings that tell methods apart, by stage. Those of `_OPTIONAL` are left out if they are the default."""
 _OPTIONAL = frozenset({
     "pairs.rho", "pairs.num_pairs", "pairs.anchor", "pairs.second_judge", "pairs.accumulate", "dpo.simpo_gamma",
-    "verdict_pairs.max_chars",
+    "verdict_pairs.num_seed", "verdict_pairs.max_chars", "dpo.verdict_weight",
 })  # fmt: skip
 _JUDGED: Mapping[str, Sequence[str]] = {
     "judgements": ("judge", "policy"),
