@@ -76,6 +76,7 @@ def main(options: Options) -> None:
         print(f"{name} by score: {dict(sorted(Counter(x.score for x in examples).items()))}")
     figures = {
         "eft_eval": surface_accuracy(made.eft, made.eft_eval, max_score=MAX_SCORE),
+        "eft_eval, fitted on eft_small": surface_accuracy(made.eft_small, made.eft_eval, max_score=MAX_SCORE),
         "eft_eval, cross-validated": cross_validated_accuracy(made.eft_eval, max_score=MAX_SCORE),
         "eft, cross-validated": cross_validated_accuracy(made.eft, max_score=MAX_SCORE),
     }
