@@ -98,7 +98,8 @@ def seconds(cfg: Config, spec: ModelSpec, a: Assumptions, *, gflops: float, shar
         if isinstance(work, Trained):
             length = work.row_tokens / work.num_sequences
             flops = flops_per_token(spec, sequence_length=length, forward_passes=num_passes(cfg, work))
-            once = shared * (1 - 1 / cfg.trainer.rows_at_a_time(work.optim)) if work.num_sequences == 1 else 0.0
+            rows = cfg.trainer.rows_at_a_time(work.optim)
+            once = shared * (1 - 1 / rows) if work.num_sequences == 1 else work.shared_tokens
             needed = work.num_rows * (work.row_tokens - once) * work.optim.max_epochs * flops
             total += times * (needed / rate / TRAINING_SHARE + START_SECONDS["trained"])
         elif isinstance(work, Generated):

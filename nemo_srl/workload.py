@@ -86,6 +86,8 @@ class Trained:
     """Tokens of all sequences of a row."""
     num_sequences: int
     """Sequences of a row: 1, or 2 for a pair."""
+    shared_tokens: float = 0.0
+    """Of `row_tokens`: those of a prompt that the two sequences of a pair share. A platform may compute them once."""
     num_reference_passes: float = 0.0
     """Forward passes besides the training steps, for each time that a row is trained on: DPO's reference adds one per
     row, once."""

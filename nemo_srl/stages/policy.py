@@ -48,11 +48,18 @@ def work(cfg: Config, a: Assumptions) -> Trained:
     pairs_per_answer = 1 if cfg.verdict_pairs.source == "meta_judge" else 2
     num_verdict_pairs = pairs_per_answer * min(cfg.verdict_pairs.num_prompts, cfg.prompts.num_prompts)
     num_verdict_pairs += cfg.verdict_pairs.num_seed
+    num_pairs = cfg.prompts.num_prompts * a.pairs_per_prompt
+    # A pair of verdicts has the prompt of the judge, which shows an instruction and an answer.
+    judged = a.mean_prompt_tokens + answer + a.mean_rubric_tokens
+    verdict = min(a.mean_verdict_tokens, cfg.judge.max_tokens)
+    prompts = num_pairs * a.mean_prompt_tokens + num_verdict_pairs * judged
+    num_rows = num_pairs + num_verdict_pairs
     return Trained(
         optim=cfg.dpo,
-        num_rows=cfg.prompts.num_prompts * a.pairs_per_prompt + num_verdict_pairs,
-        row_tokens=2 * (a.mean_prompt_tokens + answer),
+        num_rows=num_rows,
+        row_tokens=2 * (prompts + num_pairs * answer + num_verdict_pairs * verdict) / num_rows,
         num_sequences=2,
+        shared_tokens=prompts / num_rows,
         num_reference_passes=1 / cfg.dpo.max_epochs,
     )
 
