@@ -35,6 +35,13 @@ COLOURS = {
     "random": "#d55e00",
     "weak_judge": "#cc79a7",
     "no_eft": "#999999",
+    "iterative_rpo": "#2ca02c",
+    "meta_rewarding": "#17becf",
+    "self_meta": "#8c564b",
+    "cream": "#bcbd22",
+    "temporal": "#444444",
+    "self_taught_evaluator": "#9467bd",
+    "simpo_self_rewarding": "#e377c2",
 }
 COLUMNS: Sequence[tuple[str, str, str]] = (
     ("oracle_score", "true score", "{:.2f}"),
@@ -191,14 +198,17 @@ def plot(runs: Runs, path: Path) -> None:
                 )
                 axis.margins(y=0.12)
                 ends.append((means[-1][0], means[-1][1], arm))
+        if not ends:
+            axis.set_visible(False)  # for example, no arm has a second judge
+            continue
         axis.set_title(title, loc="left", fontsize=10)
-        last = max((x for x, _, _ in ends), default=1)
+        last = max(x for x, _, _ in ends)
         axis.set_xticks(range(1, int(last) + 1), [f"M{m}" for m in range(1, int(last) + 1)])
         axis.set_xlim(0.9, last + 0.3 * last)
         axis.grid(axis="y", alpha=0.3)
         _label(axis, ends, {arm: len(seeds) for arm, seeds in runs.items()})
-    title = "Thick: mean of 3 seeds (dashed: one seed); thin: each seed. No arm but `oracle` trains on true scores."
-    figure.suptitle(title, x=0.01, ha="left")
+    lines = "Thick: mean of 3 seeds (dashed: one seed); thin: each seed."
+    figure.suptitle(f"{lines} Only `oracle` and `iterative_rpo` train on true scores.", x=0.01, ha="left")
     figure.savefig(path, dpi=130)
 
 
