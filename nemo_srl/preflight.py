@@ -114,15 +114,18 @@ def check_prompts(cfg: Config, prompts: Mapping[str, Sequence[Prompt]], *, num_e
     most = combinations.most_pairs(cfg)
     number = "one pair" if most == 1 else f"{most} pairs"
     why = f"and one step of DPO needs {key}={size} pairs. A prompt gives {number} at most"
-    # Verdicts make two pairs more for a prompt at most, and one for an EFT example.
-    verdicts, seed = cfg.verdict_pairs.num_prompts, min(cfg.verdict_pairs.num_seed, num_eft)
+
+    def are_too_few(number: int) -> bool:
+        # Verdicts make two pairs more for a prompt at most, and one for an EFT example.
+        verdicts = 2 * min(number, cfg.verdict_pairs.num_prompts) + min(cfg.verdict_pairs.num_seed, num_eft)
+        return most * number + verdicts < size
+
     for path, found in prompts.items():
-        if most * len(found) + 2 * min(len(found), verdicts) + seed < size:
+        if are_too_few(len(found)):
             raise DataError(f"prompts.path={path!r}: it has {len(found)} prompts, {why}. Add some, or lower {key}.")
-    number_made = cfg.prompts.num_prompts
-    if not cfg.prompts.path and most * number_made + 2 * min(number_made, verdicts) + seed < size:
+    if not cfg.prompts.path and are_too_few(cfg.prompts.num_prompts):
         raise ConfigError(
-            f"prompts.num_prompts={number_made}: so many prompts are made, {why}. Raise it, or lower {key}."
+            f"prompts.num_prompts={cfg.prompts.num_prompts}: so many prompts are made, {why}. Raise it, or lower {key}."
         )
 
 

@@ -326,7 +326,7 @@ def test_more_pairs_than_prompts_are_refused(model_dir: Path) -> None:
     preflight.check_prompts(composed("prompts.num_prompts=4"), {})
 
 
-def test_pairs_of_verdicts_count_among_those_of_a_step(model_dir: Path) -> None:
+def test_pairs_of_verdicts_count_among_those_of_a_step() -> None:
     verdicts = ("verdict_pairs.num_prompts=1", "verdict_pairs.num_seed=5")
     made = composed("prompts.num_prompts=1", *verdicts)
     preflight.check_prompts(made, {}, num_eft=1)  # one pair of answers, two of verdicts, one example

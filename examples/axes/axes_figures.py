@@ -19,7 +19,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 
 from nemo_srl.artifacts import file_of, read_jsonl
 from nemo_srl.checked import true_scores
@@ -29,6 +28,7 @@ from nemo_srl.data.verifiable import Verifier
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.judging import mean_scores
 from nemo_srl.judging.intervals import Estimate, Limits, ratio, sums_of
+from nemo_srl.judging.verifier import share_followed
 from nemo_srl.records import Candidate, EFTExample, Judgement, Metric, VerifiablePrompt
 from nemo_srl.report.text import markdown
 
@@ -85,16 +85,16 @@ def rules(evaluation: Path, verifier: Verifier) -> Values:
     """The share of the instruction's rules that each answer keeps, by IFEval's own strict checks. Instructions without
     a rule that IFEval can check are left out."""
     instructions = read_jsonl(source(evaluation, "instructions"), CheckedInstruction)
-    prompts = {
-        row.prompt: VerifiablePrompt(
+    prompts = [
+        VerifiablePrompt(
             prompt_id=row.key, text=row.prompt, instruction_ids=row.instruction_id_list, arguments=row.kwargs
         )
         for row in ifeval.prompts(instructions)
-    }
-    found: dict[str, list[float]] = defaultdict(list)
+    ]
+    share, found = share_followed(prompts, verifier), defaultdict(list)
     for answer in read_jsonl(file_of(evaluation, "answers"), Candidate):
-        if answer.is_answered and answer.prompt in prompts:
-            found[answer.prompt].append(fmean(verifier.followed(prompts[answer.prompt], answer.response).strict))
+        if answer.is_answered and (kept := share(answer.prompt, answer.response)) is not None:
+            found[answer.prompt].append(kept)
     return found
 
 

@@ -60,7 +60,7 @@ class VerifierReader:
     ) -> list[Judgement]:
         """One judgement of each answer. Raises `DataError` for a share that is not in [0, 1]."""
         found: list[Judgement] = []
-        share_of = _named(cfg) or _followed(self.prompts)
+        share_of = _named(cfg) or share_followed(self.prompts, verifiable.Verifier())
         for key, (instruction, response) in material.items():
             share = share_of(instruction, response)
             if share is not None and not 0 <= share <= 1:
@@ -91,9 +91,8 @@ def read_checked(path: Path) -> list[VerifiablePrompt]:
         raise DataError(f"judge.verifier_path={e}") from e
 
 
-def _followed(prompts: Sequence[VerifiablePrompt]) -> Check:
+def share_followed(prompts: Sequence[VerifiablePrompt], verifier: verifiable.Verifier) -> Check:
     """The share of a prompt's instructions that are followed strictly. None for a prompt that is not among these."""
-    verifier = verifiable.Verifier()
     by_text = {p.text: p for p in prompts}
 
     def share(instruction: str, response: str) -> float | None:
