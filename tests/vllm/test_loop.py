@@ -21,7 +21,7 @@ import pytest
 from nemo_srl.artifacts import JOURNAL
 from nemo_srl.chat import ChatTemplate
 from tests.processes import wait_for
-from tests.support import ROOT
+from tests.support import RECIPE, ROOT
 from tests.tiny_loop import tiny_settings
 
 pytestmark = pytest.mark.timeout(5400)
@@ -49,7 +49,7 @@ class Run:
             **{f"engine.{key}": engine[key] for key in ("dtype", "max_num_seqs", "max_concurrency")},
         }
         self._command = [
-            sys.executable, str(ROOT / "recipes" / "iterate.py"), f"run_dir={self.run_dir}",
+            sys.executable, str(ROOT / "recipes" / "iterate.py"), f"recipe={RECIPE}", f"run_dir={self.run_dir}",
             *(f"{key}={value}" for key, value in settings.items()),
         ]  # fmt: skip
         self.process: psutil.Popen
