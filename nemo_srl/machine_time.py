@@ -6,7 +6,7 @@ runs on GPUs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
@@ -49,10 +49,16 @@ def announcement(
     lessons = [reader(cfg.judge).lesson(x, cfg.judge)[0] for x in eft[:_SAMPLE]]
     a = assumptions(cfg, chat, ift, eft, lessons)
     shared = shared_tokens(chat, [x.instruction for x in ift], lessons, share_of_lessons=len(eft) / a.num_sft_rows)
-    gflops = max(products.gflops(spec.hidden_size, spec.ffn_hidden_size).values())
-    minutes = seconds(cfg, spec, a, gflops=gflops, shared=shared) / 60
+    formats = {"trained": "float32" if cfg.trainer.precision == "32" else "bfloat16", "generated": cfg.engine.dtype}
+    gflops = {
+        name: max(products.gflops(spec.hidden_size, spec.ffn_hidden_size, getattr(torch, name)).values())
+        for name in sorted(set(formats.values()))
+    }
+    rates = {work: gflops[name] for work, name in formats.items()}
+    minutes = seconds(cfg, spec, a, rates=rates, shared=shared) / 60
+    speed = " and ".join(f"{value:.0f} GFLOP/s in {name}" for name, value in gflops.items())
     return (
-        f"This machine multiplies {gflops:.0f} GFLOP/s in float32, so a whole run takes about {minutes:.0f} minutes. "
+        f"This machine multiplies {speed}, so a whole run takes about {minutes:.0f} minutes. "
         "Less work: num_iterations=1, candidates.num_samples=2 or evaluation.num_prompts=20"
     )
 
@@ -90,9 +96,12 @@ def _beginning(texts: Sequence[str]) -> str:
     return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
 
 
-def seconds(cfg: Config, spec: ModelSpec, a: Assumptions, *, gflops: float, shared: float = 0.0) -> float:
-    """Seconds of the whole run at `gflops` GFLOP/s of the probe. `shared`: see `shared_tokens`."""
-    rate, total = gflops * 1e9, 0.0
+def seconds(
+    cfg: Config, spec: ModelSpec, a: Assumptions, *, rates: Mapping[str, float], shared: float = 0.0
+) -> float:  # fmt: skip
+    """Seconds of the whole run. `rates`: the probe's GFLOP/s, in the format of what is `trained` and of what is
+    `generated`. `shared`: see `shared_tokens`."""
+    total = 0.0
     for stage in map(stage_named, LOOP):
         work, times = stage.work(cfg, a), times_of(stage, cfg)
         if isinstance(work, Trained):
@@ -101,9 +110,9 @@ def seconds(cfg: Config, spec: ModelSpec, a: Assumptions, *, gflops: float, shar
             rows = cfg.trainer.rows_at_a_time(work.optim)
             once = shared * (1 - 1 / rows) if work.num_sequences == 1 else work.shared_tokens
             needed = work.num_rows * (work.row_tokens - once) * work.optim.max_epochs * flops
-            total += times * (needed / rate / TRAINING_SHARE + START_SECONDS["trained"])
+            total += times * (needed / (1e9 * rates["trained"]) / TRAINING_SHARE + START_SECONDS["trained"])
         elif isinstance(work, Generated):
             flops = 2 * num_parameters(spec)
             reading, writing = work.num_prompt_tokens / READING_SHARE, work.num_tokens / WRITING_SHARE
-            total += times * ((reading + writing) * flops / rate + START_SECONDS["generated"])
+            total += times * ((reading + writing) * flops / (1e9 * rates["generated"]) + START_SECONDS["generated"])
     return total

@@ -16,6 +16,7 @@ from nemo_srl.trainers.nemo_aligner.platforms.functions import (
     rms_norm,
     with_fast_rotary,
 )
+from nemo_srl.trainers.nemo_aligner.shared_beginnings import pack
 
 SEQUENCE, BATCH, HEADS, SIZE = 7, 2, 3, 8
 
@@ -126,44 +127,56 @@ def test_the_embedding_adds_its_gradient_to_the_buffer(dtype: torch.dtype) -> No
     torch.testing.assert_close(weight.main_grad, 1 + expected.float(), rtol=tolerance, atol=tolerance)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("length", [1, 3, 4, 11])
+TREES = {
+    "one sequence": ["abcdefghijk"],
+    "nothing shared": ["abc", "defgh", "i"],
+    "one beginning": ["abcdefg", "abcdh", "abcdi"],
+    "several beginnings": [
+        "abcdefghijklm",
+        "abcdefghixyz",
+        "abcq",
+        "zzz",
+        "abcdefghijkln",
+        "abcdefghijklm",
+        "abcdefgh",
+    ],
+}
+
+
+@pytest.mark.parametrize("texts", TREES.values(), ids=TREES)
 @pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("is_masked", [False, True])
-def test_causal_attention(length: int, groups: int, is_masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One short block, one full one, and three of which the last one is short."""
+def test_attention_over_a_tree(texts: list[str], groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks of four queries: short, full, and several of them. The reference sees a mask over the whole tree."""
     monkeypatch.setattr(attention, "BLOCK", 4)
-    heads, scale, visible = 4, 0.3, None
-    if is_masked:  # a token may miss any before it, and always sees itself
-        visible = (random(BATCH, 1, length, length, seed=2) > 0).tril() | torch.eye(length, dtype=torch.bool)
+    heads, scale = 4, 0.3
+    ids = torch.tensor([[ord(c) for c in text.ljust(16)] for text in texts])
+    tree = pack(ids, torch.tensor([len(text) for text in texts]), multiple=8)
+    length = tree.tokens.shape[1]
+    visible = torch.eye(length, dtype=torch.bool)  # padding sees itself; a softmax over nothing is no number
+    for places, text in zip(tree.places, texts, strict=True):
+        path = places[: len(text)]
+        visible[path[:, None], path] = torch.ones(len(text), len(text), dtype=torch.bool).tril()
+    is_node = torch.arange(length) < tree.num_tokens
 
     def pytorchs(*inputs: torch.Tensor) -> torch.Tensor:
         q, k, v = (x.permute(1, 2, 0, 3) for x in inputs)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=visible, is_causal=not is_masked, scale=scale, enable_gqa=True
-        )
-        return out.permute(2, 0, 1, 3).flatten(2)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=True)
+        return out.permute(2, 0, 1, 3).flatten(2) * is_node[:, None, None]
 
-    query = random(length, BATCH, heads, SIZE)
+    query = random(length, 1, heads, SIZE)
     # Keys and values are views of one tensor, as in a training.
-    both = random(length, BATCH, groups, 2 * SIZE, seed=1)
-    assert_same(
-        lambda q, x: attention.CausalAttention.apply(q, *x.chunk(2, dim=-1), scale, visible),
-        lambda q, x: pytorchs(q, *x.chunk(2, dim=-1)),
-        query,
-        both,
-    )
+    both = random(length, 1, groups, 2 * SIZE, seed=1)
 
+    def check(dtype: torch.dtype, tolerance: float) -> None:
+        assert_same(
+            lambda q, x: attention.TreeAttention.apply(q, *x.chunk(2, dim=-1), scale, tree.branches),
+            lambda q, x: pytorchs(q, *x.chunk(2, dim=-1)),
+            query.to(dtype),
+            both.to(dtype),
+            tolerance=tolerance,
+        )
 
-def test_causal_attention_is_for_float32_products_of_onednn_and_short_sequences(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    short, long = random(8, 1, 1, SIZE), random(attention.LONG, 1, 1, SIZE)
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")
-    assert not attention.is_faster(short, masked=False)
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
-    assert attention.is_faster(short, masked=False)
-    assert not attention.is_faster(long, masked=False)
-    assert attention.is_faster(long, masked=True)
-    assert not attention.is_faster(short.bfloat16(), masked=False)
+    check(torch.float32, 1e-5)
+    check(torch.bfloat16, 0.05)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not attention.is_faster(short, masked=False)
+        check(torch.bfloat16, 0.05)

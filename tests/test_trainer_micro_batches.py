@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from nemo_srl.trainers.nemo_aligner.batches import batch_dpo, collate_dpo, collate_sft
 from nemo_srl.trainers.nemo_aligner.micro_batches import MicroBatches, Targets
-from nemo_srl.trainers.nemo_aligner.shared_beginnings import LAYOUT, Layout, pack
+from nemo_srl.trainers.nemo_aligner.shared_beginnings import LAYOUT, Branch, Layout, pack
 
 
 def dpo_batch(lengths: list[tuple[int, int, int]], multiple: int = 1, **more: Any) -> dict[str, torch.Tensor]:
@@ -92,62 +93,61 @@ def test_a_batch_brings_the_references_log_probabilities_along() -> None:
 
 @pytest.fixture
 def layout(monkeypatch: pytest.MonkeyPatch) -> Layout:
-    for name in ("visible", "positions"):
+    for name in ("branches", "positions"):
         monkeypatch.setattr(LAYOUT, name, None)
     return LAYOUT
 
 
-DEAR = 1e6
-"""The cost of a token beside which attention costs nothing."""
+def paths_of(branches: Sequence[Branch]) -> dict[int, list[int]]:
+    """The nodes that each node sees: those on its path, up to itself."""
+    found = {}
+    for own, path in branches:
+        nodes = [n for run in path for n in range(run.start, run.stop)]
+        found |= {node: nodes[: nodes.index(node) + 1] for node in range(own.start, own.stop)}
+    return found
 
 
 def test_a_tree_has_common_beginnings_once() -> None:
     ids = torch.tensor([[5, 6, 7, 8, 0], [5, 6, 9, 0, 0], [4, 6, 7, 8, 1], [5, 6, 7, 8, 0]])
     lengths = torch.tensor([4, 3, 5, 4])
-    trees = pack(ids, lengths, [range(4)], multiple=4)
-    assert trees.num_tokens == 5 + 4 + 1
-    assert trees.tokens.shape == (1, 12)
-    nodes = trees.places.tolist()
-    assert trees.visible is not None
+    tree = pack(ids, lengths, multiple=4)
+    assert tree.num_tokens == 5 + 4 + 1
+    assert tree.tokens.shape == (1, 12)
+    nodes = tree.places.tolist()
+    paths = [paths_of(tree.branches)[nodes[row][end - 1]] for row, end in enumerate(lengths.tolist())]
     for row, end in enumerate(lengths.tolist()):
         path = nodes[row][:end]
-        assert trees.tokens[0, path].tolist() == ids[row, :end].tolist()
-        assert trees.positions[0, path].tolist() == list(range(end))
-        assert path == sorted(path)
-        for depth, node in enumerate(path):
-            assert trees.visible[0, 0, node].nonzero().flatten().tolist() == path[: depth + 1]
+        assert tree.tokens[0, path].tolist() == ids[row, :end].tolist()
+        assert tree.positions[0, path].tolist() == list(range(end))
+        assert path == sorted(path) == paths[row]
     assert nodes[0][:2] == nodes[1][:2] != nodes[2][:2]
     assert nodes[0][:4] == nodes[3][:4]
-    assert trees.visible[0, 0].any(1).all(), "padding sees something; a softmax over nothing is no number"
-    two = pack(ids, lengths, [(0, 2), (1, 3)], multiple=1)
-    assert two.tokens.shape == (2, 9)
-    assert (two.places[1, :3] % 2).tolist() == [1, 1, 1]
-    assert two.tokens[1, two.places[1, :3] // 2].tolist() == [5, 6, 9]
+    assert len(tree.branches) == 3, "the last sequence is the first one again"
+    assert sorted(n for branch in tree.branches for n in range(branch.own.start, branch.own.stop)) == [*range(10)]
 
 
 def test_a_pair_is_one_sequence_with_its_prompt_once(layout: Layout) -> None:
     batch = dpo_batch([(3, 2, 4), (2, 3, 1)])
     targets = Targets()
-    split = MicroBatches(targets, multiple=4, linear_cost=0)  # so trees of two pairs do not pay
+    split = MicroBatches(targets, multiple=4, share_beginnings=True)
     (part,) = split(batch, 1)
-    assert part["chosen"][0, :7].tolist() == [0, 0, 0, 10, 20, 20, 20]
-    assert part["chosen"][1, :4].tolist() == [1, 1, 11, 11]
-    assert part["chosen"].shape == (2, 8)
-    assert part["rejected"].shape == (0, 8)
-    assert part["position_ids"].tolist()[0][:7] == [0, 1, 2, 3, 3, 4, 5]
+    assert part["chosen"][0, :11].tolist() == [0, 0, 0, 10, 20, 20, 20, 1, 1, 11, 11]
+    assert part["chosen"].shape == (1, 12)
+    assert part["rejected"].shape == (0, 12)
+    assert part["position_ids"].tolist()[0][:11] == [0, 1, 2, 3, 3, 4, 5, 0, 1, 2, 3]
     assert layout.positions is not None
     assert layout.positions.T.tolist() == part["position_ids"].tolist()
-    visible = layout.visible
-    assert visible is not None
-    assert visible[0, 0, 5].nonzero().flatten().tolist() == [0, 1, 2, 4, 5], "the prompt and the rejected response"
-    assert visible[0, 0, 3].nonzero().flatten().tolist() == [0, 1, 2, 3]
+    assert layout.branches is not None
+    paths = paths_of(layout.branches)
+    assert paths[5] == [0, 1, 2, 4, 5], "the prompt and the rejected response"
+    assert paths[3] == [0, 1, 2, 3]
+    assert 11 not in paths, "padding is on no path"
     labels = torch.cat([part["chosen_labels"], part["rejected_labels"]])
     index = targets.index(torch.device("cpu"))
-    # Flat places in [sequence, pairs]: the last token of a prompt predicts the first token of both responses.
-    assert [int(i) // 2 for i in index] == [2, 3, 1, 2, 3, 2, 4, 5, 6, 1]
-    assert [int(i) % 2 for i in index] == [0, 0, 1, 1, 1, 0, 0, 0, 0, 1]
+    # The last token of a prompt predicts the first token of both responses.
+    assert index.tolist() == [2, 3, 8, 9, 10, 2, 4, 5, 6, 8]
     assert len(index) == int((labels >= 0).sum())
-    assert split.take_padding() == pytest.approx(1 - (3 + 1 + 3 + 2 + 2 + 0) / 16)
+    assert split.take_padding() == pytest.approx(1 - 11 / 12)
 
 
 def verdicts(num: int, *, shared: int, own: int) -> dict[str, torch.Tensor]:
@@ -158,20 +158,14 @@ def verdicts(num: int, *, shared: int, own: int) -> dict[str, torch.Tensor]:
     return collate_sft(rows, pad_id=2, multiple=1)
 
 
-def test_rows_that_begin_alike_are_together_where_that_is_cheaper(layout: Layout) -> None:
+def test_rows_that_begin_alike_are_together(layout: Layout) -> None:
     targets = Targets()
-    split = MicroBatches(targets, multiple=1, linear_cost=DEAR)
+    split = MicroBatches(targets, multiple=1, share_beginnings=True)
     first, second = split(verdicts(4, shared=8, own=2), 2)
     assert (first["row"].tolist(), second["row"].tolist()) == ([0, 2], [1, 3])
     assert first["tokens"].shape == first["position_ids"].shape == (1, 12)
     assert first["labels"].shape == first["loss_mask"].shape == (2, 10)
     assert targets.index(torch.device("cpu")).tolist() == [9, 11], "the last tokens of both prompts"
-    assert layout.visible is not None
-    assert layout.visible[0, 0, 11].nonzero().flatten().tolist() == [*range(8), 10, 11]
+    assert layout.branches is not None
+    assert paths_of(layout.branches)[11] == [*range(8), 10, 11]
     assert split.take_padding() == 0
-
-    cheap = MicroBatches(targets, multiple=1, linear_cost=0)
-    first, second = cheap(verdicts(4, shared=2, own=8), 2)
-    assert first["tokens"].shape == (2, 10), "one tree of 18 tokens would have to see more than two of ten"
-    assert first["row"].tolist() == [0, 1]
-    assert layout.visible is layout.positions is None, "nothing is shared: causal attention is enough"

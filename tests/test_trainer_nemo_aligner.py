@@ -572,7 +572,7 @@ def test_whole_sequences_train_the_same_model(
     assert whole.summary["padding"] > shared.summary["padding"] == 0
 
 
-def test_megatrons_own_attention_leaves_out_the_other_response_too(run_of: Callable[..., Run]) -> None:
+def test_megatrons_own_attention_over_whole_sequences_trains_the_same_model(run_of: Callable[..., Run]) -> None:
     """It is used with dropout, here with one that drops nothing."""
     assert_same_training(run_of("dpo"), run_of("dpo", optim={"attention_dropout": 1e-12}))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nemo_srl.config.check import check
-from nemo_srl.engines.embedded.processor import fast_dtype
+from nemo_srl.processor import has_bf16_units, is_gpu
 
 DTYPES = ("bfloat16", "float32", "auto")
 DEVICES = ("auto", "cpu", "cuda")
@@ -33,6 +33,6 @@ class EmbeddedSettings:
         check(self.dtype in DTYPES, "engine.dtype", self.dtype, f"the embedded engine knows {', '.join(DTYPES)}")
         check(self.device in DEVICES, "engine.device", self.device, f"must be one of {', '.join(DEVICES)}")
         if self.dtype == "auto":
-            self.dtype = fast_dtype(self.device)
+            self.dtype = "bfloat16" if is_gpu(self.device) or has_bf16_units() else "float32"
         fits = self.max_batch_size is None or self.max_batch_size >= 1
         check(fits, "engine.max_batch_size", self.max_batch_size, "must be at least 1")

@@ -15,7 +15,7 @@ import torch
 
 from nemo_srl.trainers.nemo_aligner import shared_beginnings
 from nemo_srl.trainers.nemo_aligner.batches import IGNORED_LABEL, round_up
-from nemo_srl.trainers.nemo_aligner.shared_beginnings import Trees
+from nemo_srl.trainers.nemo_aligner.shared_beginnings import Tree
 
 
 class Targets:
@@ -39,7 +39,7 @@ class Part:
 
     index: torch.Tensor
     """Their numbers in the global batch."""
-    trees: Trees | None = None
+    tree: Tree | None = None
     """Their sequences, if they share their beginnings."""
 
 
@@ -47,16 +47,16 @@ class MicroBatches:
     """Takes the place of NeMo's `get_iterator_k_split`. It counts tokens, and says where the targets are."""
 
     def __init__(
-        self, targets: Targets, *, multiple: int, linear_cost: float | None = None,
+        self, targets: Targets, *, multiple: int, share_beginnings: bool = False,
         part_of_rank: Callable[[torch.Tensor], torch.Tensor] = lambda values: values,
     ) -> None:  # fmt: skip
         """The length of every micro-batch is a multiple of `multiple`, as that of the batches must be.
 
-        With `linear_cost` (`Trees.cost`), sequences that begin with the same tokens have these once, where this is
-        cheaper (`shared_beginnings.py`). None: every sequence is whole, and `part_of_rank` cuts [rows, sequence] to the
-        tokens that this rank has in its model.
+        With `share_beginnings`, sequences that begin with the same tokens have these once (`shared_beginnings.py`).
+        Otherwise every sequence is whole, and `part_of_rank` cuts [rows, sequence] to the tokens that this rank has in
+        its model.
         """
-        self._targets, self.multiple, self._linear_cost = targets, multiple, linear_cost
+        self._targets, self.multiple, self._share_beginnings = targets, multiple, share_beginnings
         self._part_of_rank = part_of_rank
         self._num_tokens = self._num_computed = 0
 
@@ -69,30 +69,21 @@ class MicroBatches:
         """The parts, each with `size` rows. If that does not divide their number, the last part has the shortest row
         several times. But if sequences share their beginnings, it has fewer rows.
 
-        Rows of similar length are together, the longest ones first. Where one tree for each part costs less than that,
-        rows that begin alike are together.
+        Rows that begin alike are together if their sequences share beginnings. Otherwise rows of similar length are,
+        the longest ones first.
         """
+        if self._share_beginnings:
+            return [Part(index, self._tree(batch, index)) for index in torch.split(_by_beginning(batch), size)]
         order = by_length(row_lengths(batch))
-        if (linear_cost := self._linear_cost) is None:
-            # The buffers of `ub_tp_comm_overlap` have to be full.
-            order = torch.cat([order, order[-1:].repeat(-len(order) % size)])
-            return [Part(index) for index in torch.split(order, size)]
-        apart = torch.split(order, size)
-        alike = torch.split(_by_beginning(batch), size)
-        plans = [
-            [(index, self._trees(batch, index, joined=joined)) for index in parts]
-            for parts, joined in ((apart, False), (alike, True))
-        ]
-        cheapest = min(plans, key=lambda plan: sum(trees.cost(linear_cost) for _, trees in plan))
-        return [Part(index, trees) for index, trees in cheapest]
+        # The buffers of `ub_tp_comm_overlap` have to be full.
+        order = torch.cat([order, order[-1:].repeat(-len(order) % size)])
+        return [Part(index) for index in torch.split(order, size)]
 
-    def _trees(self, batch: dict[str, Any], index: torch.Tensor, *, joined: bool) -> Trees:
-        """A tree of all sequences if `joined`, else one for each row of the batch, so one for a pair."""
+    def _tree(self, batch: dict[str, Any], index: torch.Tensor) -> Tree:
         sides = _sides(batch)
         ids = torch.cat([batch[side.tokens][index] for side in sides])
         lengths = torch.cat([batch[side.length][index] for side in sides])
-        groups = [range(len(ids))] if joined else [range(i, len(ids), len(index)) for i in range(len(index))]
-        return shared_beginnings.pack(ids, lengths, groups, multiple=self.multiple)
+        return shared_beginnings.pack(ids, lengths, multiple=self.multiple)
 
     def take(self, batch: dict[str, Any], part: Part) -> dict[str, Any]:
         """The rows of a part, cut to the longest of them. Their targets are the next ones in the model."""
@@ -101,21 +92,21 @@ class MicroBatches:
         # A pair is two sequences: first all chosen ones, then all rejected ones, as NeMo-Aligner has them.
         sides = _sides(batch)
         mask = torch.cat([found[side.labels] for side in sides]) != IGNORED_LABEL
-        if (trees := part.trees) is None:
+        if (tree := part.tree) is None:
             row, position = self._part_of_rank(mask).nonzero(as_tuple=True)
             self._targets.set(position * len(mask) + row)
             self._num_tokens += sum(int(found[side.length].sum()) for side in sides)
             self._num_computed += mask.numel()
             return found
         row, position = mask.nonzero(as_tuple=True)
-        self._targets.set(trees.places[row, position])
-        trees.enter()
-        self._num_tokens += trees.num_tokens
-        self._num_computed += trees.tokens.numel()
+        self._targets.set(tree.places[row, position])
+        tree.enter()
+        self._num_tokens += tree.num_tokens
+        self._num_computed += tree.tokens.numel()
         # NeMo-Aligner's model puts the rejected sequences behind the chosen ones.
-        none = trees.tokens[:0]
+        none = tree.tokens[:0]
         first, *others = (side.tokens for side in sides)
-        return found | {first: trees.tokens, **dict.fromkeys(others, none), "position_ids": trees.positions}
+        return found | {first: tree.tokens, **dict.fromkeys(others, none), "position_ids": tree.positions}
 
     def take_padding(self) -> float:
         """The share of padding in all tokens since the last call; on this data-parallel rank."""

@@ -168,28 +168,19 @@ def _compute_what_is_needed(model: Any, cfg: DictConfig) -> MicroBatches:
     # Layers read the layout of the micro-batch that was handed out last. In a pipeline, that is another one when they
     # are computed again.
     recomputed = cfg.activations_checkpoint_granularity and cfg.pipeline_model_parallel_size > 1
-    share = cfg.data.get("share_beginnings", False) and not recomputed
-    linear_cost = _linear_cost(cfg) if share else None
+    # megatron-core's attention with dropout sees whole sequences.
+    share = cfg.data.get("share_beginnings", False) and not recomputed and not cfg.attention_dropout
     micro_batches = MicroBatches(
-        where, multiple=cfg.data.pad_length_to_multiple_of, linear_cost=linear_cost,
+        where, multiple=cfg.data.pad_length_to_multiple_of, share_beginnings=share,
         part_of_rank=context_parallel.mine,
     )  # fmt: skip
     sft_model.get_iterator_k_split = dpo_model.get_iterator_k_split = micro_batches
     # Micro-batches have lengths of their own. So a pipeline stage sends the shape before the hidden states.
     for module in model.get_model_module_list():
         module.config.variable_seq_lengths = parallel_state.get_pipeline_model_parallel_world_size() > 1
-        if linear_cost is not None:
+        if share:
             shared_beginnings.use_positions(module.rotary_pos_emb)
     return micro_batches
-
-
-def _linear_cost(cfg: DictConfig) -> float:
-    """The products of a token with the weights of a layer, in units of its products with another token that it sees.
-
-    Half of the tokens of a sequence are seen, on average; see `Trees.cost`.
-    """
-    queries, keys = (cfg.kv_channels * n for n in (cfg.num_attention_heads, cfg.num_query_groups))
-    return float(cfg.hidden_size * (2 * queries + 2 * keys + 3 * cfg.ffn_hidden_size) / queries)
 
 
 def _build_loader(cfg: DictConfig, algorithm: str, rows: list[dict[str, Any]], pad_id: int, consumed: int) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from nemo_srl.config.check import check
 from nemo_srl.config.training import OptimConfig
+from nemo_srl.processor import has_bf16_units, is_gpu
 from nemo_srl.trainers.nemo_aligner.platforms import (
     PLATFORMS,
     check_context_parallel,
@@ -19,7 +20,9 @@ class NemoAlignerSettings:
     name: str = "nemo_aligner"
     precision: str = "bf16"
     """bf16: products in bfloat16 over float32 weights (NeMo's autocast); bf16-O2: Megatron's bfloat16
-    weights with float32 masters in the distributed optimizer; 32: float32 throughout."""
+    weights with float32 masters in the distributed optimizer; 32: float32 throughout; auto: bf16 on a CPU with units
+    for bfloat16, else 32. On a GPU too, where a small model gains little by bf16. The machine of the orchestrator
+    decides, and run directories hold what was decided."""
     platform: str = "auto"
     """cpu; cuda: NVIDIA GPUs with pip packages alone; ngc: with Transformer Engine and Apex; auto: what is there."""
     tensor_model_parallel_size: int = 1
@@ -76,10 +79,12 @@ class NemoAlignerSettings:
         )
         check(self.lora_rank >= 0, "trainer.lora_rank", self.lora_rank, "must be at least 0; 0 trains all weights")
         check(self.lora_alpha > 0, "trainer.lora_alpha", self.lora_alpha, "must be above 0")
-        known = ("bf16", "bf16-O2", "32")
-        check(self.precision in known, "trainer.precision", self.precision, f"must be one of {known}")
+        precisions = ("bf16", "bf16-O2", "32", "auto")
+        check(self.precision in precisions, "trainer.precision", self.precision, f"must be one of {precisions}")
         platforms = ("auto", *PLATFORMS)
         check(self.platform in platforms, "trainer.platform", self.platform, f"must be one of {platforms}")
+        if self.precision == "auto":
+            self.precision = "bf16" if not is_gpu(self.platform) and has_bf16_units() else "32"
         check_offload(self.optimizer_cpu_offload, self.platform)
         check_context_parallel(self.context_parallel_size, self.platform)
         check_tensor_overlap(self.ub_tp_comm_overlap, self.platform)

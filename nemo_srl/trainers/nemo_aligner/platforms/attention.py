@@ -1,104 +1,130 @@
-"""Causal attention in few matrix products, for a CPU on which oneDNN multiplies.
+"""Causal attention over a tree of sequences (`shared_beginnings.py`), path by path.
 
-PyTorch's fused kernel makes a small product for every head and every block of queries. oneDNN takes longer to start
-such a product than to compute it. Here all heads of a sequence are one product, for `BLOCK` queries at a time. Keys
-after these queries are left out. No matrix has more than heads x BLOCK x sequence numbers.
+One attention over the whole tree would compute a score for every two tokens of a micro-batch, and most of them lie on
+different paths. Here the tokens that a sequence has for itself look at the tokens of its path, and nothing else is
+computed. The heads that share keys and values are rows of one product.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
+from nemo_srl.trainers.nemo_aligner.shared_beginnings import Branch
+
 BLOCK = 128
-LONG = 768
-"""From this length on, PyTorch's kernel takes larger blocks, too, and is the faster one without a mask."""
-
-Blocks = list[tuple[slice, slice, torch.Tensor]]
-"""Some queries, the keys that they may look at, and what is added to their scores: 0, and -inf for later keys."""
+"""Queries at a time. No matrix has more than heads x BLOCK x path numbers."""
 
 
-def is_faster(query: torch.Tensor, *, masked: bool) -> bool:
-    """Whether `CausalAttention` is faster than PyTorch's kernel for `query` [sequence, batch, heads, size].
+def _without_modes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Without the mode of `cpu.py`, which looks at the arguments of every operation. There are thousands in a step."""
 
-    `masked`: a query does not see all keys before it. PyTorch's kernel is slow then at any length.
-    """
-    multiplied_by_onednn = torch.get_float32_matmul_precision() != "highest"
-    on_cpu = query.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    return on_cpu and multiplied_by_onednn and query.dtype == torch.float32 and (masked or len(query) < LONG)
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            return function(*args)
+
+    return call
 
 
-class CausalAttention(torch.autograd.Function):
-    """softmax(scale q k^T) v, where a query looks at the keys up to its own position, with grouped queries.
+class TreeAttention(torch.autograd.Function):
+    """softmax(scale q k^T) v, where a query looks at the keys on its path up to itself, with grouped queries.
 
-    `visible` [batch, 1, sequence, sequence], if it is there, says which of these keys it looks at. As in FlashAttention
-    (Dao et al. 2022, section 3.1), the backward pass computes the probabilities again.
+    As in FlashAttention (Dao et al. 2022, section 3.1), the backward pass computes the probabilities again.
     """
 
     @staticmethod
+    @_without_modes
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float,
-        visible: torch.Tensor | None = None,
-    ) -> torch.Tensor:  # fmt: skip
-        """`query` [sequence, batch, heads, size], `key` and `value` with groups for heads -> [s, b, heads * size]."""
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, branches: Sequence[Branch]
+    ) -> torch.Tensor:
+        """`query` [nodes, 1, heads, size], `key` and `value` with groups for heads -> [nodes, 1, heads * size].
+
+        It is zero for nodes on no path.
+        """
         ctx.save_for_backward(query, key, value)
-        ctx.scale, ctx.visible = scale, visible
-        out = query.new_empty(query.shape)
-        for row in range(query.shape[1]):
-            q, k, v, out_of_row = (
-                _heads(query, row),
-                _repeated(key, row, query),
-                _repeated(value, row, query),
-                _heads(out, row),
-            )
-            for queries, keys, mask in _blocks(len(query), visible, row):
-                out_of_row[:, queries] = _probabilities(q[:, queries], k[:, keys], mask, scale) @ v[:, keys]
+        ctx.scale, ctx.branches = scale, branches
+        out = torch.zeros_like(query)
+        for path, blocks in _blocks(branches):
+            k, v = _along(key, path), _along(value, path)
+            for own, end in blocks:
+                q = _folded(query, own, len(k))
+                p = _probabilities(q, k[:, :end], own, scale)
+                _unfolded(out, own, len(k)).copy_((p @ v[:, :end]).view(len(k), -1, _length(own), v.shape[-1]))
         return out.flatten(2)
 
     @staticmethod
+    @_without_modes
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         query, key, value = ctx.saved_tensors
         gradient = gradient.view(query.shape)
-        of_query, of_key, of_value = (x.new_empty(x.shape) for x in (query, key, value))
-        for row in range(query.shape[1]):
-            q, g, of_q = _heads(query, row), _heads(gradient, row), _heads(of_query, row)
-            k, v = _repeated(key, row, query), _repeated(value, row, query)
+        of_query, of_key, of_value = (torch.zeros_like(x) for x in (query, key, value))
+        for path, blocks in _blocks(ctx.branches):
+            k, v = _along(key, path), _along(value, path)
             of_k, of_v = torch.zeros_like(k), torch.zeros_like(v)
-            for queries, keys, mask in _blocks(len(query), ctx.visible, row):
-                p = _probabilities(q[:, queries], k[:, keys], mask, ctx.scale)
-                of_v[:, keys].baddbmm_(p.mT, g[:, queries])
-                of_p = g[:, queries] @ v[:, keys].mT
+            for own, end in blocks:
+                q, g = (_folded(x, own, len(k)) for x in (query, gradient))
+                p = _probabilities(q, k[:, :end], own, ctx.scale)
+                of_v[:, :end].baddbmm_(p.mT, g)
+                of_p = g @ v[:, :end].mT
                 of_scores = torch._softmax_backward_data(of_p, p, -1, p.dtype).mul_(ctx.scale)
-                of_q[:, queries] = of_scores @ k[:, keys]
-                of_k[:, keys].baddbmm_(of_scores.mT, q[:, queries])
-            for target, of_heads in ((of_key, of_k), (of_value, of_v)):
-                groups = _heads(target, row)
-                torch.sum(of_heads.view(len(groups), -1, *of_heads.shape[1:]), 1, out=groups)
+                of_k[:, :end].baddbmm_(of_scores.mT, q)
+                of_q = (of_scores @ k[:, :end]).view(len(k), -1, _length(own), q.shape[-1])
+                _unfolded(of_query, own, len(k)).copy_(of_q)
+            _add_along(of_key, path, of_k)
+            _add_along(of_value, path, of_v)
         return of_query, of_key, of_value, None, None
 
 
-def _blocks(length: int, visible: torch.Tensor | None, row: int) -> Blocks:
-    found = []
-    for start in range(0, length, BLOCK):
-        end = min(start + BLOCK, length)
-        if visible is None:
-            mask = torch.full((end - start, end), -torch.inf).triu_(start + 1)
-        else:
-            mask = torch.zeros(end - start, end).masked_fill_(~visible[row, 0, start:end, :end], -torch.inf)
-        found.append((slice(start, end), slice(end), mask))
-    return found
+def _blocks(branches: Sequence[Branch]) -> Iterator[tuple[tuple[slice, ...], list[tuple[slice, int]]]]:
+    """The path of each branch, and its queries in blocks, each with the number of keys up to its last query."""
+    for own, path in branches:
+        num_shared = sum(map(_length, path)) - _length(own)
+        starts = range(own.start, own.stop, BLOCK)
+        blocks = [slice(start, min(start + BLOCK, own.stop)) for start in starts]
+        yield path, [(block, num_shared + block.stop - own.start) for block in blocks]
 
 
-def _heads(x: torch.Tensor, row: int) -> torch.Tensor:
-    """One sequence of [sequence, batch, heads, size] as a view [heads, sequence, size]."""
-    return x[:, row].transpose(0, 1)
+def _length(nodes: slice) -> int:
+    return int(nodes.stop - nodes.start)
 
 
-def _repeated(x: torch.Tensor, row: int, query: torch.Tensor) -> torch.Tensor:
-    """The same of keys or values, each group repeated for all of its heads."""
-    return _heads(x, row).repeat_interleave(query.shape[2] // x.shape[2], dim=0)
+def _along(x: torch.Tensor, path: Sequence[slice]) -> torch.Tensor:
+    """Keys or values of a path: [nodes, 1, groups, size] -> [groups, path, size]."""
+    return torch.cat([x[nodes, 0] for nodes in path]).transpose(0, 1)
 
 
-def _probabilities(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
-    return torch.baddbmm(mask, q, k.mT, alpha=scale).softmax(-1)
+def _add_along(x: torch.Tensor, path: Sequence[slice], part: torch.Tensor) -> None:
+    """The reverse: add [groups, path, size] to the nodes of a path."""
+    parts = torch.split(part.transpose(0, 1), [_length(nodes) for nodes in path])
+    for nodes, of_nodes in zip(path, parts, strict=True):
+        x[nodes, 0] += of_nodes
+
+
+def _folded(x: torch.Tensor, own: slice, num_groups: int) -> torch.Tensor:
+    """Queries, with the heads of a group below each other: [nodes, 1, heads, size] -> [groups, queries, size]."""
+    return _unfolded(x, own, num_groups).flatten(1, 2)
+
+
+def _unfolded(x: torch.Tensor, own: slice, num_groups: int) -> torch.Tensor:
+    """A view of them: [groups, heads of a group, own nodes, size]."""
+    rows = x[own, 0]
+    return rows.view(len(rows), num_groups, -1, rows.shape[-1]).permute(1, 2, 0, 3)
+
+
+def _probabilities(q: torch.Tensor, k: torch.Tensor, own: slice, scale: float) -> torch.Tensor:
+    """[groups, queries, keys]. The last key is that of the last node of `own`."""
+    num_nodes = _length(own)
+    mask = _mask(num_nodes, k.shape[1], q.shape[1] // num_nodes, q.dtype)
+    # In float32 also under autocast, as in PyTorch's kernels.
+    return torch.baddbmm(mask, q, k.mT, alpha=scale).softmax(-1, dtype=torch.float32).to(q.dtype)
+
+
+@functools.lru_cache(maxsize=64)  # all layers of a step have the same ones
+def _mask(num_nodes: int, num_keys: int, num_heads: int, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to the scores of the last nodes of a path, for each head of a group: 0, and -inf for later keys."""
+    later = torch.full((num_nodes, num_keys), -torch.inf, dtype=dtype).triu_(num_keys - num_nodes + 1)
+    return later.repeat(num_heads, 1)

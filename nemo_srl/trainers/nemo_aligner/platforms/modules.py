@@ -4,8 +4,8 @@ Every class takes the constructor arguments that megatron-core 0.11.0's layer sp
 the same parameter names and the same sharding in checkpoints. They compute what the layers are defined to be: RMSNorm,
 a linear map, causal softmax attention. Not covered: LayerNorm, which no family of models here has.
 
-Attention is causal. Rows are padded on the right, so no real token sees padding. The only mask that it takes is that of
-`shared_beginnings.py`.
+Attention is causal. Rows are padded on the right, so no real token sees padding. The layout of `shared_beginnings.py`
+says which tokens lie on one path.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.enums import AttnMaskType
 
-from nemo_srl.trainers.nemo_aligner.platforms.attention import CausalAttention, is_faster
+from nemo_srl.trainers.nemo_aligner.platforms.attention import TreeAttention
 from nemo_srl.trainers.nemo_aligner.platforms.functions import rms_norm
 from nemo_srl.trainers.nemo_aligner.shared_beginnings import LAYOUT
 
@@ -75,7 +75,8 @@ class NormColumnLinear(ColumnParallelLinear):  # type: ignore[misc]
 
 
 class Attention(DotProductAttention):  # type: ignore[misc]
-    """`TEDotProductAttention`, causal: torch's kernel or `attention.py`; with dropout, megatron-core's own code."""
+    """`TEDotProductAttention`, causal: `attention.py` for sequences that share beginnings, else torch's kernel; with
+    dropout, megatron-core's own code."""
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: object, **kwargs: Any
@@ -84,16 +85,13 @@ class Attention(DotProductAttention):  # type: ignore[misc]
         assert self.attn_mask_type == AttnMaskType.causal, self.attn_mask_type
         if self.training and self.attention_dropout.p > 0:
             # The fused kernel uses torch's generator. This uses the one that differs between tensor-parallel ranks.
-            if (visible := LAYOUT.visible) is None:
-                length = query.shape[0]
-                visible = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()[None, None]
-            mask = ~visible  # True where it must not look
-            return super().forward(query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
-        if is_faster(query, masked=LAYOUT.visible is not None):
-            return CausalAttention.apply(query, key, value, self.softmax_scale, LAYOUT.visible)  # type: ignore[no-any-return, no-untyped-call]
+            length = query.shape[0]
+            mask = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)  # where it must not look
+            return super().forward(query, key, value, mask[None, None], **kwargs)  # type: ignore[no-any-return]
+        if LAYOUT.branches is not None:
+            return TreeAttention.apply(query, key, value, self.softmax_scale, LAYOUT.branches)  # type: ignore[no-any-return, no-untyped-call]
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=LAYOUT.visible, is_causal=LAYOUT.visible is None, scale=self.softmax_scale,
-            enable_gqa=True,
-        )  # fmt: skip
+            query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=True
+        )
         return out.permute(2, 0, 1, 3).flatten(2)

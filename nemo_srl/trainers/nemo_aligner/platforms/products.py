@@ -92,17 +92,18 @@ def measure(libraries: list[str], products: list[Callable[[], Any]]) -> dict[str
     return {name: sum(statistics.median(times[1:]) for times in of_name) for name, of_name in seconds.items()}
 
 
-def gflops(hidden_size: int, ffn_hidden_size: int) -> dict[str, float]:
+def gflops(hidden_size: int, ffn_hidden_size: int, dtype: torch.dtype = torch.float32) -> dict[str, float]:
     """GFLOP/s by library of a feed-forward layer, over its forward product and those for both gradients."""
     size_in, size_out = min(hidden_size, _MAX_SIZE), min(ffn_hidden_size, _MAX_SIZE)
-    x, weight, gradient = torch.ones(_NUM_ROWS, size_in), torch.ones(size_out, size_in), torch.ones(_NUM_ROWS, size_out)
+    shapes = ((_NUM_ROWS, size_in), (size_out, size_in), (_NUM_ROWS, size_out))
+    x, weight, gradient = (torch.ones(shape, dtype=dtype) for shape in shapes)
     y, of_x, of_weight = torch.empty_like(gradient), torch.empty_like(x), torch.empty_like(weight)
     products: list[Callable[[], Any]] = [
         lambda: torch.mm(x, weight.t(), out=y),
         lambda: torch.mm(gradient, weight, out=of_x),
         lambda: torch.mm(gradient.t(), x, out=of_weight),
     ]
-    libraries = [MKL, ONEDNN] if onednn_is_exact() else [MKL]
+    libraries = [MKL, ONEDNN] if dtype == torch.float32 and onednn_is_exact() else [MKL]
     giga_operations = len(products) * 2 * _NUM_ROWS * size_in * size_out / 1e9
     return {name: giga_operations / seconds for name, seconds in measure(libraries, products).items()}
 

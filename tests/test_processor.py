@@ -1,4 +1,4 @@
-"""engine.dtype=auto: the number format in which the machine is fast, and what run directories hold of it."""
+"""engine.dtype=auto and trainer.precision=auto: the number format in which the machine is fast."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from nemo_srl.engines.embedded import processor
+from nemo_srl import processor
 from nemo_srl.engines.embedded.settings import EmbeddedSettings
+from nemo_srl.trainers.nemo_aligner.settings import NemoAlignerSettings
 from tests.support import composed
 
 UNITS = {
@@ -29,6 +30,10 @@ def test_bfloat16_where_the_processor_has_units_for_it(
     assert EmbeddedSettings(dtype="auto").dtype == UNITS[cpuinfo]
     assert EmbeddedSettings(dtype="auto", device="cuda").dtype == "bfloat16"
     assert EmbeddedSettings(dtype="float32", device="cuda").dtype == "float32"
+    precision = {"bfloat16": "bf16", "float32": "32"}[UNITS[cpuinfo]]
+    assert NemoAlignerSettings(precision="auto").precision == precision
+    assert NemoAlignerSettings(precision="auto", platform="cuda").precision == "32"
+    assert NemoAlignerSettings(precision="bf16-O2").precision == "bf16-O2"
 
 
 def test_a_gpu_has_them_and_an_unknown_system_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,8 +43,12 @@ def test_a_gpu_has_them_and_an_unknown_system_has_none(tmp_path: Path, monkeypat
     monkeypatch.setattr(processor.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert EmbeddedSettings(dtype="auto").dtype == "bfloat16"
     assert EmbeddedSettings(dtype="auto", device="cpu").dtype == "float32"
+    assert NemoAlignerSettings(precision="auto").precision == "32"
 
 
 def test_recipes_hold_what_was_decided() -> None:
     assert composed().engine.dtype in ("bfloat16", "float32")
     assert composed("engine.dtype=float32").engine.dtype == "float32"
+    trainer = composed(recipe="srl-smollm2-135m-checked").trainer
+    assert isinstance(trainer, NemoAlignerSettings)
+    assert trainer.precision == ("bf16" if processor.has_bf16_units() and not processor.is_gpu("auto") else "32")
