@@ -146,7 +146,10 @@ TREES = {
 @pytest.mark.parametrize("texts", TREES.values(), ids=TREES)
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_attention_over_a_tree(texts: list[str], groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In blocks of four queries: short, full, and several of them. The reference sees a mask over the whole tree."""
+    """In blocks of four queries: short, full, and several of them. The reference sees a mask over the whole tree.
+
+    In bfloat16, only inputs and results are rounded. Scores are so large that it would show if they were, too.
+    """
     monkeypatch.setattr(attention, "BLOCK", 4)
     heads, scale = 4, 0.3
     ids = torch.tensor([[ord(c) for c in text.ljust(16)] for text in texts])
@@ -159,11 +162,12 @@ def test_attention_over_a_tree(texts: list[str], groups: int, monkeypatch: pytes
     is_node = torch.arange(length) < tree.num_tokens
 
     def pytorchs(*inputs: torch.Tensor) -> torch.Tensor:
-        q, k, v = (x.permute(1, 2, 0, 3) for x in inputs)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=True)
-        return out.permute(2, 0, 1, 3).flatten(2) * is_node[:, None, None]
+        q, k, v = (x.float().permute(1, 2, 0, 3) for x in inputs)
+        with torch.autocast("cpu", enabled=False):
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=True)
+        return (out.permute(2, 0, 1, 3).flatten(2) * is_node[:, None, None]).to(inputs[0].dtype)
 
-    query = random(length, 1, heads, SIZE)
+    query = 8 * random(length, 1, heads, SIZE)
     # Keys and values are views of one tensor, as in a training.
     both = random(length, 1, groups, 2 * SIZE, seed=1)
 
@@ -177,6 +181,6 @@ def test_attention_over_a_tree(texts: list[str], groups: int, monkeypatch: pytes
         )
 
     check(torch.float32, 1e-5)
-    check(torch.bfloat16, 0.05)
+    check(torch.bfloat16, 0.01)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        check(torch.bfloat16, 0.05)
+        check(torch.bfloat16, 0.01)

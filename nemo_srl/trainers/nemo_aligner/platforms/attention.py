@@ -19,12 +19,16 @@ BLOCK = 128
 """Queries at a time. No matrix has more than heads x BLOCK x path numbers."""
 
 
-def _without_modes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Without the mode of `cpu.py`, which looks at the arguments of every operation. There are thousands in a step."""
+def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Without the mode of `cpu.py`, which looks at the arguments of every operation: there are thousands in a step.
+
+    And without autocast, which would round scores to bfloat16: those above 8 by up to 0.03. Here all is float32, and
+    the result is rounded, as in PyTorch's kernels.
+    """
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
-        with torch._C.DisableTorchFunction():
+        with torch._C.DisableTorchFunction(), torch.autocast("cpu", enabled=False):
             return function(*args)
 
     return call
@@ -37,7 +41,7 @@ class TreeAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    @_without_modes
+    @_plain
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, branches: Sequence[Branch]
     ) -> torch.Tensor:
@@ -57,11 +61,12 @@ class TreeAttention(torch.autograd.Function):
         return out.flatten(2)
 
     @staticmethod
-    @_without_modes
+    @_plain
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         query, key, value = ctx.saved_tensors
         gradient = gradient.view(query.shape)
-        of_query, of_key, of_value = (torch.zeros_like(x) for x in (query, key, value))
+        of_query = torch.zeros_like(query)
+        of_key, of_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key, value))
         for path, blocks in _blocks(ctx.branches):
             k, v = _along(key, path), _along(value, path)
             of_k, of_v = torch.zeros_like(k), torch.zeros_like(v)
@@ -76,7 +81,7 @@ class TreeAttention(torch.autograd.Function):
                 _unfolded(of_query, own, len(k)).copy_(of_q)
             _add_along(of_key, path, of_k)
             _add_along(of_value, path, of_v)
-        return of_query, of_key, of_value, None, None
+        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None
 
 
 def _blocks(branches: Sequence[Branch]) -> Iterator[tuple[tuple[slice, ...], list[tuple[slice, int]]]]:
@@ -93,8 +98,8 @@ def _length(nodes: slice) -> int:
 
 
 def _along(x: torch.Tensor, path: Sequence[slice]) -> torch.Tensor:
-    """Keys or values of a path: [nodes, 1, groups, size] -> [groups, path, size]."""
-    return torch.cat([x[nodes, 0] for nodes in path]).transpose(0, 1)
+    """Keys or values of a path: [nodes, 1, groups, size] -> [groups, path, size] in float32."""
+    return torch.cat([x[nodes, 0] for nodes in path]).float().transpose(0, 1)
 
 
 def _add_along(x: torch.Tensor, path: Sequence[slice], part: torch.Tensor) -> None:
@@ -105,8 +110,9 @@ def _add_along(x: torch.Tensor, path: Sequence[slice], part: torch.Tensor) -> No
 
 
 def _folded(x: torch.Tensor, own: slice, num_groups: int) -> torch.Tensor:
-    """Queries, with the heads of a group below each other: [nodes, 1, heads, size] -> [groups, queries, size]."""
-    return _unfolded(x, own, num_groups).flatten(1, 2)
+    """Queries in float32, with the heads of a group below each other: [nodes, 1, heads, size] -> [groups, queries,
+    size]."""
+    return _unfolded(x, own, num_groups).flatten(1, 2).float()
 
 
 def _unfolded(x: torch.Tensor, own: slice, num_groups: int) -> torch.Tensor:
@@ -118,13 +124,12 @@ def _unfolded(x: torch.Tensor, own: slice, num_groups: int) -> torch.Tensor:
 def _probabilities(q: torch.Tensor, k: torch.Tensor, own: slice, scale: float) -> torch.Tensor:
     """[groups, queries, keys]. The last key is that of the last node of `own`."""
     num_nodes = _length(own)
-    mask = _mask(num_nodes, k.shape[1], q.shape[1] // num_nodes, q.dtype)
-    # In float32 also under autocast, as in PyTorch's kernels.
-    return torch.baddbmm(mask, q, k.mT, alpha=scale).softmax(-1, dtype=torch.float32).to(q.dtype)
+    mask = _mask(num_nodes, k.shape[1], q.shape[1] // num_nodes)
+    return torch.baddbmm(mask, q, k.mT, alpha=scale).softmax(-1)
 
 
 @functools.lru_cache(maxsize=64)  # all layers of a step have the same ones
-def _mask(num_nodes: int, num_keys: int, num_heads: int, dtype: torch.dtype) -> torch.Tensor:
+def _mask(num_nodes: int, num_keys: int, num_heads: int) -> torch.Tensor:
     """What is added to the scores of the last nodes of a path, for each head of a group: 0, and -inf for later keys."""
-    later = torch.full((num_nodes, num_keys), -torch.inf, dtype=dtype).triu_(num_keys - num_nodes + 1)
+    later = torch.full((num_nodes, num_keys), -torch.inf).triu_(num_keys - num_nodes + 1)
     return later.repeat(num_heads, 1)
