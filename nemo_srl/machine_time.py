@@ -7,6 +7,7 @@ runs on GPUs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
@@ -46,16 +47,16 @@ def announcement(
         return ""
     spec = hf.read_spec(model_dir)
     chat = ChatTemplate(model_dir, chat_template=cfg.model.chat_template, variables=cfg.model.chat_template_kwargs)
-    lessons = [reader(cfg.judge).lesson(x, cfg.judge)[0] for x in eft[:_SAMPLE]]
-    a = assumptions(cfg, chat, ift, eft, lessons)
-    shared = shared_tokens(chat, [x.instruction for x in ift], lessons, share_of_lessons=len(eft) / a.num_sft_rows)
+    lessons = [reader(cfg.judge).lesson(x, cfg.judge) for x in eft[:_SAMPLE]]
+    a = assumptions(cfg, chat, ift, eft, [prompt for prompt, _ in lessons])
+    rows = row_tokens(chat, [(x.instruction, x.response) for x in ift[:_SAMPLE]], lessons, len(eft) / a.num_sft_rows)
     formats = {"trained": "float32" if cfg.trainer.precision == "32" else "bfloat16", "generated": cfg.engine.dtype}
     gflops = {
         name: max(products.gflops(spec.hidden_size, spec.ffn_hidden_size, getattr(torch, name)).values())
         for name in sorted(set(formats.values()))
     }
     rates = {work: gflops[name] for work, name in formats.items()}
-    minutes = seconds(cfg, spec, a, rates=rates, shared=shared) / 60
+    minutes = seconds(cfg, spec, a, rates=rates, rows=rows) / 60
     speed = " and ".join(f"{value:.0f} GFLOP/s in {name}" for name, value in gflops.items())
     return (
         f"This machine multiplies {speed}, so a whole run takes about {minutes:.0f} minutes. "
@@ -81,13 +82,39 @@ def assumptions(
     )
 
 
-def shared_tokens(
-    chat: ChatTemplate, instructions: Sequence[str], lessons: Sequence[str], *, share_of_lessons: float
-) -> float:
-    """The mean number of tokens with which an SFT row begins as all others of its kind do: instructions, or prompts of
-    the judge. The trainer computes them once for the rows of a micro-batch (`shared_beginnings.py`)."""
-    begun = [chat.num_tokens(_beginning([chat.render(x) for x in some])) for some in (instructions[:_SAMPLE], lessons)]
-    return begun[0] * (1 - share_of_lessons) + begun[1] * share_of_lessons
+@dataclass(frozen=True, kw_only=True)
+class RowTokens:
+    """Mean tokens of rows for training, by what they teach."""
+
+    share_of_judging: float
+    """The share of rows of SFT that teach judging."""
+    sft: float
+    """Of a row of SFT."""
+    begun_answering: float
+    begun_judging: float
+    """With which all rows of the kind begin. A micro-batch has them once (`shared_beginnings.py`)."""
+
+    def begun(self, share_of_judging: float) -> float:
+        return self.begun_answering * (1 - share_of_judging) + self.begun_judging * share_of_judging
+
+
+def row_tokens(
+    chat: ChatTemplate, answers: Sequence[tuple[str, str]], lessons: Sequence[tuple[str, str]], share_of_judging: float
+) -> RowTokens:
+    """`answers` and `lessons`: prompt, before the chat template, and response, of rows that teach either."""
+    shares = (1 - share_of_judging, share_of_judging)
+    prompts = [[chat.render(prompt) for prompt, _ in rows] for rows in (answers, lessons)]
+    responses = [[response for _, response in rows] for rows in (answers, lessons)]
+    sft = sum(
+        share * fmean(chat.num_tokens(text) for text in texts) if texts else 0.0
+        for kind in (prompts, responses)
+        for share, texts in zip(shares, kind, strict=True)
+    )
+    begun = [float(chat.num_tokens(_beginning(texts))) for texts in prompts]
+    return RowTokens(
+        share_of_judging=share_of_judging, sft=sft + 1,  # the end
+        begun_answering=begun[0], begun_judging=begun[1],
+    )  # fmt: skip
 
 
 def _beginning(texts: Sequence[str]) -> str:
@@ -96,23 +123,28 @@ def _beginning(texts: Sequence[str]) -> str:
     return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
 
 
-def seconds(
-    cfg: Config, spec: ModelSpec, a: Assumptions, *, rates: Mapping[str, float], shared: float = 0.0
-) -> float:  # fmt: skip
+def seconds(cfg: Config, spec: ModelSpec, a: Assumptions, *, rates: Mapping[str, float], rows: RowTokens) -> float:
     """Seconds of the whole run. `rates`: the probe's GFLOP/s, in the format of what is `trained` and of what is
-    `generated`. `shared`: see `shared_tokens`."""
+    `generated`."""
     total = 0.0
     for stage in map(stage_named, LOOP):
         work, times = stage.work(cfg, a), times_of(stage, cfg)
         if isinstance(work, Trained):
             length = work.row_tokens / work.num_sequences
             flops = flops_per_token(spec, sequence_length=length, forward_passes=num_passes(cfg, work))
-            rows = cfg.trainer.rows_at_a_time(work.optim)
-            once = shared * (1 - 1 / rows) if work.num_sequences == 1 else work.shared_tokens
-            needed = work.num_rows * (work.row_tokens - once) * work.optim.max_epochs * flops
+            needed = work.num_rows * _tokens_once(cfg, a, work, rows) * work.optim.max_epochs * flops
             total += times * (needed / (1e9 * rates["trained"]) / TRAINING_SHARE + START_SECONDS["trained"])
         elif isinstance(work, Generated):
             flops = 2 * num_parameters(spec)
             reading, writing = work.num_prompt_tokens / READING_SHARE, work.num_tokens / WRITING_SHARE
             total += times * ((reading + writing) * flops / (1e9 * rates["generated"]) + START_SECONDS["generated"])
     return total
+
+
+def _tokens_once(cfg: Config, a: Assumptions, work: Trained, rows: RowTokens) -> float:
+    """Mean tokens of a row, where a micro-batch has common beginnings once."""
+    others: float = 1 - 1 / cfg.trainer.rows_at_a_time(work.optim)
+    if work.num_sequences == 1:
+        return rows.sft - rows.begun(rows.share_of_judging) * others
+    share_of_answers = min(1.0, cfg.prompts.num_prompts * a.pairs_per_prompt / work.num_rows)
+    return work.row_tokens - work.shared_tokens - rows.begun(1 - share_of_answers) * others

@@ -10,6 +10,7 @@ import pytest
 
 from nemo_srl import machine_time
 from nemo_srl.chat import ChatTemplate
+from nemo_srl.config import Config
 from nemo_srl.models import hf
 from nemo_srl.records import EFTExample, IFTExample
 from nemo_srl.workload import Assumptions
@@ -42,22 +43,37 @@ def test_lengths_are_those_of_the_seed_data(model: Path) -> None:
 
 def test_what_rows_begin_with_counts_once(model: Path) -> None:
     cfg, spec, chat = composed(), hf.read_spec(model), ChatTemplate(model, chat_template=None)
-    lessons = ["Grade it: a pear", "Grade it: an apple", "Grade it: two figs"]
-    found = machine_time.shared_tokens(chat, [], lessons, share_of_lessons=1.0)
-    assert found == chat.num_tokens(chat.render("Grade it: @").partition("@")[0])
-    assert machine_time.shared_tokens(chat, ["Name it", "Say it"], lessons, share_of_lessons=0.5) < found
+    answers = [("Name it", "A pear."), ("Say it", "A fig.")]
+    lessons = [("Grade it: a pear", "Score: 5"), ("Grade it: an apple", "Score: 4"), ("Grade it: two figs", "Score: 3")]
+    rows = machine_time.row_tokens(chat, answers, lessons, 0.75)
+    tokens = [
+        [chat.num_tokens(chat.render(prompt)) + chat.num_tokens(response) for prompt, response in kind]
+        for kind in (answers, lessons)
+    ]
+    assert rows.sft == pytest.approx(0.25 * sum(tokens[0]) / 2 + 0.75 * sum(tokens[1]) / 3 + 1)
+    assert rows.begun_judging == chat.num_tokens(chat.render("Grade it: @").partition("@")[0])
+    assert rows.begun_answering == chat.num_tokens(chat.render("@").partition("@")[0]) < rows.begun_judging
+    assert rows.begun(0.5) == (rows.begun_answering + rows.begun_judging) / 2
+    nothing = replace(rows, begun_answering=0.0, begun_judging=0.0)
     a = Assumptions(num_sft_rows=100)
-    assert machine_time.seconds(cfg, spec, a, rates=rates(1.0), shared=found) < machine_time.seconds(
-        cfg, spec, a, rates=rates(1.0)
-    )
+    took = [machine_time.seconds(cfg, spec, a, rates=rates(1.0), rows=x) for x in (rows, nothing)]
+    assert took[0] < took[1]
+    assert machine_time.row_tokens(chat, answers, (), 0.0).begun_judging == 0, "without EFT"
 
 
 def test_more_work_takes_longer_and_a_faster_machine_does_not(model: Path) -> None:
     cfg, spec, a = composed(), hf.read_spec(model), Assumptions(num_sft_rows=100)
-    usual = machine_time.seconds(cfg, spec, a, rates=rates(1.0))
-    assert machine_time.seconds(cfg, spec, a, rates=rates(2.0)) < usual
-    assert machine_time.seconds(replace(cfg, num_iterations=4), spec, a, rates=rates(1.0)) > usual
-    assert machine_time.seconds(cfg, spec, replace(a, num_sft_rows=200), rates=rates(1.0)) > usual
+    rows = machine_time.RowTokens(share_of_judging=0.5, sft=100.0, begun_answering=10.0, begun_judging=40.0)
+
+    def took(cfg: Config, a: Assumptions, gflops: float = 1.0) -> float:
+        return machine_time.seconds(cfg, spec, a, rates=rates(gflops), rows=rows)
+
+    usual = took(cfg, a)
+    assert took(cfg, a, 2.0) < usual
+    assert took(replace(cfg, num_iterations=4), a) > usual
+    assert took(cfg, replace(a, num_sft_rows=200)) > usual
+    trained = machine_time.seconds(cfg, spec, a, rates={"trained": 2.0, "generated": 1.0}, rows=rows)
+    assert took(cfg, a, 2.0) < trained < usual
 
 
 def test_the_line_gives_minutes_and_ways_to_less_work_only_where_the_cpu_computes(model: Path) -> None:

@@ -55,8 +55,7 @@ class TreeAttention(torch.autograd.Function):
         for path, blocks in _blocks(branches):
             k, v = _along(key, path), _along(value, path)
             for own, end in blocks:
-                q = _folded(query, own, len(k))
-                p = _probabilities(q, k[:, :end], own, scale)
+                p = _probabilities(_folded(query, own, len(k)) * scale, k[:, :end], own)
                 _unfolded(out, own, len(k)).copy_((p @ v[:, :end]).view(len(k), -1, _length(own), v.shape[-1]))
         return out.flatten(2)
 
@@ -71,14 +70,14 @@ class TreeAttention(torch.autograd.Function):
             k, v = _along(key, path), _along(value, path)
             of_k, of_v = torch.zeros_like(k), torch.zeros_like(v)
             for own, end in blocks:
-                q, g = (_folded(x, own, len(k)) for x in (query, gradient))
-                p = _probabilities(q, k[:, :end], own, ctx.scale)
+                q, g = _folded(query, own, len(k)) * ctx.scale, _folded(gradient, own, len(k))
+                p = _probabilities(q, k[:, :end], own)
                 of_v[:, :end].baddbmm_(p.mT, g)
                 of_p = g @ v[:, :end].mT
-                of_scores = torch._softmax_backward_data(of_p, p, -1, p.dtype).mul_(ctx.scale)
+                of_scores = torch._softmax_backward_data(of_p, p, -1, p.dtype)
                 of_k[:, :end].baddbmm_(of_scores.mT, q)
-                of_q = (of_scores @ k[:, :end]).view(len(k), -1, _length(own), q.shape[-1])
-                _unfolded(of_query, own, len(k)).copy_(of_q)
+                of_q = (of_scores @ k[:, :end]).mul_(ctx.scale)
+                _unfolded(of_query, own, len(k)).copy_(of_q.view(len(k), -1, _length(own), q.shape[-1]))
             _add_along(of_key, path, of_k)
             _add_along(of_value, path, of_v)
         return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None
@@ -121,15 +120,15 @@ def _unfolded(x: torch.Tensor, own: slice, num_groups: int) -> torch.Tensor:
     return rows.view(len(rows), num_groups, -1, rows.shape[-1]).permute(1, 2, 0, 3)
 
 
-def _probabilities(q: torch.Tensor, k: torch.Tensor, own: slice, scale: float) -> torch.Tensor:
-    """[groups, queries, keys]. The last key is that of the last node of `own`."""
-    num_nodes = _length(own)
-    mask = _mask(num_nodes, k.shape[1], q.shape[1] // num_nodes)
-    return torch.baddbmm(mask, q, k.mT, alpha=scale).softmax(-1)
+def _probabilities(q: torch.Tensor, k: torch.Tensor, own: slice) -> torch.Tensor:
+    """[groups, queries, keys]. The last keys are those of the nodes of `own`."""
+    num_nodes, num_keys = _length(own), k.shape[1]
+    scores = q @ k.mT
+    scores.view(len(k), -1, num_nodes, num_keys)[..., num_keys - num_nodes :] += _later(num_nodes)
+    return scores.softmax(-1)
 
 
-@functools.lru_cache(maxsize=64)  # all layers of a step have the same ones
-def _mask(num_nodes: int, num_keys: int, num_heads: int) -> torch.Tensor:
-    """What is added to the scores of the last nodes of a path, for each head of a group: 0, and -inf for later keys."""
-    later = torch.full((num_nodes, num_keys), -torch.inf).triu_(num_keys - num_nodes + 1)
-    return later.repeat(num_heads, 1)
+@functools.cache  # at most BLOCK of them
+def _later(num_nodes: int) -> torch.Tensor:
+    """What is added to the scores of nodes that follow each other: 0, and -inf for later ones."""
+    return torch.full((num_nodes, num_nodes), -torch.inf).triu_(1)
