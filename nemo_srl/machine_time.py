@@ -19,7 +19,7 @@ from nemo_srl.judging import reader
 from nemo_srl.models import hf
 from nemo_srl.models.arithmetic import flops_per_token, num_parameters
 from nemo_srl.models.spec import ModelSpec
-from nemo_srl.records import EFTExample, IFTExample
+from nemo_srl.records import EFTExample, IFTExample, R
 from nemo_srl.stages import LOOP, stage_named
 from nemo_srl.workload import Assumptions, Generated, Trained
 
@@ -29,7 +29,7 @@ TRAINING_SHARE = 0.6
 """Of the probe's rate: products are some 60% of a training step (benchmarks/results/training-2026-11-26.md)."""
 READING_SHARE, WRITING_SHARE = 0.8, 0.3
 """Of the probe's rate, for prompts and for generated tokens. Each decoding step reads all weights for few tokens."""
-START_SECONDS = {"trained": 25.0, "generated": 8.0}
+START_SECONDS = {"trained": 25.0, "generated": 4.0}
 """A process that imports its libraries and loads a model. A training also converts it twice."""
 
 
@@ -47,9 +47,9 @@ def announcement(
         return ""
     spec = hf.read_spec(model_dir)
     chat = ChatTemplate(model_dir, chat_template=cfg.model.chat_template, variables=cfg.model.chat_template_kwargs)
-    lessons = [reader(cfg.judge).lesson(x, cfg.judge) for x in eft[:_SAMPLE]]
+    lessons = [reader(cfg.judge).lesson(x, cfg.judge) for x in _sample(eft)]
     a = assumptions(cfg, chat, ift, eft, [prompt for prompt, _ in lessons])
-    rows = row_tokens(chat, [(x.instruction, x.response) for x in ift[:_SAMPLE]], lessons, len(eft) / a.num_sft_rows)
+    rows = row_tokens(chat, [(x.instruction, x.response) for x in _sample(ift)], lessons, len(eft) / a.num_sft_rows)
     formats = {"trained": "float32" if cfg.trainer.precision == "32" else "bfloat16", "generated": cfg.engine.dtype}
     gflops = {
         name: max(products.gflops(spec.hidden_size, spec.ffn_hidden_size, getattr(torch, name)).values())
@@ -68,11 +68,11 @@ def assumptions(
     cfg: Config, chat: ChatTemplate, ift: Sequence[IFTExample], eft: Sequence[EFTExample], judge_prompts: Sequence[str]
 ) -> Assumptions:
     """Mean lengths in the seed data. `judge_prompts` show the judge an answer, before the chat template."""
-    wrapper, sample = chat.num_tokens(chat.render("")), ift[:_SAMPLE]
+    wrapper, sample = chat.num_tokens(chat.render("")), _sample(ift)
     prompt = wrapper + fmean(chat.num_tokens(x.instruction) for x in sample)
     answer = fmean(chat.num_tokens(x.response) for x in sample)
     judged = fmean(chat.num_tokens(text) for text in judge_prompts) if judge_prompts else 0.0
-    reasons = fmean(chat.num_tokens(x.justification) for x in eft[:_SAMPLE]) if eft else float(cfg.judge.max_tokens)
+    reasons = fmean(chat.num_tokens(x.justification) for x in _sample(eft)) if eft else float(cfg.judge.max_tokens)
     return Assumptions(
         num_sft_rows=len(ift) + len(eft),
         mean_prompt_tokens=prompt,
@@ -115,6 +115,11 @@ def row_tokens(
         share_of_judging=share_of_judging, sft=sft + 1,  # the end
         begun_answering=begun[0], begun_judging=begun[1],
     )  # fmt: skip
+
+
+def _sample(examples: Sequence[R]) -> Sequence[R]:
+    """Examples from all over the file."""
+    return examples[:: max(1, len(examples) // _SAMPLE)]
 
 
 def _beginning(texts: Sequence[str]) -> str:
