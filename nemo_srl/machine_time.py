@@ -25,8 +25,8 @@ from nemo_srl.workload import Assumptions, Generated, Trained
 
 _SAMPLE = 100
 
-TRAINING_SHARE = 0.6
-"""Of the probe's rate: products are some 60% of a training step (benchmarks/results/training-2026-11-26.md)."""
+TRAINING_SHARE = {"float32": 0.6, "bfloat16": 0.37}
+"""Of the probe's rate, as measured (benchmarks/README.md). What is no product takes as long in either format."""
 READING_SHARE, WRITING_SHARE = 0.8, 0.3
 """Of the probe's rate, for prompts and for generated tokens. Each decoding step reads all weights for few tokens."""
 START_SECONDS = {"trained": 25.0, "generated": 4.0}
@@ -55,7 +55,8 @@ def announcement(
         name: max(products.gflops(spec.hidden_size, spec.ffn_hidden_size, getattr(torch, name)).values())
         for name in sorted(set(formats.values()))
     }
-    rates = {work: gflops[name] for work, name in formats.items()}
+    rates = {"trained": gflops[formats["trained"]] * TRAINING_SHARE[formats["trained"]]}
+    rates["generated"] = gflops[formats["generated"]]
     minutes = seconds(cfg, spec, a, rates=rates, rows=rows) / 60
     speed = " and ".join(f"{value:.0f} GFLOP/s in {name}" for name, value in gflops.items())
     return (
@@ -129,8 +130,8 @@ def _beginning(texts: Sequence[str]) -> str:
 
 
 def seconds(cfg: Config, spec: ModelSpec, a: Assumptions, *, rates: Mapping[str, float], rows: RowTokens) -> float:
-    """Seconds of the whole run. `rates`: the probe's GFLOP/s, in the format of what is `trained` and of what is
-    `generated`."""
+    """Seconds of the whole run. `rates`: GFLOP/s at which is `trained`, and those of the probe in the format in which
+    is `generated`."""
     total = 0.0
     for stage in map(stage_named, LOOP):
         work, times = stage.work(cfg, a), times_of(stage, cfg)
@@ -138,7 +139,7 @@ def seconds(cfg: Config, spec: ModelSpec, a: Assumptions, *, rates: Mapping[str,
             length = work.row_tokens / work.num_sequences
             flops = flops_per_token(spec, sequence_length=length, forward_passes=num_passes(cfg, work))
             needed = work.num_rows * _tokens_once(cfg, a, work, rows) * work.optim.max_epochs * flops
-            total += times * (needed / (1e9 * rates["trained"]) / TRAINING_SHARE + START_SECONDS["trained"])
+            total += times * (needed / (1e9 * rates["trained"]) + START_SECONDS["trained"])
         elif isinstance(work, Generated):
             flops = 2 * num_parameters(spec)
             reading, writing = work.num_prompt_tokens / READING_SHARE, work.num_tokens / WRITING_SHARE
