@@ -59,7 +59,9 @@ class Tree:
 
     def enter(self) -> None:
         """Let the attention layers of the next forward pass see this tree."""
-        LAYOUT.branches, LAYOUT.positions = self.branches, self.positions.T.contiguous()
+        LAYOUT.branches = self.branches
+        # One sequence has the usual positions, so no angles need to be copied.
+        LAYOUT.positions = self.positions.T.contiguous() if len(self.branches) > 1 else None
 
 
 def pack(ids: torch.Tensor, lengths: torch.Tensor, *, multiple: int) -> Tree:

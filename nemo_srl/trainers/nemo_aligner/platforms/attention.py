@@ -68,18 +68,16 @@ class TreeAttention(torch.autograd.Function):
         of_key, of_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key, value))
         for path, blocks in _blocks(ctx.branches):
             k, v = _along(key, path), _along(value, path)
-            of_k, of_v = torch.zeros_like(k), torch.zeros_like(v)
             for own, end in blocks:
                 q, g = _folded(query, own, len(k)) * ctx.scale, _folded(gradient, own, len(k))
                 p = _probabilities(q, k[:, :end], own)
-                of_v[:, :end].baddbmm_(p.mT, g)
-                of_p = g @ v[:, :end].mT
-                of_scores = torch._softmax_backward_data(of_p, p, -1, p.dtype)
-                of_k[:, :end].baddbmm_(of_scores.mT, q)
+                _add_along(of_value, path, p.mT @ g)
+                of_scores = g @ v[:, :end].mT  # so far of the probabilities; the next line overwrites it
+                torch.ops.aten._softmax_backward_data.out(of_scores, p, -1, p.dtype, grad_input=of_scores)
+                del p
+                _add_along(of_key, path, of_scores.mT @ q)
                 of_q = (of_scores @ k[:, :end]).mul_(ctx.scale)
                 _unfolded(of_query, own, len(k)).copy_(of_q.view(len(k), -1, _length(own), q.shape[-1]))
-            _add_along(of_key, path, of_k)
-            _add_along(of_value, path, of_v)
         return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None
 
 
@@ -102,10 +100,11 @@ def _along(x: torch.Tensor, path: Sequence[slice]) -> torch.Tensor:
 
 
 def _add_along(x: torch.Tensor, path: Sequence[slice], part: torch.Tensor) -> None:
-    """The reverse: add [groups, path, size] to the nodes of a path."""
-    parts = torch.split(part.transpose(0, 1), [_length(nodes) for nodes in path])
-    for nodes, of_nodes in zip(path, parts, strict=True):
-        x[nodes, 0] += of_nodes
+    """The reverse: add [groups, nodes, size] to the first nodes of a path."""
+    left = part.transpose(0, 1)
+    for nodes in path:
+        of_nodes, left = left[: _length(nodes)], left[_length(nodes) :]
+        x[nodes.start : nodes.start + len(of_nodes), 0] += of_nodes
 
 
 def _folded(x: torch.Tensor, own: slice, num_groups: int) -> torch.Tensor:
@@ -125,7 +124,7 @@ def _probabilities(q: torch.Tensor, k: torch.Tensor, own: slice) -> torch.Tensor
     num_nodes, num_keys = _length(own), k.shape[1]
     scores = q @ k.mT
     scores.view(len(k), -1, num_nodes, num_keys)[..., num_keys - num_nodes :] += _later(num_nodes)
-    return scores.softmax(-1)
+    return torch.softmax(scores, -1, out=scores)
 
 
 @functools.cache  # at most BLOCK of them
