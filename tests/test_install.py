@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -115,3 +117,43 @@ def test_torch_is_installed_again_only_if_it_does_not_fit(
 ) -> None:
     monkeypatch.setattr(install, "version", lambda package: installed)
     assert install.is_installed(build, "2.13.0") == fits
+
+
+def test_temporary_files_go_where_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = Path(tempfile.gettempdir())
+    free = {usual: 500_000_000, tmp_path: 90_000_000_000}
+    monkeypatch.setattr(install, "ROOT", tmp_path)
+    monkeypatch.setattr(install, "free_bytes", free.__getitem__)
+    monkeypatch.setenv("TMPDIR", "")  # so that it is as before after the test
+    monkeypatch.delenv("TMPDIR")
+    install.choose_temporary_directory()
+    assert os.environ["TMPDIR"] == str(tmp_path / "build" / "tmp")
+    assert (tmp_path / "build" / "tmp").is_dir()
+    assert f"{usual} has only 0.5 GB free" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("free", [(500_000_000, 400_000_000), (9_000_000_000, 90_000_000_000)])
+def test_temporary_files_stay_where_they_are_if_that_is_no_worse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(install, "ROOT", tmp_path)
+    monkeypatch.setattr(
+        install, "free_bytes", dict(zip((Path(tempfile.gettempdir()), tmp_path), free, strict=True)).__getitem__
+    )
+    monkeypatch.setenv("TMPDIR", "")  # so that it is as before after the test
+    monkeypatch.delenv("TMPDIR")
+    install.choose_temporary_directory()
+    assert "TMPDIR" not in os.environ
+
+
+def test_an_installation_that_fails_tells_the_space_on_the_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise subprocess.CalledProcessError(1, ["pip", "install", "torch"])
+
+    monkeypatch.setattr(install, "install_torch", full)
+    monkeypatch.setattr(sys, "argv", ["install", "cpu"])
+    monkeypatch.setenv("TMPDIR", tempfile.gettempdir())
+    with pytest.raises(SystemExit, match=r"(?s)pip install torch.*GB free for the environment.*\(TMPDIR\)"):
+        install.main()

@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,6 +25,8 @@ PIP = [sys.executable, "-m", "pip"]
 LOCKED = ["install", "--no-deps", "--no-build-isolation", "--requirement", str(LOCK)]
 """Without isolation, packages are built with the pinned build tools instead of the newest ones."""
 BUILD_TOOLS = ("setuptools", "pybind11", "uv")
+TEMPORARY_BYTES = 8_000_000_000
+"""pip unpacks the CUDA build and its libraries here before it moves them: 2.7 GB packed, 4.8 GB unpacked."""
 
 
 def has_nvidia_gpu() -> bool:
@@ -107,16 +110,50 @@ def install_rest() -> None:
     subprocess.run([*PIP, "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT], check=True)
 
 
+def free_bytes(directory: Path) -> int:
+    """The bytes that this user may still write where `directory` lies."""
+    return shutil.disk_usage(directory).free
+
+
+def choose_temporary_directory() -> None:
+    """Let pip and uv unpack on the disk of this checkout if the usual place for temporary files has less space there.
+
+    Many clusters have a small /tmp, often in memory. pip needs room there for the whole of torch.
+    """
+    usual = Path(tempfile.gettempdir())
+    if "TMPDIR" in os.environ or free_bytes(usual) >= min(TEMPORARY_BYTES, free_bytes(ROOT)):
+        return
+    roomy = ROOT / "build" / "tmp"
+    roomy.mkdir(parents=True, exist_ok=True)
+    os.environ["TMPDIR"] = str(roomy)
+    print(f"{usual} has only {free_bytes(usual) / 1e9:.1f} GB free, so temporary files go to {roomy}", flush=True)
+
+
+def free_space() -> str:
+    """What to tell the user about the disks that an installation writes to."""
+    temporary = Path(os.environ.get("TMPDIR", tempfile.gettempdir()))
+    places = {"the environment": Path(sys.prefix), "temporary files (TMPDIR)": temporary, "caches": Path.home()}
+    return "\n".join(
+        f"  {free_bytes(place) / 1e9:6.1f} GB free for {name}: {place}"
+        for name, place in places.items()
+        if place.exists()
+    )
+
+
 def main() -> None:
     (build,) = sys.argv[1:]
     if build not in ("auto", "cpu", "cuda"):
         sys.exit(f"error: TORCH={build}: it must be auto, cpu or cuda.")
     lock = LOCK.read_text()
+    choose_temporary_directory()
     try:
         install_torch(build, lock)
         install_rest()
     except subprocess.CalledProcessError as e:
-        sys.exit(f"error: this failed, for the reason above: {' '.join(map(str, e.cmd))}")
+        sys.exit(
+            f"error: this failed, for the reason above: {' '.join(map(str, e.cmd))}\n"
+            f"If it was the space on a disk, make room there, or set TMPDIR or VENV to another disk:\n{free_space()}"
+        )
 
 
 if __name__ == "__main__":
