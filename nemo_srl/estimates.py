@@ -121,9 +121,9 @@ def times_of(stage: Stage[Any], cfg: Config) -> int:
     return {"run": 1, "iteration": cfg.num_iterations, "model": cfg.num_iterations + 2}[stage.per]
 
 
-def num_passes(cfg: Config, work: Trained) -> float:
+def num_passes(cfg: Config, work: Trained, spec: ModelSpec) -> float:
     """Forward passes that take as long as all that a training does with a row, each time that it trains on it."""
-    return trainer_backend(cfg.trainer).step_passes(cfg.trainer) + work.num_reference_passes
+    return trainer_backend(cfg.trainer).step_passes(cfg.trainer, spec) + work.num_reference_passes
 
 
 def holding(cfg: Config) -> Holding:
@@ -229,7 +229,9 @@ def _step_hours(work: Trained, cfg: Config, spec: ModelSpec, a: Assumptions) -> 
     fixed = trainer_backend(trainer).fixed_length(optim, trainer)
     # With one length for all sequences, it is known how much is padding. Otherwise a usual share is.
     num_computed = _num_trained(work) * (fixed / length if fixed else 1 / (1 - a.padding))
-    flops = num_computed * flops_per_token(spec, sequence_length=fixed or length, forward_passes=num_passes(cfg, work))
+    flops = num_computed * flops_per_token(
+        spec, sequence_length=fixed or length, forward_passes=num_passes(cfg, work, spec)
+    )
     rate = a.peak_tflops * a.training_mfu * trainer.pipeline_efficiency(optim)
     num_steps = work.num_rows // optim.global_batch_size * optim.max_epochs
     num_saves = num_steps // optim.save_interval + 1

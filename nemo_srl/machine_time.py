@@ -137,7 +137,7 @@ def seconds(cfg: Config, spec: ModelSpec, a: Assumptions, *, rates: Mapping[str,
         work, times = stage.work(cfg, a), times_of(stage, cfg)
         if isinstance(work, Trained):
             length = work.row_tokens / work.num_sequences
-            flops = flops_per_token(spec, sequence_length=length, forward_passes=num_passes(cfg, work))
+            flops = flops_per_token(spec, sequence_length=length, forward_passes=num_passes(cfg, work, spec))
             needed = work.num_rows * _tokens_once(cfg, a, work, rows) * work.optim.max_epochs * flops
             total += times * (needed / (1e9 * rates["trained"]) + START_SECONDS["trained"])
         elif isinstance(work, Generated):

@@ -249,7 +249,7 @@ def read_moments(checkpoint: Path, name: str = "exp_avg") -> dict[str, torch.Ten
             shape, parameter = reader.shape(key), key.removeprefix(prefix)
             # They are stored flat, per part that tensor parallelism would cut.
             flat = reader.read(key, (0,) * len(shape), shape)
-            moments[parameter.removeprefix("model.")] = flat.reshape(reader.shape(parameter))
+            moments[parameter.removeprefix("model.")] = flat.reshape(-1, *reader.shape(parameter)[1:])
     return moments
 
 

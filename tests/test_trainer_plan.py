@@ -276,6 +276,20 @@ def test_linear_and_no_rope_scaling() -> None:
             {"lora_rank": 8, "tensor_model_parallel_size": 2, "sequence_parallel": True},
             r"trainer.sequence_parallel=True: does not work with trainer.lora_rank=8: .*false",
         ),
+        ({"num_frozen_layers": 32}, r"trainer.num_frozen_layers=32: leaves nothing to train.*32 layers.*at most 31"),
+        (
+            {"num_frozen_layers": 4, "pipeline_model_parallel_size": 2},
+            r"trainer.num_frozen_layers=4: does not work with trainer.pipeline_model_parallel_size=2.*size=1",
+        ),
+        (
+            {"num_frozen_layers": 4, "lora_rank": 8},
+            r"num_frozen_layers=4: does not work with trainer.lora_rank=8.*rank=0",
+        ),
+        (
+            {"num_frozen_layers": 4, "recompute_granularity": "full"},
+            r"num_frozen_layers=4: does not work with trainer.recompute_granularity=full.*granularity=none",
+        ),
+        ({"num_frozen_layers": -1}, r"trainer.num_frozen_layers=-1: must be at least 0"),
         ({"micro_batch_size": 3}, r"dpo.global_batch_size=16: .*3 x 1.*multiple of 3"),
         ({"devices": 3}, r"dpo.global_batch_size=16: .*1 x 3.*multiple of 3"),
         ({"train": rows(7)}, r"dpo.global_batch_size=16: .*only 7 training rows.*at most 7"),

@@ -62,7 +62,7 @@ class TrainerBackend:
     memory: Callable[[OptimConfig, Any, ModelSpec], TrainingMemory]
     checkpoint_bytes: Callable[[Any, ModelSpec], float]
     """The size of one checkpoint, from which an interrupted training goes on."""
-    step_passes: Callable[[Any], float] = lambda settings: 3.0
+    step_passes: Callable[[Any, ModelSpec], float] = lambda settings, spec: 3.0
     """What a training step costs, in forward passes of the same rows."""
     fixed_length: Callable[[OptimConfig, Any], int | None] = lambda optim, settings: None
     """The tokens that it computes for every sequence, padding included. None: about as many as the sequence has."""

@@ -7,7 +7,8 @@ trainer.py, checkpoints.py   prepare, train, export; checkpoints that are kept  
 run.py                       one rank: environment, platform                      torch, NeMo
 session.py                   one rank: NeMo-Aligner's model, data and loop
 batches.py, micro_batches.py, shared_beginnings.py, targets.py   what the model sees, and where logits are needed
-context_parallel.py, lora.py, overlap.py   what a rank has of a sequence; adapters; weights that arrive late
+context_parallel.py, overlap.py   what a rank has of a sequence; weights that arrive late
+lora.py, frozen.py           adapters; training of the upper layers alone
 reference.py, objectives.py, losses.py   what is minimised
 metrics.py, progress.py, divergence.py, stopping.py   what is told of a step, and what ends a training
 platforms/                   CPUs, GPUs with pip packages alone, and NVIDIA's containers
@@ -31,7 +32,7 @@ def _describe(settings: NemoAlignerSettings) -> str:
 
 BACKEND = TrainerBackend(
     settings=NemoAlignerSettings,
-    decisive=("precision", "lora_rank", "lora_alpha"),
+    decisive=("precision", "lora_rank", "lora_alpha", "num_frozen_layers"),
     version=VERSION,
     open=NemoAlignerTrainer,
     check=check_plan,

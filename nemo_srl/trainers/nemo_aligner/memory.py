@@ -38,7 +38,7 @@ def training_memory(optim: OptimConfig, trainer: NemoAlignerSettings, spec: Mode
     per_layer += unrotated_bytes_per_layer(spec, trainer, num_tokens=num_tokens)
     full = trainer.recompute_granularity == "full"
     kept = input_bytes_per_layer(spec, trainer, num_tokens=num_tokens) if full else per_layer
-    kept *= spec.num_layers / pp
+    kept *= spec.num_layers / pp - trainer.num_frozen_layers
     recomputed = recomputed_bytes(spec, trainer, num_tokens=num_tokens, per_layer=per_layer) if full else 0.0
     logits = logits_bytes(trainer, spec, num_tokens=num_tokens)
     in_first = kept * min(pp, trainer.num_micro_batches(optim))
@@ -54,6 +54,11 @@ def training_memory(optim: OptimConfig, trainer: NemoAlignerSettings, spec: Mode
         frozen = parameters * (2.0 if trainer.precision == "bf16-O2" else 4.0)
         parameters = spec.num_layers / pp * adapter_parameters_per_layer(spec, trainer.lora_rank) / tp
         largest = trainer.lora_rank * 2 * spec.ffn_hidden_size / tp
+    elif trainer.num_frozen_layers:
+        fixed = (trainer.num_frozen_layers * parameters_per_layer(spec) + table) / tp
+        frozen, parameters = fixed * (2.0 if trainer.precision == "bf16-O2" else 4.0), parameters - fixed
+        if spec.tie_word_embeddings:
+            largest = 2 * spec.hidden_size * spec.ffn_hidden_size / tp
     overhead = OVERHEAD_BYTES if trainer.world_size > 1 else ONE_GPU_OVERHEAD_BYTES
     return TrainingMemory(
         weights_and_gradients=frozen + parameters * weights,
@@ -68,13 +73,14 @@ def training_memory(optim: OptimConfig, trainer: NemoAlignerSettings, spec: Mode
     )
 
 
-def step_passes(trainer: NemoAlignerSettings) -> float:
+def step_passes(trainer: NemoAlignerSettings, spec: ModelSpec) -> float:
     """A training step in forward passes: the backward pass has two products for each one of the forward pass [N, 2.2].
 
-    With LoRA it has only the one for the gradient of the input. Adapters are so small that they are neglected.
-    Recomputation repeats the forward pass; that of attention alone is neglected.
+    With LoRA it has only the one for the gradient of the input. Adapters are so small that they are neglected. Frozen
+    layers have none. Recomputation repeats the forward pass; that of attention alone is neglected.
     """
-    return (2.0 if trainer.lora_rank else 3.0) + (trainer.recompute_granularity == "full")
+    backward = 1.0 if trainer.lora_rank else 2.0 * (1 - trainer.num_frozen_layers / spec.num_layers)
+    return 1.0 + backward + (trainer.recompute_granularity == "full")
 
 
 def adapter_parameters_per_layer(spec: ModelSpec, rank: int) -> int:
@@ -178,7 +184,8 @@ def logits_bytes(trainer: NemoAlignerSettings, spec: ModelSpec, *, num_tokens: i
     hidden = num_tokens * size * spec.hidden_size
     per_logit = 4 if size == 4 else 4 + size
     logits = num_tokens * spec.vocab_size
-    later = size * (logits + (0 if trainer.lora_rank else spec.vocab_size * spec.hidden_size))
+    frozen = trainer.lora_rank or (trainer.num_frozen_layers and spec.tie_word_embeddings)
+    later = size * (logits + (0 if frozen else spec.vocab_size * spec.hidden_size))
     kept = hidden * (1 + 2 / (tp if trainer.sequence_parallel else 1))
     return kept + max(per_logit * logits / tp, later / tp + hidden)
 
@@ -198,7 +205,7 @@ def _bytes_per_element(trainer: NemoAlignerSettings) -> float:
 
 def checkpoint_bytes(trainer: NemoAlignerSettings, spec: ModelSpec) -> float:
     """One checkpoint of a training: weights, float32 masters (also of float32 weights) and both moments. With LoRA,
-    those of the adapters alone.
+    those of the adapters alone. Of frozen layers, the weights.
 
     Measured on a CPU: 2.1 GB for the 134.5M parameters of SmolLM2-135M in float32. This gives 2.15 GB.
     """
@@ -206,4 +213,6 @@ def checkpoint_bytes(trainer: NemoAlignerSettings, spec: ModelSpec) -> float:
     number = num_parameters(spec)
     if trainer.lora_rank:
         number = spec.num_layers * adapter_parameters_per_layer(spec, trainer.lora_rank)
-    return number * (weights + 4 + 8)
+    frozen = trainer.num_frozen_layers * parameters_per_layer(spec)
+    frozen += spec.vocab_size * spec.hidden_size if trainer.num_frozen_layers else 0
+    return number * weights + (number - frozen) * (4 + 8)

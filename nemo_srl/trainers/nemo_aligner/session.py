@@ -1,7 +1,7 @@
 """Builds NeMo-Aligner's objects and runs them; see `run.py`. It imports NeMo, so others import it late.
 
-Covers SFT and DPO, of all weights or with LoRA. An error that `feasibility.py` did not foresee appears here, as NeMo's
-own.
+Covers SFT and DPO, of all weights, of the upper layers, or with LoRA. An error that `feasibility.py` did not foresee
+appears here, as NeMo's own.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from nemo_srl.trainers.nemo_aligner import (
     checkpoints,
     context_parallel,
     divergence,
+    frozen,
     lora,
     losses,
     objectives,
@@ -143,6 +144,9 @@ def _load_model(cfg: DictConfig, trainer: Any, algorithm: str, start_dir: Path) 
     init_peft(model, cfg.model)
     if cfg.model.peft.peft_scheme == "lora":
         lora.install(model, seed=cfg.model.seed)
+    if cfg.num_frozen_layers:
+        frozen.freeze(model, cfg.num_frozen_layers)
+        frozen.save_moments_of_trained_layers(trainer.strategy, cfg.num_frozen_layers)
     if cfg.model.context_parallel_size > 1:
         context_parallel.cut_batches(model)
     if algorithm == "sft":

@@ -60,6 +60,10 @@ class NemoAlignerSettings:
     weights when the model is exported. LoRA needs higher learning rates than a training of all weights."""
     lora_alpha: float = 32.0
     """The output of an adapter is multiplied by lora_alpha / lora_rank."""
+    num_frozen_layers: int = 0
+    """Above 0: the embedding and this many of the first layers keep their weights (Lee et al. 2019, arXiv 1911.03090).
+    They need no backward pass, no gradients and no moments of Adam. Not with LoRA, pipeline
+    parallelism or `recompute_granularity` full."""
     optimizer_cpu_offload: bool = False
     """true: Adam's two moments stay in the host's memory, and visit the GPU one parameter at a time in each step. This
     frees 8 bytes of GPU memory a parameter (over the data-parallel ranks). The result is the same. It costs two
@@ -78,6 +82,7 @@ class NemoAlignerSettings:
             f"must be one of {known}",
         )
         check(self.lora_rank >= 0, "trainer.lora_rank", self.lora_rank, "must be at least 0; 0 trains all weights")
+        check(self.num_frozen_layers >= 0, "trainer.num_frozen_layers", self.num_frozen_layers, "must be at least 0")
         check(self.lora_alpha > 0, "trainer.lora_alpha", self.lora_alpha, "must be above 0")
         precisions = ("bf16", "bf16-O2", "32", "auto")
         check(self.precision in precisions, "trainer.precision", self.precision, f"must be one of {precisions}")

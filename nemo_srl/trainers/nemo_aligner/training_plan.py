@@ -46,14 +46,15 @@ def make_plan(
 ) -> dict[str, Any]:
     """The configuration to train with: DPO for a `DPOConfig`, SFT for any other.
 
-    Its sections are `trainer`, `exp_manager`, `model` (NeMo's) and `num_steps`, the number of optimizer steps
-    that the learning-rate schedule was computed from. Raises `ConfigError`.
+    Its sections are `trainer`, `exp_manager`, `model` (NeMo's), `num_frozen_layers` and `num_steps`, the number of
+    optimizer steps that the learning-rate schedule was computed from. Raises `ConfigError`.
     """
     section = "dpo" if isinstance(optim, DPOConfig) else "sft"
     feasibility.check(optim, trainer, spec=spec, train=train)
     num_steps = train.num_rows // optim.global_batch_size * optim.max_epochs
     return {
         "num_steps": num_steps,
+        "num_frozen_layers": trainer.num_frozen_layers,
         "trainer": _trainer_section(section, optim, trainer, num_steps),
         "exp_manager": _exp_manager_section(section, trainer),
         "model": _model_section(section, optim, trainer, seed=seed, spec=spec, num_steps=num_steps),
