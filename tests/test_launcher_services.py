@@ -245,6 +245,39 @@ def test_nothing_outlives_an_orchestrator(tmp_path: Path, sig: signal.Signals) -
     wait_for(lambda: not any(map(alive, pids(tmp_path))))
 
 
+TOLD_AGAIN = """
+import os, runpy, signal, sys
+real, told = signal.signal, []
+def set_handler(number, handler):
+    if handler is signal.SIG_IGN and not told:
+        told.append(number)
+        os.kill(os.getpid(), number)
+    return real(number, handler)
+signal.signal = set_handler
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+"""Runs a supervisor that gets another TERM just before it ignores the next ones."""
+
+
+@pytest.mark.parametrize("ends_itself", [False, True])
+def test_a_supervisor_that_is_told_to_end_twice_leaves_nothing(tmp_path: Path, ends_itself: bool) -> None:
+    """A restarted service is told twice: by the end of the thread that started it, and by its orchestrator."""
+    port, claim = claimed_port(set())
+    command = [part.replace("{port}", str(port)) for part in service(tmp_path, apart=True).command]
+    arguments = [sys.executable, "-c", TOLD_AGAIN, supervisor.__file__, str(os.getpid()), "1", *command]
+    told = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (tmp_path / "pids").exists() and len(pids(tmp_path)) == 2)
+    if ends_itself:
+        os.kill(pids(tmp_path)[0], signal.SIGKILL)
+    else:
+        told.terminate()
+    errors = told.communicate(timeout=60)[1]
+    claim.close()
+    assert not any(map(alive, pids(tmp_path)))
+    assert "Traceback" not in errors
+
+
 def test_a_service_whose_orchestrator_is_gone_already_never_starts(tmp_path: Path) -> None:
     marker = tmp_path / "started"
     nobody = subprocess.Popen(["true"])

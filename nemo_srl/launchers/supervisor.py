@@ -87,10 +87,19 @@ def end_all(child: subprocess.Popen[bytes], grace_seconds: float) -> None:
             time.sleep(0.02)
 
 
-def main(parent: int, grace_seconds: float, command: list[str]) -> int:
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped
+def ignore_signals() -> None:
+    """Ignore TERM and INT from now on."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """Only the first signal counts. A second one must not end what the first one began."""
+    ignore_signals()
+    raise Stopped
+
+
+def main(parent: int, grace_seconds: float, command: list[str]) -> int:
     me = os.getpid()
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
@@ -101,13 +110,12 @@ def main(parent: int, grace_seconds: float, command: list[str]) -> int:
         # If this process itself is killed, the kernel kills the program as well.
         child = subprocess.Popen(command, start_new_session=True, preexec_fn=lambda: follow_parent(me, signal.SIGKILL))
         status = child.wait()
+        ignore_signals()
     except Stopped:
         status = -signal.SIGTERM
     except OSError as e:
         print(f"cannot run {command[0]!r}: {e.strerror}", file=sys.stderr)
         return 127
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if child is not None:
         end_all(child, grace_seconds)
     return status if status >= 0 else 128 - status
