@@ -159,6 +159,7 @@ def main(directory: Path, idle_seconds: float) -> int:
     """Run what is handed in, until the end or a long silence. The exit status of this process is returned."""
 
     def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not end what the first one began
         raise _Stopped
 
     signal.signal(signal.SIGTERM, stop)

@@ -132,10 +132,11 @@ class _Term:
         self._services = services
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self._services is None:
+        came_before, self.came_at = self.came_at is not None, time.monotonic()
+        if self._services is not None:
+            self._services.expect_end()
+        elif not came_before:  # a second one must not end what the first one began
             sys.exit(128 + signal.SIGTERM)
-        self.came_at = time.monotonic()
-        self._services.expect_end()
 
 
 def main(spec_path: Path, command: Sequence[str]) -> int:
