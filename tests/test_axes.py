@@ -83,6 +83,8 @@ def test_a_recipe_without_true_scores_is_refused(tmp_path: Path) -> None:
         axes.run(cfg)
     with pytest.raises(ConfigError, match=r"axes\.arms=\['oracle'\]: no such arm"):
         axes.AxesSettings(arms=["oracle"])
+    with pytest.raises(ConfigError, match=r"axes\.seeds=\[\]: there is nothing to run.*\[1\]"):
+        axes.AxesSettings(seeds=[])
 
 
 def write_evaluation(root: Path, run: str, model: int, *, answers: dict[str, str], judged: dict[str, float]) -> None:

@@ -49,6 +49,9 @@ class AxesSettings:
     arms: list[str] = field(default_factory=lambda: list(ARMS))
 
     def __post_init__(self) -> None:
+        for key, values, remedy in (("seeds", self.seeds, "[1]"), ("arms", self.arms, "[self]")):
+            if not values:
+                raise ConfigError(f"axes.{key}=[]: there is nothing to run. Set it to {remedy}, for example.")
         if unknown := sorted(set(self.arms) - set(ARMS)):
             raise ConfigError(f"axes.arms={self.arms}: no such arm as {unknown[0]!r}. There are {', '.join(ARMS)}.")
 
