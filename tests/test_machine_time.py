@@ -76,6 +76,13 @@ def test_more_work_takes_longer_and_a_faster_machine_does_not(model: Path) -> No
     assert took(cfg, a, 2.0) < trained < usual
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_faster_products_make_a_training_faster_up_to_what_is_no_product(dtype: str) -> None:
+    slow, fast, fastest = (machine_time.training_gflops(dtype, gflops) for gflops in (100.0, 200.0, 1e9))
+    assert slow < fast < 2 * slow
+    assert fast < fastest == pytest.approx(machine_time.OTHERS_GFLOPS[dtype])
+
+
 def test_the_line_gives_minutes_and_ways_to_less_work_only_where_the_cpu_computes(model: Path) -> None:
     line = machine_time.announcement(composed(), model, IFT, EFT)
     speeds = r"multiplies (\d+ GFLOP/s in (bfloat16|float32)( and )?)+"

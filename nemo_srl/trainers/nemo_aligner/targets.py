@@ -45,8 +45,8 @@ def _select_before(output_layer: Any, targets: Targets) -> None:
         if sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
         selected = hidden.flatten(0, 1).index_select(0, targets.index(hidden.device))
-        # Two dimensions. With three, and in DPO, PyTorch would copy weights without a gradient (LoRA, frozen layers) for
-        # every token in the backward pass: 100 GB for a model of 135M parameters.
+        # Two dimensions. With three, and in DPO, PyTorch would copy weights without a gradient (LoRA, frozen layers)
+        # for each token in the backward pass: 57 MB a token for SmolLM2-135M in bfloat16.
         logits, bias = inner(selected, *args, **kwargs)
         return logits.unsqueeze(1), bias
 
