@@ -144,9 +144,9 @@ def _load_model(cfg: DictConfig, trainer: Any, algorithm: str, start_dir: Path) 
     init_peft(model, cfg.model)
     if cfg.model.peft.peft_scheme == "lora":
         lora.install(model, seed=cfg.model.seed)
-    if cfg.num_frozen_layers:
-        frozen.freeze(model, cfg.num_frozen_layers)
-        frozen.save_moments_of_trained_layers(trainer.strategy, cfg.num_frozen_layers)
+    if number := cfg.get("num_frozen_layers"):
+        frozen.freeze(model, number)
+        frozen.save_moments_of_trained_layers(trainer.strategy, number)
     if cfg.model.context_parallel_size > 1:
         context_parallel.cut_batches(model)
     if algorithm == "sft":
