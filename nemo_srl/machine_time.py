@@ -29,8 +29,9 @@ PRODUCTS_SHARE = 0.73
 """The time of a training's matrix products, measured in those of the probe."""
 OTHERS_GFLOPS = {"float32": 214.0, "bfloat16": 467.0}
 """The rate that a training would have if its products took no time. All else moves memory, and half of it in bfloat16.
-In bfloat16, both numbers were fitted to two runs of the default recipe: with all layers where the probe gives 890
-GFLOP/s, and with `trainer.num_frozen_layers=15` where it gives 399. The time announced is within 10% of each."""
+In bfloat16, both numbers were fitted to two runs of the default recipe: with `trainer.num_frozen_layers=15` where the
+probe gives 399 GFLOP/s, and with all layers where it gives about 890, by what was announced there. The time announced
+is within 10% of each."""
 READING_SHARE, WRITING_SHARE = 1.7, 0.18
 """Of the probe's rate, for prompts and for generated tokens. What judge prompts begin with is read once, so they are
 read faster than their tokens say. Each decoding step reads all weights for few tokens."""
