@@ -61,8 +61,8 @@ def announcement(
         name: max(products.gflops(spec.hidden_size, spec.ffn_hidden_size, getattr(torch, name)).values())
         for name in sorted(set(formats.values()))
     }
-    rates = {name: gflops[of_name] for name, of_name in formats.items()}
-    rates["trained"] = training_gflops(formats["trained"], rates["trained"])
+    trained, generated = formats["trained"], formats["generated"]
+    rates = {"trained": training_gflops(trained, gflops[trained]), "generated": gflops[generated]}
     minutes = seconds(cfg, spec, a, rates=rates, rows=rows) / 60
     speed = " and ".join(f"{value:.0f} GFLOP/s in {name}" for name, value in gflops.items())
     return (
@@ -141,8 +141,8 @@ def _beginning(texts: Sequence[str]) -> str:
 
 
 def seconds(cfg: Config, spec: ModelSpec, a: Assumptions, *, rates: Mapping[str, float], rows: RowTokens) -> float:
-    """Seconds of the whole run. `rates`: GFLOP/s at which is `trained`, and those of the probe in the format in which
-    is `generated`."""
+    """Seconds of the whole run. `rates`: GFLOP/s of a whole training (`trained`, see `training_gflops`), and of the
+    probe in the engine's format (`generated`)."""
     total = 0.0
     for stage in map(stage_named, LOOP):
         work, times = stage.work(cfg, a), times_of(stage, cfg)

@@ -31,6 +31,7 @@ from omegaconf import DictConfig
 from nemo_srl import cli
 from nemo_srl.artifacts import Model
 from nemo_srl.config import Config
+from nemo_srl.config.check import check
 from nemo_srl.errors import ConfigError
 from nemo_srl.experiment import Experiment
 from nemo_srl.judging.scores import shuffled
@@ -50,8 +51,7 @@ class AxesSettings:
 
     def __post_init__(self) -> None:
         for key, values, remedy in (("seeds", self.seeds, "[1]"), ("arms", self.arms, "[self]")):
-            if not values:
-                raise ConfigError(f"axes.{key}=[]: there is nothing to run. Set it to {remedy}, for example.")
+            check(bool(values), f"axes.{key}", values, f"there is nothing to run. Set it to {remedy}, for example.")
         if unknown := sorted(set(self.arms) - set(ARMS)):
             raise ConfigError(f"axes.arms={self.arms}: no such arm as {unknown[0]!r}. There are {', '.join(ARMS)}.")
 

@@ -132,7 +132,8 @@ class _Term:
         self._services = services
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        came_before, self.came_at = self.came_at is not None, time.monotonic()
+        came_before = self.came_at is not None
+        self.came_at = time.monotonic()
         if self._services is not None:
             self._services.expect_end()
         elif not came_before:  # a second one must not end what the first one began

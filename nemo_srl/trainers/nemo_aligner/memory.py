@@ -49,19 +49,19 @@ def training_memory(optim: OptimConfig, trainer: NemoAlignerSettings, spec: Mode
     embedding = table * (1 if spec.tie_word_embeddings or pp > 1 else 2)
     parameters = (spec.num_layers / pp * parameters_per_layer(spec) + embedding) / tp
     weights, optimizer, host = bytes_per_parameter(trainer)
-    frozen, largest = 0.0, table / tp
+    fixed, largest = 0.0, table / tp
     if trainer.lora_rank:
-        frozen = parameters * (2.0 if trainer.precision == "bf16-O2" else 4.0)
+        fixed = parameters
         parameters = spec.num_layers / pp * adapter_parameters_per_layer(spec, trainer.lora_rank) / tp
         largest = trainer.lora_rank * 2 * spec.ffn_hidden_size / tp
     elif trainer.num_frozen_layers:
-        fixed = (trainer.num_frozen_layers * parameters_per_layer(spec) + table) / tp
-        frozen, parameters = fixed * (2.0 if trainer.precision == "bf16-O2" else 4.0), parameters - fixed
+        fixed = frozen_parameters(trainer, spec) / tp
+        parameters -= fixed
         if spec.tie_word_embeddings:
             largest = 2 * spec.hidden_size * spec.ffn_hidden_size / tp
     overhead = OVERHEAD_BYTES if trainer.world_size > 1 else ONE_GPU_OVERHEAD_BYTES
     return TrainingMemory(
-        weights_and_gradients=frozen + parameters * weights,
+        weights_and_gradients=fixed * (2.0 if trainer.precision == "bf16-O2" else 4.0) + parameters * weights,
         optimizer=parameters * optimizer,
         activations=in_first if first_is_fuller else kept,
         recomputed=recomputed,
@@ -81,6 +81,13 @@ def step_passes(trainer: NemoAlignerSettings, spec: ModelSpec) -> float:
     """
     backward = 1.0 if trainer.lora_rank else 2.0 * (1 - trainer.num_frozen_layers / spec.num_layers)
     return 1.0 + backward + (trainer.recompute_granularity == "full")
+
+
+def frozen_parameters(trainer: NemoAlignerSettings, spec: ModelSpec) -> int:
+    """Of `trainer.num_frozen_layers`: those layers and the embedding."""
+    if not trainer.num_frozen_layers:
+        return 0
+    return trainer.num_frozen_layers * parameters_per_layer(spec) + spec.vocab_size * spec.hidden_size
 
 
 def adapter_parameters_per_layer(spec: ModelSpec, rank: int) -> int:
@@ -213,6 +220,4 @@ def checkpoint_bytes(trainer: NemoAlignerSettings, spec: ModelSpec) -> float:
     number = num_parameters(spec)
     if trainer.lora_rank:
         number = spec.num_layers * adapter_parameters_per_layer(spec, trainer.lora_rank)
-    frozen = trainer.num_frozen_layers * parameters_per_layer(spec)
-    frozen += spec.vocab_size * spec.hidden_size if trainer.num_frozen_layers else 0
-    return number * weights + (number - frozen) * (4 + 8)
+    return number * weights + (number - frozen_parameters(trainer, spec)) * (4 + 8)
