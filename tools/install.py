@@ -131,9 +131,8 @@ def choose_temporary_directory() -> None:
 
 def free_space() -> str:
     """What to tell the user about the disks that an installation writes to."""
-    temporary = Path(
-        os.environ.get("TMPDIR") or tempfile.gettempdir()
-    )  # which would write a file: the disk may be full
+    # Python looks for a directory by writing a file to it, which fails where the disk is full.
+    temporary = Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
     places = {"the environment": Path(sys.prefix), "temporary files (TMPDIR)": temporary, "caches": Path.home()}
     return "\n".join(
         f"  {free_bytes(place) / 1e9:6.1f} GB free for {name}: {place}"
