@@ -77,6 +77,12 @@ def check_verdict_pairs(cfg: Config, eft: Sequence[EFTExample]) -> None:
             f"with verdict_pairs.num_prompts={number} and dpo.sft_loss_weight={cfg.dpo.sft_loss_weight}. Set "
             "dpo.verdict_weight=1, or set both of the others above 0."
         )
+    if not (cfg.dpo.compare_verdicts or (number and cfg.dpo.sft_loss_weight)):
+        raise ConfigError(
+            "dpo.compare_verdicts=false: so verdicts teach by the likelihood of chosen ones alone. There is "
+            f"none with verdict_pairs.num_prompts={number} and dpo.sft_loss_weight={cfg.dpo.sft_loss_weight}. Set "
+            "dpo.compare_verdicts=true, or set both of the others above 0."
+        )
     if settings.num_seed:
         _check_seed_pairs(settings, eft)
     if not number:
@@ -114,6 +120,7 @@ def _without_verdict_pairs(cfg: Config) -> str:
     others = {
         "verdict_pairs.num_seed=0": cfg.verdict_pairs.num_seed,
         "dpo.verdict_weight=1": cfg.dpo.verdict_weight != 1,
+        "dpo.compare_verdicts=true": not cfg.dpo.compare_verdicts,
     }
     return " ".join(["verdict_pairs.num_prompts=0", *(setting for setting, needed in others.items() if needed)])
 

@@ -7,10 +7,11 @@ runs on GPUs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
+from dataclasses import dataclass, replace
+from itertools import pairwise, takewhile
 from pathlib import Path
 from statistics import fmean
+from typing import TypeVar
 
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import Config
@@ -19,11 +20,13 @@ from nemo_srl.judging import reader
 from nemo_srl.models import hf
 from nemo_srl.models.arithmetic import flops_per_token, num_parameters
 from nemo_srl.models.spec import ModelSpec
-from nemo_srl.records import EFTExample, IFTExample, R
+from nemo_srl.records import EFTExample, IFTExample
 from nemo_srl.stages import LOOP, stage_named
 from nemo_srl.workload import Assumptions, Generated, Trained
 
 _SAMPLE = 100
+
+T = TypeVar("T")
 
 PRODUCTS_SHARE = 0.73
 """The time of a training's matrix products, measured in those of the probe."""
@@ -56,6 +59,7 @@ def announcement(
     lessons = [reader(cfg.judge).lesson(x, cfg.judge) for x in _sample(eft)]
     a = assumptions(cfg, chat, ift, eft, [prompt for prompt, _ in lessons])
     rows = row_tokens(chat, [(x.instruction, x.response) for x in _sample(ift)], lessons, len(eft) / a.num_sft_rows)
+    rows = replace(rows, alike_judging=tokens_alike(chat, [reader(cfg.judge).lesson(x, cfg.judge)[0] for x in eft]))
     formats = {"trained": "float32" if cfg.trainer.precision == "32" else "bfloat16", "generated": cfg.engine.dtype}
     gflops = {
         name: max(products.gflops(spec.hidden_size, spec.ffn_hidden_size, getattr(torch, name)).values())
@@ -105,6 +109,8 @@ class RowTokens:
     begun_answering: float
     begun_judging: float
     """With which all rows of the kind begin. A micro-batch has them once (`shared_beginnings.py`)."""
+    alike_judging: float = 0.0
+    """What a row of judging has in common with the row before it in its group (`rows_together`), beyond that."""
 
     def begun(self, share_of_judging: float) -> float:
         return self.begun_answering * (1 - share_of_judging) + self.begun_judging * share_of_judging
@@ -129,7 +135,20 @@ def row_tokens(
     )  # fmt: skip
 
 
-def _sample(examples: Sequence[R]) -> Sequence[R]:
+def tokens_alike(chat: ChatTemplate, prompts: Sequence[str]) -> float:
+    """Mean tokens that one of these prompts shares with the one before it if they share half, beyond what all share."""
+    if not prompts:
+        return 0.0
+    texts = sorted(prompts)
+    common, shared = len(_beginning(texts)), 0
+    for pair in pairwise(texts):
+        length = len(_beginning(pair))
+        shared += length - common if 2 * length >= min(map(len, pair)) else 0
+    sample = _sample(texts)
+    return shared / len(texts) * sum(map(chat.num_tokens, sample)) / sum(map(len, sample))
+
+
+def _sample(examples: Sequence[T]) -> Sequence[T]:
     """Examples from all over the file."""
     return examples[:: max(1, len(examples) // _SAMPLE)]
 
@@ -161,7 +180,8 @@ def seconds(cfg: Config, spec: ModelSpec, a: Assumptions, *, rates: Mapping[str,
 def _tokens_once(cfg: Config, a: Assumptions, work: Trained, rows: RowTokens) -> float:
     """Mean tokens of a row, where a micro-batch has common beginnings once."""
     others: float = 1 - 1 / cfg.trainer.rows_at_a_time(work.optim)
+    alike = rows.alike_judging * (1 - 1 / work.optim.rows_together)
     if work.num_sequences == 1:
-        return rows.sft - rows.begun(rows.share_of_judging) * others
-    share_of_answers = min(1.0, cfg.prompts.num_prompts * a.pairs_per_prompt / work.num_rows)
-    return work.row_tokens - work.shared_tokens - rows.begun(1 - share_of_answers) * others
+        return rows.sft - rows.begun(rows.share_of_judging) * others - rows.share_of_judging * alike
+    of_judging = 1 - min(1.0, cfg.prompts.num_prompts * a.pairs_per_prompt / work.num_rows)
+    return work.row_tokens - work.shared_tokens - rows.begun(of_judging) * others - of_judging * alike

@@ -89,7 +89,8 @@ class DPORow:
     """Rendered text, as in `SFTRow`. `*_reward` are the judge's mean scores, which some losses (RPO) use.
 
     `confidence` is the probability that `chosen` is the better response. The loss cdpo uses it. `sft_weight` is
-    how much the likelihood of `chosen` counts beside that of other rows (`dpo.sft_loss_weight`).
+    how much the likelihood of `chosen` counts beside that of other rows (`dpo.sft_loss_weight`). A row that is not
+    `compared` teaches by this likelihood alone: it has no preference loss, and needs no reference.
 
     A response that was cut off at `max_tokens` has the finish reason `length`. The trainer must not end it with an
     end-of-sequence token, because the policy generated none.
@@ -104,6 +105,7 @@ class DPORow:
     rejected_finish_reason: FinishReason = "stop"
     confidence: float = 1.0
     sft_weight: float = 1.0
+    compared: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

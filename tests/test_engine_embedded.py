@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from nemo_srl.engines import open_engine
+from nemo_srl.engines.embedded import engine as embedded
 from nemo_srl.engines.embedded.batching import prefix_tree
 from nemo_srl.engines.embedded.engine import EmbeddedEngine
 from nemo_srl.engines.embedded.llama import LlamaModel
@@ -201,6 +202,24 @@ def test_samples_differ_but_not_by_their_batch(engine: EmbeddedEngine, model_dir
     assert alone == {key: found[key] for key in alone}
     one_by_one = EmbeddedEngine(model_dir, EmbeddedSettings(dtype="float32", max_batch_size=1))
     assert collect(one_by_one.generate(requests, SAMPLED)) == found
+
+
+def test_on_a_cpu_more_rows_are_decoded_together_if_their_cache_is_small(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = EmbeddedEngine(model_dir, EmbeddedSettings(dtype="float32", device="cpu"))
+    params, requests = (
+        SamplingParams(temperature=1.0, top_p=1.0, max_tokens=25),
+        make_requests(),
+    )  # of 75 tokens at most
+    per_row = 100 * found._model.cache_bytes_per_token
+    for rows, expected in ((1000, 128), (50, 50), (1, 32)):
+        monkeypatch.setattr(embedded, "CPU_CACHE_BYTES", rows * per_row)
+        assert found._batch_size(requests, params) == expected
+    cache = found._model.allocate_cache(3, 7)
+    assert cache.keys.nbytes + cache.values.nbytes == 3 * 7 * found._model.cache_bytes_per_token
+    fixed = EmbeddedEngine(model_dir, EmbeddedSettings(dtype="float32", device="cpu", max_batch_size=200))
+    assert fixed._batch_size(requests, params) == 200
 
 
 def test_another_seed_gives_other_samples(engine: EmbeddedEngine) -> None:

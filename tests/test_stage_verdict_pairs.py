@@ -140,6 +140,18 @@ def test_iterations_take_turns_through_the_eft_examples(tmp_path: Path) -> None:
     assert set(taken[:2]) != set(taken[2:4]) != set(taken[4:])
 
 
+def test_the_eft_examples_of_an_instruction_come_in_one_iteration(tmp_path: Path) -> None:
+    cfg = composed(*SETTINGS, "verdict_pairs.num_seed=3")
+    seed = [
+        EFTExample(example_id=f"e{i}", instruction=f"Question {i % 4}?", response="A.", justification="", score=i % 5)
+        for i in range(12)
+    ]
+    pairs = verdict_pairs.seed_pairs(seed, cfg, 2)
+    numbers = [int(p.prompt_id.removeprefix("e").removesuffix("/seed")) for p in pairs]
+    assert len(numbers) == 3
+    assert len({number % 4 for number in numbers}) == 1
+
+
 def test_dpo_trains_on_both_kinds_of_pairs(tmp_path: Path) -> None:
     def source(name: str, key: str) -> SourceFile[PreferencePair]:
         pair = PreferencePair(
@@ -156,6 +168,9 @@ def test_dpo_trains_on_both_kinds_of_pairs(tmp_path: Path) -> None:
     assert [len(policy.task(ctx).rows) for ctx in (without, both)] == [1, 2]
     weighted = Context(composed("dpo.verdict_weight=5"), 1, policy.STAGE.inputs(inputs), SimpleNamespace(path=tmp_path))
     assert [row.sft_weight for row in policy.task(weighted).rows] == [1.0, 5.0]  # type: ignore[union-attr]
+    apart = Context(composed("dpo.compare_verdicts=false"), 1, weighted.inputs, SimpleNamespace(path=tmp_path))
+    assert [row.compared for row in policy.task(both).rows] == [True, True]  # type: ignore[union-attr]
+    assert [row.compared for row in policy.task(apart).rows] == [True, False]  # type: ignore[union-attr]
     assert all(isinstance(row, DPORow) for row in policy.task(both).rows)
 
 
@@ -176,6 +191,14 @@ def test_a_weight_of_verdicts_that_weighs_nothing_is_refused() -> None:
         with pytest.raises(ConfigError, match=r"dpo\.verdict_weight=5\.0: .* Set dpo\.verdict_weight=1, or"):
             combinations.check_verdict_pairs(composed(*overrides), [])
     combinations.check_verdict_pairs(composed(*SETTINGS, weight, "dpo.sft_loss_weight=1"), [])
+
+
+def test_verdicts_that_are_not_compared_and_have_no_likelihood_are_refused() -> None:
+    apart = "dpo.compare_verdicts=false"
+    for overrides in ((apart, "dpo.sft_loss_weight=1"), (*SETTINGS, apart)):
+        with pytest.raises(ConfigError, match=r"dpo\.compare_verdicts=false: .* Set dpo\.compare_verdicts=true, or"):
+            combinations.check_verdict_pairs(composed(*overrides), [])
+    combinations.check_verdict_pairs(composed(*SETTINGS, apart, "dpo.sft_loss_weight=1"), [])
 
 
 @pytest.mark.parametrize(

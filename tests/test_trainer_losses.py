@@ -159,7 +159,9 @@ class Model:
     ref_policy_kl_penalty = BETA
     preference_loss = "tests.user_losses:mean_dpo"
     cfg = SimpleNamespace(dpo={"label_smoothing": 0.0, "simpo_gamma": 0.5, "rdpo_alpha": 0.01})
-    loss_func: Any
+    loss_func: Any = None
+    gather_and_split_rewards: Any = None
+    get_loss_and_metrics: Any = None
 
     def get_reduced_masked_logps(self, logps, labels, cu_seqlens=None, average_log_probs=False):  # type: ignore[no-untyped-def]
         total = (logps * (labels > -1)).sum(-1)
@@ -185,6 +187,7 @@ def batch() -> dict[str, torch.Tensor]:
     return {
         "policy": policy.requires_grad_(), "reference": reference, "labels": labels, "rewards": rewards,
         "confidence": torch.tensor([0.9, 0.6]), "sft_weight": torch.tensor([1.0, 5.0]),
+        "compared": torch.tensor([True, True]),
     }  # fmt: skip
 
 

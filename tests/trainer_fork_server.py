@@ -6,7 +6,8 @@ Started as `python -m tests.trainer_fork_server`. Reads a JSON object a line fro
 three rows make a chunk of the reference's log-probabilities. With `"share_beginnings": 0`, every sequence is whole, as
 on the other platforms. With `"length": 128`, all are padded to that, as `ub_tp_comm_overlap` plans it. With `"frozen":
 path`, each rank puts what it does not train into the file `path`, as it is at the end. With `"logits": path`, the
-model's logits before the first step are in the file `path`. With context parallelism, attention is that of
+model's logits before the first step are in the file `path`. With `"rows": path`, each rank adds a line for each step to
+the file `path`_<rank>, the numbers of the rows. With context parallelism, attention is that of
 `context_parallel_attention`. Everything that the ranks print goes to `<work_dir>/log_<rank>.txt`.
 
 Not covered: that `train` works in a process of its own, which the tests with torchrun and `Trainer` do.
@@ -75,6 +76,8 @@ def _fork(job: dict, rank: int, port: int) -> int:
             reference.CHUNK_ROWS = job["chunk_rows"]
         if job.get("lost_at_save") and rank == 1:
             _die_at_the_end_of_save(job["lost_at_save"])
+        if "rows" in job:
+            _record_rows(Path(f"{job['rows']}_{rank}"))
         if "logits" in job:
             _save_logits(Path(job["work_dir"]), job["logits"])
 
@@ -106,6 +109,25 @@ def _save_frozen(path: str) -> None:
     (model,) = (x for x in gc.get_objects() if type(x) is DistributedDataParallel)
     frozen = {name: p.detach() for name, p in model.module.named_parameters() if not p.requires_grad}
     torch.save(frozen, path)
+
+
+def _record_rows(path: Path) -> None:
+    from nemo_srl.trainers.nemo_aligner import divergence
+
+    inner = divergence.watch
+
+    def watch(loop: Any, *more: Any) -> None:
+        inner(loop, *more)
+        step = loop.train_single_step
+
+        def train_single_step(batch: dict[str, Any]) -> Any:
+            with path.open("a") as file:
+                file.write(json.dumps(batch["row"].tolist()) + "\n")
+            return step(batch)
+
+        loop.train_single_step = train_single_step
+
+    divergence.watch = watch
 
 
 def _save_logits(work_dir: Path, path: str) -> None:

@@ -49,6 +49,10 @@ class OptimConfig:
     attention_dropout: float = 0.0
     max_seq_length: int = 1024
     """Tokens of prompt and response together. Longer rows are dropped and counted."""
+    rows_together: int = 1
+    """Rows that share at least half of their tokens stay together when rows are shuffled, this many at most. So a step
+    has the common tokens once, where the platform can (cpu), and compares answers to one instruction. 1: every row is
+    shuffled by itself."""
     save_interval: int = 200
     """Steps between two checkpoints. A killed training continues from the last one."""
 
@@ -59,7 +63,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         name = self.section
-        for key in ("global_batch_size", "max_epochs", "max_seq_length", "save_interval"):
+        for key in ("global_batch_size", "max_epochs", "max_seq_length", "rows_together", "save_interval"):
             check(getattr(self, key) >= 1, f"{name}.{key}", getattr(self, key), "must be at least 1")
         check(0 <= self.warmup_fraction < 1, f"{name}.warmup_fraction", self.warmup_fraction, "must be in [0, 1)")
         for key in ("adam_beta1", "adam_beta2", "hidden_dropout", "attention_dropout"):
@@ -111,6 +115,9 @@ class DPOConfig(OptimConfig):
     verdict_weight: float = 1.0
     """How much a pair of verdicts counts in that mean, as in `sft`. Of the tokens of a verdict that is a score alone,
     about one in five says anything."""
+    compare_verdicts: bool = True
+    """Whether pairs of verdicts count in the preference loss. If not, they teach by the likelihood of the chosen
+    verdict alone. Then the reference's log-probabilities of them are not computed, which saves time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -45,6 +45,7 @@ _SETTINGS: Mapping[str, Sequence[str]] = {
         "dpo.beta",
         "dpo.sft_loss_weight",
         "dpo.verdict_weight",
+        "dpo.compare_verdicts",
         "dpo.simpo_gamma",
         "pairs.accumulate",
     ),
@@ -54,6 +55,7 @@ _SETTINGS: Mapping[str, Sequence[str]] = {
 _OPTIONAL = frozenset({
     "pairs.rho", "pairs.num_pairs", "pairs.anchor", "pairs.second_judge", "pairs.accumulate", "dpo.simpo_gamma",
     "verdict_pairs.num_seed", "verdict_pairs.max_chars", "dpo.verdict_weight",
+    "dpo.compare_verdicts",
 })  # fmt: skip
 _JUDGED: Mapping[str, Sequence[str]] = {
     "judgements": ("judge", "policy"),

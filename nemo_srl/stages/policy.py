@@ -26,10 +26,11 @@ def task(ctx: Context) -> TrainingTask:
             rejected_finish_reason=p.rejected_finish_reason,
             confidence=p.confidence,
             sft_weight=weight,
+            compared=compared,
         )
-        for weight, pairs in (
-            (1.0, [*ctx.read_all("earlier", PreferencePair), *ctx.read("pairs", PreferencePair)]),
-            (ctx.cfg.dpo.verdict_weight, _verdict_pairs(ctx)),
+        for weight, compared, pairs in (
+            (1.0, True, [*ctx.read_all("earlier", PreferencePair), *ctx.read("pairs", PreferencePair)]),
+            (ctx.cfg.dpo.verdict_weight, ctx.cfg.dpo.compare_verdicts, _verdict_pairs(ctx)),
         )
         for p in pairs
     ]
@@ -54,13 +55,15 @@ def work(cfg: Config, a: Assumptions) -> Trained:
     verdict = min(a.mean_verdict_tokens, cfg.judge.max_tokens)
     prompts = num_pairs * a.mean_prompt_tokens + num_verdict_pairs * judged
     num_rows = num_pairs + num_verdict_pairs
+    row_tokens = 2 * (prompts + num_pairs * answer + num_verdict_pairs * verdict) / num_rows
+    of_answers = 2 * num_pairs * (a.mean_prompt_tokens + answer) / (num_rows * row_tokens)
     return Trained(
         optim=cfg.dpo,
         num_rows=num_rows,
-        row_tokens=2 * (prompts + num_pairs * answer + num_verdict_pairs * verdict) / num_rows,
+        row_tokens=row_tokens,
         num_sequences=2,
         shared_tokens=prompts / num_rows,
-        num_reference_passes=1 / cfg.dpo.max_epochs,
+        num_reference_passes=(1 if cfg.dpo.compare_verdicts else of_answers) / cfg.dpo.max_epochs,
     )
 
 

@@ -116,9 +116,16 @@ def right_and_wrong(key: str, example: EFTExample, wrong: int, cfg: JudgeConfig)
 
 
 def seed_pairs(seed: Sequence[EFTExample], cfg: Config, iteration: int) -> list[PreferencePair]:
-    """The pairs of this iteration's `verdict_pairs.num_seed` examples. After the last example comes the first again."""
-    order = list(seed)
-    random.Random(f"{cfg.seed}:seed_pairs").shuffle(order)
+    """The pairs of this iteration's `verdict_pairs.num_seed` examples. After the last example comes the first again.
+
+    Those of one instruction follow each other, so that an iteration can compare the answers to it.
+    """
+    by_instruction: dict[str, list[EFTExample]] = defaultdict(list)
+    for x in seed:
+        by_instruction[x.instruction].append(x)
+    groups = list(by_instruction.values())
+    random.Random(f"{cfg.seed}:seed_pairs").shuffle(groups)
+    order = [x for group in groups for x in group]
     number, rng = cfg.verdict_pairs.num_seed, random.Random(f"{cfg.seed}:{iteration}:seed_pairs")
     taken = [order[i % len(order)] for i in range((iteration - 1) * number, iteration * number)] if order else []
     found = []
@@ -155,5 +162,5 @@ STAGE = table_stage(
     needs={"candidates": Candidate, "judgements": Judgement, "eft": Need(EFTExample, optional=True)},
     settings=("verdict_pairs", "judge.rubric", "judge.mode", "judge.max_score", "seed"),
     summary=lambda metrics: [("verdict pairs", f"{metrics['num_pairs']:.0f}")],
-    version=2,  # three more kinds of damage
+    version=3,  # 2: three more kinds of damage; 3: EFT examples come by instruction
 )

@@ -35,6 +35,9 @@ from nemo_srl.models.tokenizer import load_tokenizer
 from nemo_srl.protocols import GenerationRequest, SamplingParams
 from nemo_srl.records import Completion, NumberLogprobs
 
+CPU_CACHE_BYTES, MIN_CPU_BATCH_SIZE = 10**9, 32
+"""Unless `engine.max_batch_size` is set."""
+
 
 class EmbeddedEngine:
     """Serves the Hugging Face directory `model_dir` from this process."""
@@ -54,6 +57,7 @@ class EmbeddedEngine:
         if device == "cuda" and settings.cuda_graphs:
             self._steps = GraphedSteps(self._model, CudaGraphs())
         self._max_batch_size = settings.max_batch_size or BATCH_SIZES[device]
+        self._limits_cache = device == "cpu" and settings.max_batch_size is None
         self._check = length_check(self._model.spec.max_position_embeddings)
         self._tokenizer = load_tokenizer(model_dir)
         self._stop = StopStrings(self._decode)
@@ -64,8 +68,16 @@ class EmbeddedEngine:
     ) -> Iterator[tuple[Completion, ...]]:
         """See `protocols.GenerationEngine`. Requests are checked in this call, not at the first `next`."""
         plan = plan_samples(requests, params, completed, check=self._check)
-        batches = plan_batches(plan.requests, self._max_batch_size)
+        batches = plan_batches(plan.requests, self._batch_size(plan.requests, params))
         return chain(plan.unanswered, self._generate(batches, params, plan.missing))
+
+    def _batch_size(self, requests: Sequence[GenerationRequest], params: SamplingParams) -> int:
+        """On a CPU, more rows read the weights less often. But nobody has planned the memory of their cache."""
+        if not self._limits_cache or not requests:
+            return self._max_batch_size
+        length = max(len(request.prompt_token_ids) for request in requests) + params.max_tokens
+        fitting = CPU_CACHE_BYTES // (length * self._model.cache_bytes_per_token)
+        return max(MIN_CPU_BATCH_SIZE, min(self._max_batch_size, fitting))
 
     def close(self) -> None:
         """There is nothing to end. The memory is freed with the object."""

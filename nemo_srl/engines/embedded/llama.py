@@ -59,6 +59,11 @@ class LlamaModel:
         self.head = make_linear(self.embedding if spec.tie_word_embeddings else read(family.output))
         self.layers = [_read_layer(read, spec, family, i) for i in range(spec.num_layers)]
 
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Of the keys and values of one token in all layers."""
+        return 2 * self.spec.num_layers * self.spec.num_query_groups * self.spec.head_dim * self.dtype.itemsize
+
     def new_cache(self, *, num_rows: int, max_prompt: int, max_tokens: int) -> KVCache:
         """Room for `num_rows` sequences, each with a prompt of up to `max_prompt` tokens and `max_tokens` more."""
         cache = self.allocate_cache(num_rows, round_up(max_prompt) + round_up(max_tokens))

@@ -9,7 +9,7 @@ from nemo_srl.processor import has_bf16_units, is_gpu
 
 DTYPES = ("bfloat16", "float32", "auto")
 DEVICES = ("auto", "cpu", "cuda")
-BATCH_SIZES = {"cpu": 32, "cuda": 256}
+BATCH_SIZES = {"cpu": 128, "cuda": 256}
 """Sequences that are decoded together if nothing else is set."""
 
 
@@ -24,7 +24,8 @@ class EmbeddedSettings:
     device: str = "auto"
     """cpu; cuda: one NVIDIA GPU; auto: a GPU if PyTorch finds one. On a cluster, a job gets a GPU for cuda only."""
     max_batch_size: int | None = None
-    """Sequences decoded together; null: 32 on the CPU, where more gain little, and 256 on a GPU."""
+    """Sequences decoded together; null: 256 on a GPU, and on the CPU between 32 and 128, so that their keys and values
+    have room in 1 GB."""
 
     cuda_graphs: bool = True
     """On a GPU: record decoding steps as CUDA graphs, which starts their kernels much faster. The text is the same."""

@@ -51,9 +51,9 @@ def collate_dpo(rows: Sequence[dict[str, Any]], *, pad_id: int) -> list[dict[str
 
 
 def batch_dpo(items: Sequence[dict[str, Any]], *, pad_id: int, multiple: int, **_: Any) -> dict[str, torch.Tensor]:
-    """The keys of NeMo-Aligner's `dpo_custom_collate`, and what it leaves out: `confidence`, `sft_weight` and `row`
-    [pairs], and `reference_{chosen,rejected}` [pairs, sequence], if the rows have it. The sequence is a multiple of
-    `multiple`.
+    """The keys of NeMo-Aligner's `dpo_custom_collate`, and what it leaves out: `confidence`, `sft_weight`, `compared`
+    and `row` [pairs], and `reference_{chosen,rejected}` [pairs, sequence], if the rows have it. The sequence is a
+    multiple of `multiple`.
 
     NeMo-Aligner's attention mask is a square for every row. No layer reads it, because attention is causal. Here it is
     one element a row.
@@ -69,6 +69,7 @@ def batch_dpo(items: Sequence[dict[str, Any]], *, pad_id: int, multiple: int, **
         batch[f"{side}_rewards"] = torch.tensor([item[f"{side}_reward"] for item in items], dtype=torch.float32)
     batch["confidence"] = torch.tensor([item["confidence"] for item in items])
     batch["sft_weight"] = torch.tensor([item["sft_weight"] for item in items])
+    batch["compared"] = torch.tensor([item["compared"] for item in items])
     batch["row"] = torch.tensor([item["row"] for item in items])
     batch["position_ids"] = torch.arange(length).repeat(len(items), 1)
     batch["attention_mask"] = torch.zeros(len(items), 1, 1, 1, dtype=torch.bool)
@@ -78,7 +79,7 @@ def batch_dpo(items: Sequence[dict[str, Any]], *, pad_id: int, multiple: int, **
 def _dpo_item(row: dict[str, Any], pad_id: int) -> dict[str, Any]:
     length = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) - 1
     item: dict[str, Any] = {"ignore_example": False, "confidence": row["confidence"], "row": row["row"]}
-    item["sft_weight"] = row.get("sft_weight", 1.0)
+    item["sft_weight"], item["compared"] = row.get("sft_weight", 1.0), row.get("compared", True)
     for side in ("chosen", "rejected"):
         ids = torch.tensor(row["prompt_ids"] + row[f"{side}_ids"])
         labels = ids[1:].clone()

@@ -98,6 +98,7 @@ def _row_ids(row: SFTRow | DPORow, encode: Encode, eos_token_id: int) -> tuple[d
     else:
         found |= {key: getattr(row, key) for key in ("chosen_reward", "rejected_reward", "confidence")}
         found |= {"sft_weight": row.sft_weight} if row.sft_weight != 1 else {}
+        found |= {} if row.compared else {"compared": False}
     return found, lengths, any_merged
 
 

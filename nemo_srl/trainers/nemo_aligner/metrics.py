@@ -27,8 +27,8 @@ def step_record(metrics: Mapping[str, float], *, step: int, beta: float | None) 
     `rewards_chosen`, `rewards_rejected` and `rewards_margin` are beta * (log pi - log pi_ref), summed over
     the response and averaged over the batch (Rafailov et al. 2023, section 4). With the losses `dpo_norm` and `simpo`
     they are averaged over the response's tokens, and `simpo` has no log pi_ref. `acc` is the share of pairs with a
-    positive margin; `padding` is the share of padding in the tokens of rank 0; `step_time` is in seconds; `loss` is
-    before the step's update.
+    positive margin. These four are of the pairs that are compared, and are left out if a step has none. `padding` is
+    the share of padding in the tokens of rank 0; `step_time` is in seconds; `loss` is before the step's update.
     """
     record = {"step": step, **{key: metrics[key] for key in _SAME_NAME if key in metrics}}
     if beta is not None and "rewards_chosen_mean" in metrics:

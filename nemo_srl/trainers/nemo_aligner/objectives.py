@@ -53,9 +53,11 @@ def use_losses_of_pairs(model: Any, loss: Loss | None, *, over_ranks: Sum = lamb
     """Let `model`, a `MegatronGPTDPOModel`, weigh the likelihood of the chosen responses by row (`sft_loss_func`).
 
     With a `loss`, it also computes that where it would compute its own (`loss_func`). `over_ranks` adds up what the
-    ranks have that share a sequence.
+    ranks have that share a sequence. Pairs that are not `compared` add nothing to that loss, and have no rewards.
     """
-    upstream = model.get_forward_output_and_loss_func
+    upstream, own_loss, rewards = (
+        model.get_forward_output_and_loss_func, model.loss_func, model.gather_and_split_rewards
+    )  # fmt: skip
 
     def get_forward_output_and_loss_func(*args: Any, **kwargs: Any) -> Any:
         forward = upstream(*args, **kwargs)
@@ -65,13 +67,52 @@ def use_losses_of_pairs(model: Any, loss: Loss | None, *, over_ranks: Sum = lamb
             # Megatron computes a micro-batch's loss right after its forward step.
             micro_batch = next(micro_batches)
             model.sft_loss_func = partial(_weighted_likelihood, model, micro_batch["sft_weight"])
+            of_pairs, compared = own_loss, micro_batch["compared"]
             if loss is not None:
-                model.loss_func = partial(_preference_loss, model, loss, over_ranks, micro_batch["confidence"])
+                of_pairs = partial(_preference_loss, model, loss, over_ranks, micro_batch["confidence"])
+            model.loss_func = of_pairs if compared.all() else partial(_of_compared, of_pairs, compared)
+            model.gather_and_split_rewards = partial(_rewards_of_compared, rewards, compared)
             return forward(iter([micro_batch]), *more)
 
         return forward_step
 
     model.get_forward_output_and_loss_func = get_forward_output_and_loss_func
+    model.get_loss_and_metrics = partial(_with_metrics_of_compared, model.get_loss_and_metrics)
+
+
+def _with_metrics_of_compared(upstream: Any, batch: dict[str, Any], forward_only: bool) -> Any:
+    """NeMo-Aligner's loss and metrics of a step. `acc` is the share of compared pairs that are in order. Without such
+    pairs there is neither that nor a reward."""
+    from megatron.core import parallel_state
+
+    loss, metrics = upstream(batch, forward_only)
+    compared = batch["compared"]
+    counts = torch.tensor([float(compared.sum()), len(compared)]).cuda()
+    torch.distributed.all_reduce(counts, group=parallel_state.get_data_parallel_group())
+    number, of_all = counts.tolist()
+    if number:
+        return loss, metrics | {"acc": metrics["acc"] * of_all / number}
+    return loss, {key: value for key, value in metrics.items() if key != "acc" and not key.startswith("rewards_")}
+
+
+def _of_compared(loss: Callable[..., Any], compared: Any, policy: Any, *others: Any, **settings: Any) -> Any:
+    """`loss` of the compared pairs only, still as a mean over all pairs; and how many of all are compared and in
+    order."""
+    numbers = compared.nonzero().flatten()
+    if not len(numbers):
+        none = policy.sum() * 0  # which still has a gradient
+        return none, none.detach()
+    rows = torch.cat([numbers, numbers + len(compared)]).to(policy.device)
+    values = loss(policy[rows], *(x if x is None else x[rows] for x in others), **settings)
+    return tuple(value * (len(numbers) / len(compared)) for value in values)
+
+
+def _rewards_of_compared(rewards: Callable[..., Any], compared: Any, policy: Any, *others: Any, **settings: Any) -> Any:
+    """NeMo-Aligner's `rewards`, of all data-parallel ranks, without the pairs that are not compared."""
+    # The ranks may differ in how many they compare. So all rows are gathered, and some of them are not a number.
+    left_out = ~torch.cat([compared, compared]).to(policy.device)
+    found = rewards(policy.masked_fill(left_out[:, None], torch.nan), *others, **settings)
+    return tuple(values[~values.isnan()] for values in found)
 
 
 def _weighted_likelihood(

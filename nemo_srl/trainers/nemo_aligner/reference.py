@@ -42,10 +42,13 @@ def attach(
 ) -> None:
     """Give every row `reference`: the log-probabilities of the tokens of both responses, {side: [tokens] float32}.
 
-    Every rank calls it, with the same rows. `step` is the number of steps that the training has made. Raises
-    `ConfigError` if something is missing after the first step.
+    Rows that are not `compared` get zeros. Every rank calls it, with the same rows. `step` is the number of steps that
+    the training has made. Raises `ConfigError` if something is missing after the first step.
     """
     directory = work_dir / REFERENCE_DIR
+    for row in rows:
+        row["reference"] = {side: torch.zeros(len(row[f"{side}_ids"])) for side in ("chosen", "rejected")}
+    rows = [row for row in rows if row.get("compared", True)]
     chunks = [rows[i : i + CHUNK_ROWS] for i in range(0, len(rows), CHUNK_ROWS)]
     found = _read_on_rank_0(directory, chunks)
     missing = [i for i in range(len(chunks)) if i not in found]

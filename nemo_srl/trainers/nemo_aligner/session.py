@@ -25,7 +25,7 @@ from nemo_aligner.algorithms import dpo as dpo_algorithm
 from nemo_aligner.algorithms import supervised as supervised_algorithm
 from nemo_aligner.algorithms.dpo import DPOTrainer
 from nemo_aligner.algorithms.supervised import SupervisedTrainer
-from nemo_aligner.data.nlp.builders import build_dataloader
+from nemo_aligner.data.nlp import builders
 from nemo_aligner.models.nlp.gpt import gpt_sft_model as sft_model
 from nemo_aligner.models.nlp.gpt import megatron_gpt_dpo_model as dpo_model
 from nemo_aligner.models.nlp.gpt.gpt_sft_model import GPTSFTModel
@@ -62,6 +62,7 @@ from nemo_srl.trainers.nemo_aligner.data import TRAIN_FILE, read_rows
 from nemo_srl.trainers.nemo_aligner.metrics import METRICS_FILE, MetricsFile
 from nemo_srl.trainers.nemo_aligner.micro_batches import MicroBatches, Targets
 from nemo_srl.trainers.nemo_aligner.progress import StepBar
+from nemo_srl.trainers.nemo_aligner.sampling import AlikeTogetherSampler
 from nemo_srl.trainers.nemo_aligner.stopping import StopRequest
 from nemo_srl.trainers.nemo_aligner.training_plan import NEMO_DIR, PLAN_FILE, START_DIR, TOKENIZER_DIR
 
@@ -190,7 +191,11 @@ def _compute_what_is_needed(model: Any, cfg: DictConfig) -> MicroBatches:
 def _build_loader(cfg: DictConfig, algorithm: str, rows: list[dict[str, Any]], pad_id: int, consumed: int) -> Any:
     multiple = cfg.model.data.pad_length_to_multiple_of
     sft = partial(collate_sft, pad_id=pad_id, multiple=multiple)
-    return build_dataloader(
+    if (largest_group := cfg.model.data.get("rows_together", 1)) > 1:
+        builders.MegatronPretrainingRandomBatchSampler = partial(
+            AlikeTogetherSampler, rows, largest_group=largest_group
+        )
+    return builders.build_dataloader(
         cfg=cfg,
         dataset=rows,
         consumed_samples=consumed,

@@ -12,6 +12,7 @@ it: there the time goes by the number of tokens. A GPU has fused kernels for att
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -100,6 +101,26 @@ def _runs(nodes: list[int]) -> tuple[slice, ...]:
 def _num_shared(a: torch.Tensor, b: torch.Tensor) -> int:
     shortest = min(len(a), len(b))
     return int((a[:shortest] == b[:shortest]).int().cumprod(0).sum())
+
+
+def groups_alike(ids: Sequence[list[int]], largest: int) -> list[list[int]]:
+    """The numbers of all sequences in groups of `largest` at most, which can share much.
+
+    They are sorted by their tokens. One that shares at least half of its tokens, or half of those of the sequence
+    before it, joins the group of that one.
+    """
+    groups: list[list[int]] = []
+    for number in sorted(range(len(ids)), key=ids.__getitem__):
+        if groups and len(groups[-1]) < largest and _begin_alike(ids[groups[-1][-1]], ids[number]):
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    return groups
+
+
+def _begin_alike(a: list[int], b: list[int]) -> bool:
+    half = -(-min(len(a), len(b)) // 2)
+    return a[:half] == b[:half]
 
 
 def use_positions(rotary_pos_emb: Any) -> None:

@@ -323,6 +323,7 @@ def _data_section(section: str, optim: OptimConfig, trainer: NemoAlignerSettings
         "eod_mask_loss": False,
         "validation_drop_last": True,
         "pad_length_to_multiple_of": fixed_length(optim, trainer) or _length_multiple(trainer),
+        **({"rows_together": optim.rows_together} if optim.rows_together > 1 else {}),
         # GPTSFTModel's batch sizes, which it sets around a validation.
         **({"train_ds": dict(batch), "validation_ds": dict(batch)} if section == "sft" else {}),
     }
