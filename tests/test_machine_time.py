@@ -61,6 +61,23 @@ def test_what_rows_begin_with_counts_once(model: Path) -> None:
     assert machine_time.row_tokens(chat, answers, (), 0.0).begun_judging == 0, "without EFT"
 
 
+def test_what_rows_of_a_group_have_in_common_counts_once(model: Path) -> None:
+    cfg, spec, chat = composed(), hf.read_spec(model), ChatTemplate(model, chat_template=None)
+    shared = "Grade it: what is a pear and how does it grow? "
+    prompts = [shared + "A fig.", shared + "A tree.", "Grade it: how tall is a tree in the mean? It is tall."]
+    common, tokens = chat.num_tokens("Grade it: "), chat.num_tokens(shared)
+    # One of three prompts begins as the one before it.
+    alike = machine_time.tokens_alike(chat, prompts)
+    assert alike == pytest.approx((tokens - common) / 3, rel=0.15)
+    assert machine_time.tokens_alike(chat, ()) == machine_time.tokens_alike(chat, prompts[1:]) == 0
+    rows = machine_time.RowTokens(share_of_judging=1, sft=90, begun_answering=0, begun_judging=40, alike_judging=alike)
+    a, times = Assumptions(num_sft_rows=100), []
+    for together in (1, 2, 8):
+        changed = replace(cfg, sft=replace(cfg.sft, rows_together=together))
+        times.append(machine_time.seconds(changed, spec, a, rates=rates(1.0), rows=rows))
+    assert times[0] > times[1] > times[2]
+
+
 def test_more_work_takes_longer_and_a_faster_machine_does_not(model: Path) -> None:
     cfg, spec, a = composed(), hf.read_spec(model), Assumptions(num_sft_rows=100)
     rows = machine_time.RowTokens(share_of_judging=0.5, sft=100.0, begun_answering=10.0, begun_judging=40.0)

@@ -84,7 +84,8 @@ def test_the_remedy_for_verdict_pairs_is_one_that_the_run_accepts() -> None:
     with pytest.raises(ConfigError, match=r"judge\.mode='pairwise' gives none") as refused:
         combinations.check(composed(*overrides, recipe=recipe), [SCORE_ALONE])
     remedy = str(refused.value).rpartition("Set ")[2].rstrip(".").split()
-    assert remedy == ["verdict_pairs.num_prompts=0", "verdict_pairs.num_seed=0", "dpo.verdict_weight=1"]
+    assert remedy[:3] == ["verdict_pairs.num_prompts=0", "verdict_pairs.num_seed=0", "dpo.verdict_weight=1"]
+    assert remedy[3:] == ["dpo.compare_verdicts=true"]
     combinations.check(composed(*overrides, *remedy, recipe=recipe), [SCORE_ALONE])
 
 
