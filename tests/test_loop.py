@@ -57,7 +57,8 @@ def test_a_run_disturbed_again_and_again_ends_with_the_same_bytes(
     tmp_path: Path, overrides: list[str], undisturbed: Path
 ) -> None:
     counts = Counts()
-    run = Disturbed(tmp_path, overrides, random.Random(7), counts)
+    # A run needs some 80 seconds of the processors. So it does not end before three kills.
+    run = Disturbed(tmp_path, overrides, random.Random(7), counts, longest=12)
     for _ in range(6):
         run.kill()
     run.fault("read-only", partial(set_protected, run.run_dir))

@@ -83,9 +83,12 @@ class Counts:
 class Disturbed:
     """One run directory that is disturbed until the run ends by itself."""
 
-    def __init__(self, directory: Path, overrides: list[str], rng: random.Random, counts: Counts) -> None:
+    def __init__(
+        self, directory: Path, overrides: list[str], rng: random.Random, counts: Counts, *, longest: float = 30
+    ) -> None:
+        """A moment is awaited for `longest` seconds of the processors at most."""
         self.run_dir, self.log = directory / "run", directory / "log"
-        self._overrides, self._rng, self._counts = overrides, rng, counts
+        self._overrides, self._rng, self._counts, self._longest = overrides, rng, counts, longest
         self._journals: dict[Path, bytes] = {}
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -164,7 +167,7 @@ class Disturbed:
         """Wait for the moment, or for the end of the run. Returns the processes that the orchestrator started."""
         pattern, before = MOMENTS[moment], set(_paths(self.run_dir))
         # Seconds of the processors, so that a busy machine does not move all kills to the imports.
-        longest = self._rng.uniform(1, 25) if pattern is None else 30
+        longest = self._rng.uniform(1, self._longest) if pattern is None else self._longest
         while process.poll() is None and _cpu_seconds(process.pid) < longest:
             if pattern and any(pattern.search(path) for path in _paths(self.run_dir) if path not in before):
                 time.sleep(self._rng.choice((0, 0, 0.01, 0.1, 0.5)))
