@@ -71,13 +71,14 @@ def check_verdict_pairs(cfg: Config, eft: Sequence[EFTExample]) -> None:
     """Pairs of verdicts. With `source=damaged`, they must not teach another kind of verdict than the EFT examples."""
     settings, judge = cfg.verdict_pairs, cfg.judge
     number, remedy = settings.num_prompts, f"Set {_without_verdict_pairs(cfg)}."
-    if cfg.dpo.verdict_weight != 1 and not (number and cfg.dpo.sft_loss_weight):
+    has_likelihood = number and cfg.dpo.sft_loss_weight
+    if cfg.dpo.verdict_weight != 1 and not has_likelihood:
         raise ConfigError(
             f"dpo.verdict_weight={cfg.dpo.verdict_weight}: it weighs the likelihood of chosen verdicts. There is none "
             f"with verdict_pairs.num_prompts={number} and dpo.sft_loss_weight={cfg.dpo.sft_loss_weight}. Set "
             "dpo.verdict_weight=1, or set both of the others above 0."
         )
-    if not (cfg.dpo.compare_verdicts or (number and cfg.dpo.sft_loss_weight)):
+    if not cfg.dpo.compare_verdicts and not has_likelihood:
         raise ConfigError(
             "dpo.compare_verdicts=false: so verdicts teach by the likelihood of chosen ones alone. There is "
             f"none with verdict_pairs.num_prompts={number} and dpo.sft_loss_weight={cfg.dpo.sft_loss_weight}. Set "

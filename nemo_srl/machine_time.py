@@ -56,10 +56,11 @@ def announcement(
         return ""
     spec = hf.read_spec(model_dir)
     chat = ChatTemplate(model_dir, chat_template=cfg.model.chat_template, variables=cfg.model.chat_template_kwargs)
-    lessons = [reader(cfg.judge).lesson(x, cfg.judge) for x in _sample(eft)]
+    all_lessons = [reader(cfg.judge).lesson(x, cfg.judge) for x in eft]
+    lessons = _sample(all_lessons)
     a = assumptions(cfg, chat, ift, eft, [prompt for prompt, _ in lessons])
     rows = row_tokens(chat, [(x.instruction, x.response) for x in _sample(ift)], lessons, len(eft) / a.num_sft_rows)
-    rows = replace(rows, alike_judging=tokens_alike(chat, [reader(cfg.judge).lesson(x, cfg.judge)[0] for x in eft]))
+    rows = replace(rows, alike_judging=tokens_alike(chat, [prompt for prompt, _ in all_lessons]))
     formats = {"trained": "float32" if cfg.trainer.precision == "32" else "bfloat16", "generated": cfg.engine.dtype}
     gflops = {
         name: max(products.gflops(spec.hidden_size, spec.ffn_hidden_size, getattr(torch, name)).values())

@@ -185,20 +185,18 @@ def test_a_judge_that_gives_reasons_or_compares_gets_no_verdict_pairs(tmp_path: 
             combinations.check_verdict_pairs(composed(*overrides), reasons)
 
 
-def test_a_weight_of_verdicts_that_weighs_nothing_is_refused() -> None:
-    weight = "dpo.verdict_weight=5"
-    for overrides in ((weight, "dpo.sft_loss_weight=1"), (*SETTINGS, weight)):
-        with pytest.raises(ConfigError, match=r"dpo\.verdict_weight=5\.0: .* Set dpo\.verdict_weight=1, or"):
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("dpo.verdict_weight=5", r"dpo\.verdict_weight=5\.0: .* Set dpo\.verdict_weight=1, or"),
+        ("dpo.compare_verdicts=false", r"dpo\.compare_verdicts=false: .* Set dpo\.compare_verdicts=true, or"),
+    ],
+)
+def test_what_is_about_a_likelihood_of_verdicts_is_refused_without_one(setting: str, message: str) -> None:
+    for overrides in ((setting, "dpo.sft_loss_weight=1"), (*SETTINGS, setting)):
+        with pytest.raises(ConfigError, match=message):
             combinations.check_verdict_pairs(composed(*overrides), [])
-    combinations.check_verdict_pairs(composed(*SETTINGS, weight, "dpo.sft_loss_weight=1"), [])
-
-
-def test_verdicts_that_are_not_compared_and_have_no_likelihood_are_refused() -> None:
-    apart = "dpo.compare_verdicts=false"
-    for overrides in ((apart, "dpo.sft_loss_weight=1"), (*SETTINGS, apart)):
-        with pytest.raises(ConfigError, match=r"dpo\.compare_verdicts=false: .* Set dpo\.compare_verdicts=true, or"):
-            combinations.check_verdict_pairs(composed(*overrides), [])
-    combinations.check_verdict_pairs(composed(*SETTINGS, apart, "dpo.sft_loss_weight=1"), [])
+    combinations.check_verdict_pairs(composed(*SETTINGS, setting, "dpo.sft_loss_weight=1"), [])
 
 
 @pytest.mark.parametrize(
