@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from nemo_srl.trainers.nemo_aligner.platforms.functions import (
     rms_norm,
     with_fast_rotary,
 )
-from nemo_srl.trainers.nemo_aligner.shared_beginnings import pack
+from nemo_srl.trainers.nemo_aligner.shared_beginnings import Tree, pack
 
 SEQUENCE, BATCH, HEADS, SIZE = 7, 2, 3, 8
 
@@ -143,17 +143,30 @@ TREES = {
 }
 
 
+def tree_of(texts: list[str]) -> Tree:
+    ids = torch.tensor([[ord(c) for c in text.ljust(max(map(len, texts)))] for text in texts])
+    return pack(ids, torch.tensor([len(text) for text in texts]), multiple=8)
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Sets the sizes of blocks and batches. They are no part of what `batches_of` remembers its results by."""
+    attention.batches_of.cache_clear()
+    yield lambda **values: [monkeypatch.setattr(attention, name, value) for name, value in values.items()]  # type: ignore[func-returns-value]
+    attention.batches_of.cache_clear()
+
+
 @pytest.mark.parametrize("texts", TREES.values(), ids=TREES)
-@pytest.mark.parametrize("groups", [1, 2, 4])
-def test_attention_over_a_tree(texts: list[str], groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("groups", "padded"), [(1, 1.3), (2, 1.3), (4, 1.3), (2, 1), (2, 1000)])
+def test_attention_over_a_tree(texts: list[str], groups: int, padded: float, sizes: Callable[..., None]) -> None:
     """In blocks of four queries: short, full, and several of them. The reference sees a mask over the whole tree.
 
-    In bfloat16, only inputs and results are rounded. Scores are so large that it would show if they were, too.
+    Batches have some padding, none, or all blocks whatever their sizes. In bfloat16, only inputs and results are
+    rounded. Scores are so large that it would show if they were, too.
     """
-    monkeypatch.setattr(attention, "BLOCK", 4)
+    sizes(BLOCK=4, PADDED=padded)
     heads, scale = 4, 0.3
-    ids = torch.tensor([[ord(c) for c in text.ljust(16)] for text in texts])
-    tree = pack(ids, torch.tensor([len(text) for text in texts]), multiple=8)
+    tree = tree_of(texts)
     length = tree.tokens.shape[1]
     visible = torch.eye(length, dtype=torch.bool)  # padding sees itself; a softmax over nothing is no number
     for places, text in zip(tree.places, texts, strict=True):
@@ -184,3 +197,38 @@ def test_attention_over_a_tree(texts: list[str], groups: int, monkeypatch: pytes
     check(torch.bfloat16, 0.01)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         check(torch.bfloat16, 0.01)
+
+
+def num_computed(batch: attention.Batch) -> int:
+    return batch.mask.numel()
+
+
+@pytest.mark.parametrize("texts", TREES.values(), ids=TREES)
+def test_batches_have_each_node_once_and_little_padding(texts: list[str], sizes: Callable[..., None]) -> None:
+    sizes(BLOCK=4)
+    tree = tree_of(texts)
+    batches = attention.batches_of(tree.branches)
+    nodes = [node for batch in batches for node in batch.queries.flatten().tolist() if node >= 0]
+    assert sorted(nodes) == [*range(tree.num_tokens)]
+    for batch in batches:
+        num_queries = (batch.queries >= 0).sum(1)
+        last = batch.mask[torch.arange(len(num_queries)), 0, 0, num_queries - 1]  # of the real ones; it sees all keys
+        assert num_computed(batch) <= attention.PADDED * int((num_queries * (last == 0).sum(1)).sum())
+
+
+def test_the_scores_of_a_batch_are_limited(sizes: Callable[..., None]) -> None:
+    """All blocks of a long sequence at once would take as much memory as its length squared."""
+    tree = tree_of(["a" * 600, "b" * 500])
+    sizes(BLOCK=50, PADDED=1000)
+    assert len(attention.batches_of(tree.branches)) == 1
+    attention.batches_of.cache_clear()
+    sizes(BATCH=60_000)
+    batches = attention.batches_of(tree.branches)
+    assert len(batches) > 5
+    assert all(num_computed(batch) <= 60_000 for batch in batches)
+
+
+def test_a_block_of_its_own_may_have_more_scores(sizes: Callable[..., None]) -> None:
+    sizes(BATCH=10)
+    (batch,) = attention.batches_of(tree_of(["abcdefghijk"]).branches)
+    assert num_computed(batch) == 11 * 11

@@ -304,6 +304,30 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert num_new_pages("cpu.keep_freed_memory()") < num_new_pages("") / 1.5
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_a_gather_of_one_rank_starts_no_threads() -> None:
+    """gloo's thread starts some for a long message, and they slow down all that comes later."""
+
+    def num_new_threads(gather: str) -> int:
+        code = f"""
+import os, torch, torch.distributed as dist
+from nemo_srl.trainers.nemo_aligner.platforms import cpu
+{gather}
+torch.set_num_threads(2)
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+torch.ones(10**6).mul_(2)
+found, message = [None], "a message " * 5000
+before = len(os.listdir("/proc/self/task"))
+dist.all_gather_object(found, message)
+assert found == [message]
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert num_new_threads("cpu.gather_without_gloo_if_alone()") == 0 < num_new_threads("")
+
+
 def test_a_gather_of_one_rank_copies_nothing_and_others_go_through() -> None:
     calls: list[dict[str, object]] = []
     gather = cpu.skip_if_alone(lambda output, input, **kwargs: calls.append(kwargs))

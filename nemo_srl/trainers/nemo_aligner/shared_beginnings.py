@@ -24,9 +24,9 @@ from nemo_srl.trainers.nemo_aligner.batches import round_up
 class Branch(NamedTuple):
     """What one sequence of a tree has beyond the one before it."""
 
-    own: slice
+    own: range
     """Its own nodes."""
-    path: tuple[slice, ...]
+    path: tuple[range, ...]
     """The nodes of the whole sequence, from its first token to its last one. The last ones are its own."""
 
 
@@ -79,7 +79,7 @@ def pack(ids: torch.Tensor, lengths: torch.Tensor, *, multiple: int) -> Tree:
         tokens.append(ids[row, shared:end])
         depths.append(torch.arange(shared, end))
         if end > shared:
-            branches.append(Branch(slice(count, count + end - shared), _runs(places[row, :end].tolist())))
+            branches.append(Branch(range(count, count + end - shared), _runs(places[row, :end].tolist())))
         count, before = count + end - shared, row
     padding = (0, round_up(count, multiple) - count)
     return Tree(
@@ -91,11 +91,11 @@ def pack(ids: torch.Tensor, lengths: torch.Tensor, *, multiple: int) -> Tree:
     )
 
 
-def _runs(nodes: list[int]) -> tuple[slice, ...]:
-    """Ascending numbers as slices. Nodes that follow each other are copied at once."""
+def _runs(nodes: list[int]) -> tuple[range, ...]:
+    """Ascending numbers as ranges of numbers that follow each other."""
     starts = [i for i, node in enumerate(nodes) if i == 0 or node != nodes[i - 1] + 1]
     ends = [*starts[1:], len(nodes)]
-    return tuple(slice(nodes[a], nodes[b - 1] + 1) for a, b in zip(starts, ends, strict=True))
+    return tuple(range(nodes[a], nodes[b - 1] + 1) for a, b in zip(starts, ends, strict=True))
 
 
 def _num_shared(a: torch.Tensor, b: torch.Tensor) -> int:

@@ -1,22 +1,29 @@
-"""Causal attention over a tree of sequences (`shared_beginnings.py`), path by path.
+"""Causal attention over a tree of sequences (`shared_beginnings.py`), many branches at a time.
 
 One attention over the whole tree would compute a score for every two tokens of a micro-batch, and most of them lie on
-different paths. Here the tokens that a sequence has for itself look at the tokens of its path, and nothing else is
-computed. The heads that share keys and values are rows of one product.
+different paths. Here the tokens that a sequence has for itself look at the tokens of its path. One matrix product for
+each sequence would be small, and a second thread would gain nothing. So blocks of similar size are padded to one size,
+and are one batch of products. The heads that share keys and values are rows of one product.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from nemo_srl.trainers.nemo_aligner.shared_beginnings import Branch
 
 BLOCK = 128
-"""Queries at a time. No matrix has more than heads x BLOCK x path numbers."""
+"""Queries of a block. More would compute more scores of later keys, which are masked."""
+BATCH = 2**20
+"""Scores of a batch, for one head. More would take memory and save no time."""
+PADDED = 1.3
+"""A batch computes at most so many times the scores that its blocks have."""
 
 
 def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,6 +41,64 @@ def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+class Block(NamedTuple):
+    """Nodes that follow each other on one path."""
+
+    own: range
+    keys: torch.Tensor
+    """The nodes that they see: their path up to the last of them."""
+
+    @property
+    def num_scores(self) -> int:
+        return len(self.own) * len(self.keys)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Blocks that are computed together, padded to the same numbers of queries and keys."""
+
+    queries: torch.Tensor
+    """[blocks, queries]: the node of a query, or -1 for padding."""
+    keys: torch.Tensor
+    """[blocks, keys]: their nodes. Padding is in front of them, and is node 0."""
+    mask: torch.Tensor
+    """[blocks, 1, 1, queries, keys]: 0 where a query sees a key, and else -inf. Queries that are padding see all."""
+    real: torch.Tensor
+    """[nodes of the blocks]: where they are in `queries`, flattened."""
+
+    def of_queries(self, x: torch.Tensor, num_groups: int) -> torch.Tensor:
+        """[nodes, 1, heads, size] -> [blocks * groups, heads of a group * queries, size] in float32, 0 for padding."""
+        found = x.new_zeros(self.queries.numel(), x[0].numel())
+        found.index_copy_(0, self.real, _rows(x).index_select(0, self.queries.flatten()[self.real]))
+        split = found.view(*self.queries.shape, num_groups, -1, x.shape[-1]).permute(0, 2, 3, 1, 4)
+        return _float(split).flatten(2, 3).flatten(0, 1)
+
+    def put_queries(self, x: torch.Tensor, found: torch.Tensor, num_groups: int) -> None:
+        """The reverse: write what was `found` for queries to their nodes in `x`."""
+        blocks, queries = self.queries.shape
+        rows = found.view(blocks, num_groups, -1, queries, x.shape[-1]).permute(0, 3, 1, 2, 4).to(x.dtype)
+        rows = rows.reshape(blocks * queries, -1).index_select(0, self.real)
+        _rows(x).index_copy_(0, self.queries.flatten()[self.real], rows)
+
+    def of_keys(self, x: torch.Tensor) -> torch.Tensor:
+        """Keys or values: [nodes, 1, groups, size] -> [blocks * groups, keys, size] in float32."""
+        found = _rows(x).index_select(0, self.keys.flatten())
+        return _float(found.view(*self.keys.shape, *x.shape[2:]).transpose(1, 2)).flatten(0, 1)
+
+    def add_keys(self, x: torch.Tensor, found: torch.Tensor) -> None:
+        """The reverse: add what was `found` for keys to their nodes in `x`, in float32."""
+        blocks, keys = self.keys.shape
+        rows = found.view(blocks, -1, keys, x.shape[-1]).transpose(1, 2).reshape(blocks * keys, -1)
+        _rows(x).index_add_(0, self.keys.flatten(), rows)
+
+    def probabilities(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """[blocks * groups, heads of a group * queries, keys]."""
+        scores = torch.bmm(q, k.mT)
+        of_blocks = scores.view(len(self.queries), -1, q.shape[1] // self.queries.shape[1], *self.mask.shape[-2:])
+        of_blocks += self.mask
+        return torch.softmax(scores, -1, out=scores)
+
+
 class TreeAttention(torch.autograd.Function):
     """softmax(scale q k^T) v, where a query looks at the keys on its path up to itself, with grouped queries.
 
@@ -43,91 +108,92 @@ class TreeAttention(torch.autograd.Function):
     @staticmethod
     @_plain
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, branches: Sequence[Branch]
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        branches: tuple[Branch, ...],
     ) -> torch.Tensor:
         """`query` [nodes, 1, heads, size], `key` and `value` with groups for heads -> [nodes, 1, heads * size].
 
         It is zero for nodes on no path.
         """
         ctx.save_for_backward(query, key, value)
-        ctx.scale, ctx.branches = scale, branches
-        out = torch.zeros_like(query)
-        for path, blocks in _blocks(branches):
-            k, v = _along(key, path), _along(value, path)
-            for own, end in blocks:
-                p = _probabilities(_folded(query, own, len(k)) * scale, k[:, :end], own)
-                _unfolded(out, own, len(k)).copy_((p @ v[:, :end]).view(len(k), -1, _length(own), v.shape[-1]))
+        ctx.scale, ctx.batches = scale, batches_of(branches)
+        out, groups = torch.zeros(query.shape, dtype=query.dtype), key.shape[2]
+        for batch in ctx.batches:
+            p = batch.probabilities(batch.of_queries(query, groups).mul_(scale), batch.of_keys(key))
+            batch.put_queries(out, torch.bmm(p, batch.of_keys(value)), groups)
         return out.flatten(2)
 
     @staticmethod
     @_plain
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         query, key, value = ctx.saved_tensors
-        gradient = gradient.view(query.shape)
-        of_query = torch.zeros_like(query)
-        of_key, of_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key, value))
-        for path, blocks in _blocks(ctx.branches):
-            k, v = _along(key, path), _along(value, path)
-            for own, end in blocks:
-                q, g = _folded(query, own, len(k)) * ctx.scale, _folded(gradient, own, len(k))
-                p = _probabilities(q, k[:, :end], own)
-                _add_along(of_value, path, p.mT @ g)
-                of_scores = g @ v[:, :end].mT  # so far of the probabilities; the next line overwrites it
-                torch.ops.aten._softmax_backward_data.out(of_scores, p, -1, p.dtype, grad_input=of_scores)
-                del p
-                _add_along(of_key, path, of_scores.mT @ q)
-                of_q = (of_scores @ k[:, :end]).mul_(ctx.scale)
-                _unfolded(of_query, own, len(k)).copy_(of_q.view(len(k), -1, _length(own), q.shape[-1]))
+        gradient, groups = gradient.view(query.shape), key.shape[2]
+        of_query = torch.zeros(query.shape, dtype=query.dtype)
+        of_key, of_value = (torch.zeros(x.shape, dtype=torch.float32) for x in (key, value))
+        for batch in ctx.batches:
+            q, g = batch.of_queries(query, groups).mul_(ctx.scale), batch.of_queries(gradient, groups)
+            k = batch.of_keys(key)
+            p = batch.probabilities(q, k)
+            batch.add_keys(of_value, torch.bmm(p.mT, g))
+            of_scores = torch.bmm(g, batch.of_keys(value).mT)  # so far of p; the next line overwrites it
+            torch.ops.aten._softmax_backward_data.out(of_scores, p, -1, p.dtype, grad_input=of_scores)
+            del p
+            batch.add_keys(of_key, torch.bmm(of_scores.mT, q))
+            batch.put_queries(of_query, torch.bmm(of_scores, k).mul_(ctx.scale), groups)
         return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None
 
 
-def _blocks(branches: Sequence[Branch]) -> Iterator[tuple[tuple[slice, ...], list[tuple[slice, int]]]]:
-    """The path of each branch, and its queries in blocks, each with the number of keys up to its last query."""
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """[nodes, 1, heads, size] -> [nodes, heads * size]. A view where `x` is contiguous."""
+    return x.flatten(1)
+
+
+def _float(x: torch.Tensor) -> torch.Tensor:
+    """In float32 and contiguous, in one pass over memory."""
+    return x.to(torch.float32, memory_format=torch.contiguous_format)
+
+
+@functools.lru_cache(maxsize=8)  # all layers ask for the same; a pipeline has several micro-batches under way
+@_plain
+def batches_of(branches: tuple[Branch, ...]) -> list[Batch]:
+    """The attention of a tree. Its blocks are sorted by size, so that those of a batch need little padding."""
+    blocks = sorted(_blocks(branches), key=lambda block: (len(block.own), len(block.keys)))
+    parts, part = [], blocks[:1]
+    for block in blocks[1:]:
+        if _fit(*part, block):
+            part.append(block)
+        else:
+            parts.append(part)
+            part = [block]
+    return [_padded(part) for part in (*parts, part)]
+
+
+def _blocks(branches: Sequence[Branch]) -> Iterator[Block]:
     for own, path in branches:
-        num_shared = sum(map(_length, path)) - _length(own)
-        starts = range(own.start, own.stop, BLOCK)
-        blocks = [slice(start, min(start + BLOCK, own.stop)) for start in starts]
-        yield path, [(block, num_shared + block.stop - own.start) for block in blocks]
+        nodes = torch.cat([torch.arange(part.start, part.stop) for part in path])
+        num_shared = len(nodes) - len(own)
+        for start in range(0, len(own), BLOCK):
+            block = own[start : start + BLOCK]
+            yield Block(block, nodes[: num_shared + start + len(block)])
 
 
-def _length(nodes: slice) -> int:
-    return int(nodes.stop - nodes.start)
+def _fit(*blocks: Block) -> bool:
+    computed = len(blocks) * max(len(b.own) for b in blocks) * max(len(b.keys) for b in blocks)
+    return computed <= min(BATCH, PADDED * sum(b.num_scores for b in blocks))
 
 
-def _along(x: torch.Tensor, path: Sequence[slice]) -> torch.Tensor:
-    """Keys or values of a path: [nodes, 1, groups, size] -> [groups, path, size] in float32."""
-    return torch.cat([x[nodes, 0] for nodes in path]).float().transpose(0, 1)
-
-
-def _add_along(x: torch.Tensor, path: Sequence[slice], part: torch.Tensor) -> None:
-    """The reverse: add [groups, nodes, size] to the first nodes of a path."""
-    left = part.transpose(0, 1)
-    for nodes in path:
-        of_nodes, left = left[: _length(nodes)], left[_length(nodes) :]
-        x[nodes.start : nodes.start + len(of_nodes), 0] += of_nodes
-
-
-def _folded(x: torch.Tensor, own: slice, num_groups: int) -> torch.Tensor:
-    """Queries in float32, with the heads of a group below each other: [nodes, 1, heads, size] -> [groups, queries,
-    size]."""
-    return _unfolded(x, own, num_groups).flatten(1, 2).float()
-
-
-def _unfolded(x: torch.Tensor, own: slice, num_groups: int) -> torch.Tensor:
-    """A view of them: [groups, heads of a group, own nodes, size]."""
-    rows = x[own, 0]
-    return rows.view(len(rows), num_groups, -1, rows.shape[-1]).permute(1, 2, 0, 3)
-
-
-def _probabilities(q: torch.Tensor, k: torch.Tensor, own: slice) -> torch.Tensor:
-    """[groups, queries, keys]. The last keys are those of the nodes of `own`."""
-    num_nodes, num_keys = _length(own), k.shape[1]
-    scores = q @ k.mT
-    scores.view(len(k), -1, num_nodes, num_keys)[..., num_keys - num_nodes :] += _later(num_nodes)
-    return torch.softmax(scores, -1, out=scores)
-
-
-@functools.cache  # at most BLOCK of them
-def _later(num_nodes: int) -> torch.Tensor:
-    """What is added to the scores of nodes that follow each other: 0, and -inf for later ones."""
-    return torch.full((num_nodes, num_nodes), -torch.inf).triu_(1)
+def _padded(blocks: Sequence[Block]) -> Batch:
+    queries = pad_sequence([torch.arange(b.own.start, b.own.stop) for b in blocks], batch_first=True, padding_value=-1)
+    keys = pad_sequence([b.keys for b in blocks], batch_first=True, padding_side="left")
+    num_queries, num_keys = queries.shape[1], keys.shape[1]
+    # The last keys of a block are its own nodes. A query sees those before it, and all keys of the path before them.
+    first_own = torch.tensor([num_keys - len(b.own) for b in blocks])[:, None, None]
+    first = torch.tensor([num_keys - len(b.keys) for b in blocks])[:, None, None]
+    place, order = torch.arange(num_keys), torch.arange(num_queries)[:, None]
+    sees = (place >= first) & (place <= first_own + order) | (queries < 0)[:, :, None]
+    mask = torch.zeros(sees.shape).masked_fill_(~sees, -torch.inf)[:, None, None]
+    return Batch(queries, keys, mask, (queries.flatten() >= 0).nonzero().flatten())
