@@ -219,7 +219,7 @@ def test_batches_have_each_node_once_and_little_padding(texts: list[str], sizes:
 def test_the_scores_of_a_batch_are_limited(sizes: Callable[..., None]) -> None:
     """All blocks of a long sequence at once would take as much memory as its length squared."""
     tree = tree_of(["a" * 600, "b" * 500])
-    sizes(BLOCK=50, PADDED=1000)
+    sizes(BLOCK=50, PADDED=1000, BATCH=2**20)
     assert len(attention.batches_of(tree.branches)) == 1
     attention.batches_of.cache_clear()
     sizes(BATCH=60_000)

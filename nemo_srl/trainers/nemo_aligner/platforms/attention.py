@@ -20,8 +20,8 @@ from nemo_srl.trainers.nemo_aligner.shared_beginnings import Branch
 
 BLOCK = 128
 """Queries of a block. More would compute more scores of later keys, which are masked."""
-BATCH = 2**20
-"""Scores of a batch, for one head. More would take memory and save no time."""
+BATCH = 2**18
+"""Scores of a batch, for one head: those of a block with 2,048 keys. More would take memory and save no time."""
 PADDED = 1.3
 """A batch computes at most so many times the scores that its blocks have."""
 
@@ -188,7 +188,7 @@ def _fit(*blocks: Block) -> bool:
 
 def _padded(blocks: Sequence[Block]) -> Batch:
     queries = pad_sequence([torch.arange(b.own.start, b.own.stop) for b in blocks], batch_first=True, padding_value=-1)
-    keys = pad_sequence([b.keys for b in blocks], batch_first=True, padding_side="left")
+    keys = pad_sequence([b.keys.flip(0) for b in blocks], batch_first=True).flip(1)  # padded in front
     num_queries, num_keys = queries.shape[1], keys.shape[1]
     # The last keys of a block are its own nodes. A query sees those before it, and all keys of the path before them.
     first_own = torch.tensor([num_keys - len(b.own) for b in blocks])[:, None, None]
