@@ -65,11 +65,13 @@ class Batch:
     """[blocks, 1, 1, queries, keys]: 0 where a query sees a key, and else -inf. Queries that are padding see all."""
     real: torch.Tensor
     """[nodes of the blocks]: where they are in `queries`, flattened."""
+    nodes: torch.Tensor
+    """[nodes of the blocks]: they themselves."""
 
     def of_queries(self, x: torch.Tensor, num_groups: int) -> torch.Tensor:
         """[nodes, 1, heads, size] -> [blocks * groups, heads of a group * queries, size] in float32, 0 for padding."""
         found = x.new_zeros(self.queries.numel(), x[0].numel())
-        found.index_copy_(0, self.real, _rows(x).index_select(0, self.queries.flatten()[self.real]))
+        found.index_copy_(0, self.real, _rows(x).index_select(0, self.nodes))
         split = found.view(*self.queries.shape, num_groups, -1, x.shape[-1]).permute(0, 2, 3, 1, 4)
         return _float(split).flatten(2, 3).flatten(0, 1)
 
@@ -78,7 +80,7 @@ class Batch:
         blocks, queries = self.queries.shape
         rows = found.view(blocks, num_groups, -1, queries, x.shape[-1]).permute(0, 3, 1, 2, 4).to(x.dtype)
         rows = rows.reshape(blocks * queries, -1).index_select(0, self.real)
-        _rows(x).index_copy_(0, self.queries.flatten()[self.real], rows)
+        _rows(x).index_copy_(0, self.nodes, rows)
 
     def of_keys(self, x: torch.Tensor) -> torch.Tensor:
         """Keys or values: [nodes, 1, groups, size] -> [blocks * groups, keys, size] in float32."""
@@ -121,6 +123,7 @@ class TreeAttention(torch.autograd.Function):
         """
         ctx.save_for_backward(query, key, value)
         ctx.scale, ctx.batches = scale, batches_of(branches)
+        key, value = key.contiguous(), value.contiguous()  # once, and not for each batch
         out, groups = torch.zeros(query.shape, dtype=query.dtype), key.shape[2]
         for batch in ctx.batches:
             p = batch.probabilities(batch.of_queries(query, groups).mul_(scale), batch.of_keys(key))
@@ -130,7 +133,7 @@ class TreeAttention(torch.autograd.Function):
     @staticmethod
     @_plain
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        query, key, value = ctx.saved_tensors
+        query, key, value = (x.contiguous() for x in ctx.saved_tensors)
         gradient, groups = gradient.view(query.shape), key.shape[2]
         of_query = torch.zeros(query.shape, dtype=query.dtype)
         of_key, of_value = (torch.zeros(x.shape, dtype=torch.float32) for x in (key, value))
@@ -196,4 +199,5 @@ def _padded(blocks: Sequence[Block]) -> Batch:
     place, order = torch.arange(num_keys), torch.arange(num_queries)[:, None]
     sees = (place >= first) & (place <= first_own + order) | (queries < 0)[:, :, None]
     mask = torch.zeros(sees.shape).masked_fill_(~sees, -torch.inf)[:, None, None]
-    return Batch(queries, keys, mask, (queries.flatten() >= 0).nonzero().flatten())
+    real = (queries.flatten() >= 0).nonzero().flatten()
+    return Batch(queries, keys, mask, real, queries.flatten()[real])
