@@ -123,7 +123,6 @@ class TreeAttention(torch.autograd.Function):
         """
         ctx.save_for_backward(query, key, value)
         ctx.scale, ctx.batches = scale, batches_of(branches)
-        key, value = key.contiguous(), value.contiguous()  # once, and not for each batch
         out, groups = torch.zeros(query.shape, dtype=query.dtype), key.shape[2]
         for batch in ctx.batches:
             p = batch.probabilities(batch.of_queries(query, groups).mul_(scale), batch.of_keys(key))
@@ -133,7 +132,7 @@ class TreeAttention(torch.autograd.Function):
     @staticmethod
     @_plain
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        query, key, value = (x.contiguous() for x in ctx.saved_tensors)
+        query, key, value = ctx.saved_tensors
         gradient, groups = gradient.view(query.shape), key.shape[2]
         of_query = torch.zeros(query.shape, dtype=query.dtype)
         of_key, of_value = (torch.zeros(x.shape, dtype=torch.float32) for x in (key, value))
