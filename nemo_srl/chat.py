@@ -96,6 +96,11 @@ class ChatTemplate:
         return self._response_start + self._harmless(response)
 
     @property
+    def may_think(self) -> bool:
+        """Whether a response can begin with thoughts. It cannot if the prompt ends with an empty thinking."""
+        return bool(self.thinking_tags) and not self.render(_INSTRUCTION).rstrip().endswith(self.thinking_tags[1])
+
+    @property
     def template(self) -> str:
         """The Jinja2 template. It sets its `variables` itself."""
         return str(self._tokenizer.chat_template)

@@ -11,6 +11,7 @@ from math import comb
 from nemo_srl import judging, pairing
 from nemo_srl.config import Config, JudgeConfig, PairsConfig, VerdictPairsConfig
 from nemo_srl.config.check import check as check_value
+from nemo_srl.engines import engine_backend
 from nemo_srl.errors import ConfigError, DataError
 from nemo_srl.judging import rubrics
 from nemo_srl.judging.pairwise import check_rubric
@@ -51,6 +52,13 @@ def check_judges(cfg: Config) -> None:
         for key, name in (("judge.model", judge.model), ("pairs.second_judge", second)):
             reason = f"with judge.mode={judge.mode!r} no model judges the answers. Leave it empty"
             check_value(not name, key, name, reason)
+    engine = cfg.engine_for("judge")
+    check_value(
+        not judge.begin_verdict or not engine_backend(engine).has_own_template(engine),
+        "judge.begin_verdict", judge.begin_verdict,
+        f"the judge's engine ({engine.name}) puts prompts into a chat template of its own, and nothing can follow it. "
+        "Set judge.begin_verdict=false",
+    )  # fmt: skip
     check_value(
         not second or second != judge.model, "pairs.second_judge", second,
         "judge.model is the same, and a judge always agrees with itself. Name another one, such as previous",

@@ -48,6 +48,7 @@ def check(
     reader.check(cfg.judge)
     with _naming("model.path", model_dir):
         chat = check_model(cfg, model_dir)
+        judging.beginning(reader, cfg.judge, chat)
         hf.check_end(model_dir, spec, chat.eos_token_id, "in the tokenizer")
     check_models(cfg, other_models)
     combinations.check(cfg, eft)
@@ -67,8 +68,11 @@ def check_models(cfg: Config, directories: Mapping[str, Path]) -> None:
     """`check_model` for models that are only asked, by the settings that name them."""
     for key, directory in directories.items():
         with _naming(key, directory):
-            check_engine(cfg, _ROLES.get(key, "judge"), directory)
-            check_model(cfg, directory)
+            role = _ROLES.get(key, "judge")
+            check_engine(cfg, role, directory)
+            chat = check_model(cfg, directory)
+            if role == "judge":
+                judging.beginning(judging.reader(cfg.judge), cfg.judge, chat)
 
 
 def check_engine(cfg: Config, role: Role, model_dir: Path) -> None:

@@ -178,7 +178,10 @@ def test_a_judge_that_gives_reasons_or_compares_gets_no_verdict_pairs(tmp_path: 
     make_tokenizer(tmp_path, ["x"], vocab_size=300)
     reasons = [EFTExample(example_id="e1", instruction="a", response="b", justification="It is short.", score=2)]
     for overrides, message in (
-        (SETTINGS, r"data\.eft_path teaches verdicts with reasons \(1 of 1 examples, the first is 'e1'\)"),
+        (
+            (*SETTINGS, "judge.justification=true", "judge.begin_verdict=false"),
+            r"data\.eft_path teaches verdicts with reasons \(1 of 1 examples, the first is 'e1'\)",
+        ),
         ((*SETTINGS, "+judge_mode=pairwise"), r"judge\.mode='pairwise' gives none\. Set verdict_pairs\.num_prompts=0"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -129,6 +129,9 @@ class JudgeConfig(SamplingConfig):
     """Whether EFT teaches verdicts with the justifications that its examples have. false: a verdict is the score alone.
     It costs one token or two. With `mode=expected`, a small judge may be better so (arXiv 2503.03064). The rubric must
     then ask for the score alone: `judge=score_only_5pt`."""
+    begin_verdict: bool = False
+    """true: the judge's prompt ends with what every verdict begins with (`Score: `), so that a verdict costs one token
+    and always states a score. For `mode=expected` with `justification=false`, and an engine that takes token ids."""
     pairwise_rubric: str = ""
     """The prompt of a comparison, with `{instruction}`, `{response_a}` and `{response_b}`. It asks for a line
     `Winner: <A, B or tie>` last. `+judge_mode=pairwise` sets one."""
@@ -139,6 +142,10 @@ class JudgeConfig(SamplingConfig):
         super().__post_init__()
         check(self.num_judgements >= 1, "judge.num_judgements", self.num_judgements, "must be at least 1")
         check_model_name("judge.model", self.model)
+
+    def num_generated(self, verdict_tokens: float) -> float:
+        """How many tokens of a verdict the judge itself writes, at most and on average."""
+        return 1.0 if self.begin_verdict else min(verdict_tokens, self.max_tokens)
 
 
 @dataclass

@@ -6,11 +6,13 @@ and never make a number of it. Only the verdict is read, never the prompt, so an
 grade itself.
 """
 
+from nemo_srl.judging.beginning import beginning
 from nemo_srl.judging.judge import Complete, Judge
 from nemo_srl.judging.points import Material
 from nemo_srl.judging.readers import READERS, VerdictReader, asks_models, reader
 from nemo_srl.judging.scores import mean_score, mean_scores
 
 __all__ = [
-    "READERS", "Complete", "Judge", "Material", "VerdictReader", "asks_models", "mean_score", "mean_scores", "reader",
+    "READERS", "Complete", "Judge", "Material", "VerdictReader", "asks_models", "beginning", "mean_score",
+    "mean_scores", "reader",
 ]  # fmt: skip

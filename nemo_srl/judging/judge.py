@@ -8,6 +8,7 @@ from typing import Protocol
 
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import JudgeConfig
+from nemo_srl.judging.beginning import NOTHING, Beginning, beginning
 from nemo_srl.judging.pairwise import WINNER_LINES, check_rubric, comparison, first_share
 from nemo_srl.judging.points import Material
 from nemo_srl.judging.readers import reader
@@ -40,6 +41,7 @@ class Judge:
         self._seed = seed
         self._reader = reader(cfg)
         self._reader.check(cfg)
+        self._begun = beginning(self._reader, cfg, chat)
 
     @property
     def absolute(self) -> Judge:
@@ -60,9 +62,13 @@ class Judge:
         replace `judge.num_judgements` and the judge's own seed.
         """
         questions, stop = self._reader.questions(material, self._cfg), self._reader.stop(self._cfg)
-        requests = [self._request(prefix + key, prompt, stop, n=n, seed=seed) for key, prompt in questions.items()]
+        requests = [
+            self._request(prefix + key, prompt, stop, begun=self._begun, n=n, seed=seed)
+            for key, prompt in questions.items()
+        ]
         found = self._complete(requests, num_logprobs=self._reader.num_logprobs, title=title)
-        return self._reader.judgements(material, {key: found[prefix + key] for key in questions}, self._cfg)
+        verdicts = {key: [self._begun.before(c) for c in found[prefix + key]] for key in questions}
+        return self._reader.judgements(material, verdicts, self._cfg)
 
     def compare(self, material: Mapping[str, tuple[str, str, str]], *, title: str) -> list[Comparison]:
         """All verdicts on two models' answers to the same questions, each question in both orders.
@@ -96,6 +102,7 @@ class Judge:
         prompt: str | tuple[str, str],
         stop: tuple[str, ...],
         *,
+        begun: Beginning = NOTHING,
         n: int | None = None,
         seed: int | None = None,
     ) -> GenerationRequest:
@@ -103,10 +110,10 @@ class Judge:
         text, turns = (prompt, ()) if isinstance(prompt, str) else ("", (prompt,))
         return GenerationRequest(
             key=key,
-            prompt_token_ids=self._chat.encode(self._chat.render(text or prompt[0])),
+            prompt_token_ids=self._chat.encode(self._chat.render(text or prompt[0])) + begun.token_ids,
             text=text,
             earlier_turns=turns,
             n=self._cfg.num_judgements if n is None else n,
             seed=self._seed if seed is None else seed,
-            stop=stop if self._cfg.stop_at_score else (),
+            stop=begun.ends or (stop if self._cfg.stop_at_score else ()),
         )

@@ -84,6 +84,12 @@ class PointsReader:
     def stop(self, cfg: JudgeConfig) -> tuple[str, ...]:
         return score_lines(cfg.max_score)
 
+    def all_verdicts(self, cfg: JudgeConfig) -> tuple[str, ...]:
+        """Those with the score alone. None where other points than whole ones are read."""
+        if cfg.justification or not self.num_logprobs:
+            return ()
+        return tuple(verdict_text("", k) for k in range(cfg.max_score + 1))
+
     def judgements(
         self, material: Material, completions: Mapping[str, Sequence[Completion]], cfg: JudgeConfig
     ) -> list[Judgement]:

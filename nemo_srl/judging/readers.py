@@ -73,6 +73,15 @@ def asks_models(found: VerdictReader) -> bool:
     return bool(getattr(found, "asks_models", True))
 
 
+def all_verdicts(found: VerdictReader, cfg: JudgeConfig) -> tuple[str, ...]:
+    """All verdicts that the judge is asked to choose from, for `judge.begin_verdict`. Empty if it may write others.
+
+    A reader that knows them has a method `all_verdicts(cfg)`.
+    """
+    of_reader = getattr(found, "all_verdicts", None)
+    return tuple(of_reader(cfg)) if of_reader else ()
+
+
 def reader(cfg: JudgeConfig) -> VerdictReader:
     """The reader that `judge.mode` names. Raises `ConfigError` for a name that nothing has."""
     found = named(READERS, cfg.mode, key="judge.mode")

@@ -118,7 +118,7 @@ def work(cfg: Config, a: Assumptions) -> Generated | None:
     num_judged = min(cfg.anchor.num_prompts, cfg.prompts.num_prompts) * cfg.candidates.num_samples
     if not num_judged:
         return None
-    verdict = min(a.mean_verdict_tokens, cfg.judge.max_tokens)
+    verdict = cfg.judge.num_generated(a.mean_verdict_tokens)
     prompt = a.mean_rubric_tokens + a.mean_prompt_tokens + min(a.mean_response_tokens, cfg.candidates.max_tokens)
     return Generated(num_tokens=num_judged * cfg.judge.num_judgements * verdict, num_prompt_tokens=num_judged * prompt)
 

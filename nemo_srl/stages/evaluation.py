@@ -121,7 +121,7 @@ def run(ctx: Context) -> Made[Metric]:
 
 def work(cfg: Config, a: Assumptions) -> Generated:
     answer = min(a.mean_response_tokens, cfg.candidates.max_tokens)
-    verdict = min(a.mean_verdict_tokens, cfg.judge.max_tokens)
+    verdict = cfg.judge.num_generated(a.mean_verdict_tokens)
     num_answers = cfg.evaluation.num_prompts * cfg.candidates.num_samples
     num_judged = num_answers + cfg.evaluation.num_prompts * _HELD_OUT_ANSWERS
     prompt = a.mean_rubric_tokens + a.mean_prompt_tokens + answer

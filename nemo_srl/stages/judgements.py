@@ -50,7 +50,7 @@ def _figures(judgements: Sequence[Judgement]) -> dict[str, float]:
 def work(cfg: Config, a: Assumptions) -> Generated | None:
     if not asks_models(reader(cfg.judge)):
         return None
-    verdict = min(a.mean_verdict_tokens, cfg.judge.max_tokens)
+    verdict = cfg.judge.num_generated(a.mean_verdict_tokens)
     num_passes = 1 + bool(cfg.pairs.anchor) + bool(cfg.pairs.second_judge)
     num_candidates = num_passes * cfg.prompts.num_prompts * cfg.candidates.num_samples
     answer = min(a.mean_response_tokens, cfg.candidates.max_tokens)

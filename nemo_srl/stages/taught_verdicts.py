@@ -108,7 +108,7 @@ def work(cfg: Config, a: Assumptions) -> Generated | None:
     if cfg.verdict_pairs.source != "sampled" or not cfg.verdict_pairs.num_prompts:
         return None
     num_judged = min(cfg.verdict_pairs.num_prompts, cfg.prompts.num_prompts)
-    verdict = min(a.mean_verdict_tokens, cfg.judge.max_tokens)
+    verdict = cfg.judge.num_generated(a.mean_verdict_tokens)
     prompt = a.mean_rubric_tokens + a.mean_prompt_tokens + min(a.mean_response_tokens, cfg.candidates.max_tokens)
     return Generated(num_tokens=num_judged * cfg.judge.num_judgements * verdict, num_prompt_tokens=num_judged * prompt)
 
