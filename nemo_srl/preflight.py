@@ -48,8 +48,8 @@ def check(
     reader.check(cfg.judge)
     with _naming("model.path", model_dir):
         chat = check_model(cfg, model_dir)
-        judging.beginning(reader, cfg.judge, chat)
         hf.check_end(model_dir, spec, chat.eos_token_id, "in the tokenizer")
+    judging.beginning(reader, cfg.judge, chat)
     check_models(cfg, other_models)
     combinations.check(cfg, eft)
     for key, examples in (("eft_path", eft), ("eft_eval_path", held_out)):
@@ -165,10 +165,12 @@ def _naming(key: str, directory: Path) -> Iterator[None]:
 
 def _check_held_out(cfg: Config, chat: ChatTemplate, spec: ModelSpec, held_out: Sequence[EFTExample]) -> None:
     reader = judging.reader(cfg.judge)
+    num_begun = len(judging.beginning(reader, cfg.judge, chat).token_ids)
     for x in held_out:
-        prompts = [("candidates", cfg.candidates, x.instruction), ("judge", cfg.judge, reader.lesson(x, cfg.judge)[0])]
-        for section, sampling, text in prompts:
-            num_tokens, max_tokens = chat.num_tokens(chat.render(text)), sampling.max_tokens
+        question = reader.lesson(x, cfg.judge)[0]
+        prompts = [("candidates", cfg.candidates, x.instruction, 0), ("judge", cfg.judge, question, num_begun)]
+        for section, sampling, text, more in prompts:
+            num_tokens, max_tokens = chat.num_tokens(chat.render(text)) + more, sampling.max_tokens
             if num_tokens + max_tokens > spec.max_position_embeddings:
                 raise DataError(
                     f"data.eft_eval_path: {x.key!r} has {num_tokens} tokens as a prompt, and {section}.max_tokens="

@@ -44,6 +44,16 @@ def test_a_prompt_longer_than_the_context_is_refused_by_name(model_dir: Path) ->
         preflight.check(composed(), model_dir, [example("Red and blue. " * 500)])
 
 
+def test_the_beginning_of_verdicts_is_a_part_of_the_prompt(model_dir: Path) -> None:
+    numbers = []
+    for begun in ("true", "false"):
+        cfg = composed("judge=checked_5pt", f"judge.begin_verdict={begun}")
+        with pytest.raises(DataError, match=r"has \d+ tokens as a prompt, and judge\.max_tokens") as raised:
+            preflight.check(cfg, model_dir, [example("Red and blue. " * 500)])
+        numbers.append(int(re.findall(r"has (\d+) tokens", str(raised.value))[0]))
+    assert numbers[0] - numbers[1] == len(ChatTemplate(model_dir).encode("Score:"))  # " 4" is one token here
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -52,6 +62,7 @@ def test_a_prompt_longer_than_the_context_is_refused_by_name(model_dir: Path) ->
         (["dpo.global_batch_size=3", "trainer.micro_batch_size=2"], r"dpo\.global_batch_size=3: is not a multiple"),
         (["sft.max_seq_length=4096"], r"sft\.max_seq_length=4096: is above the model's context"),
         (["trainer.sequence_parallel=true"], r"sequence_parallel=True.*only one"),
+        (["judge=checked_5pt", "judge.mode=sampled"], r"^judge\.begin_verdict=True: with judge\.mode='sampled'"),
         (["engine.name=vllm"], r"engine\.name='vllm'"),
         (["trainer.name=trl"], r"trainer\.name='trl'"),
     ],
