@@ -144,7 +144,7 @@ class JudgeConfig(SamplingConfig):
         check_model_name("judge.model", self.model)
 
     def num_generated(self, verdict_tokens: float) -> float:
-        """How many tokens of a verdict the judge itself writes, at most and on average."""
+        """How many tokens the judge itself writes of a verdict that has `verdict_tokens` on average."""
         return 1.0 if self.begin_verdict else min(verdict_tokens, self.max_tokens)
 
 
