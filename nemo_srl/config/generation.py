@@ -130,8 +130,9 @@ class JudgeConfig(SamplingConfig):
     It costs one token or two. With `mode=expected`, a small judge may be better so (arXiv 2503.03064). The rubric must
     then ask for the score alone: `judge=score_only_5pt`."""
     begin_verdict: bool = False
-    """true: the judge's prompt ends with what every verdict begins with (`Score: `), so that a verdict costs one token
-    and always states a score. For `mode=expected` with `justification=false`, and an engine that takes token ids."""
+    """true: the judge's prompt ends with what every verdict begins with (`Score: `), so that a verdict costs one token,
+    and a model that was taught no verdicts states scores, too. For `mode=expected` with `justification=false`, and an
+    engine that takes token ids."""
     pairwise_rubric: str = ""
     """The prompt of a comparison, with `{instruction}`, `{response_a}` and `{response_b}`. It asks for a line
     `Winner: <A, B or tie>` last. `+judge_mode=pairwise` sets one."""

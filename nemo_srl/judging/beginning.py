@@ -1,7 +1,7 @@
 """The beginning that all verdicts share, such as `Score: ` (`judge.begin_verdict`). The judge's prompt ends with it.
 
-So the judge has one token left to say. Every verdict states a score, even that of a model that was never taught the
-form. It is a beginning in tokens as well: the judge must not be asked for half of a token.
+So the judge has one token left to say, and a model that was never taught the form of verdicts states scores, too. It is
+a beginning in tokens as well: the judge must not be asked for half of a token.
 """
 
 from __future__ import annotations
