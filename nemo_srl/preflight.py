@@ -49,13 +49,13 @@ def check(
     with _naming("model.path", model_dir):
         chat = check_model(cfg, model_dir)
         hf.check_end(model_dir, spec, chat.eos_token_id, "in the tokenizer")
-    judging.beginning(reader, cfg.judge, chat)
+    begun = judging.beginning(reader, cfg.judge, chat)
     check_models(cfg, other_models)
     combinations.check(cfg, eft)
     for key, examples in (("eft_path", eft), ("eft_eval_path", held_out)):
         for example in examples:
             check_score(example, cfg.judge.max_score, f"data.{key}")
-    _check_held_out(cfg, chat, spec, held_out)
+    _check_held_out(cfg, chat, spec, held_out, num_begun=len(begun.token_ids))
     if ift:
         _check_seed(cfg, chat, spec, ift, eft)
 
@@ -163,9 +163,11 @@ def _naming(key: str, directory: Path) -> Iterator[None]:
         raise type(e)(f"{key}={str(directory)!r}: {e}{more}") from e
 
 
-def _check_held_out(cfg: Config, chat: ChatTemplate, spec: ModelSpec, held_out: Sequence[EFTExample]) -> None:
+def _check_held_out(
+    cfg: Config, chat: ChatTemplate, spec: ModelSpec, held_out: Sequence[EFTExample], *, num_begun: int
+) -> None:
+    """`num_begun` tokens follow a prompt of the judge, because its verdict is begun for it."""
     reader = judging.reader(cfg.judge)
-    num_begun = len(judging.beginning(reader, cfg.judge, chat).token_ids)
     for x in held_out:
         question = reader.lesson(x, cfg.judge)[0]
         prompts = [("candidates", cfg.candidates, x.instruction, 0), ("judge", cfg.judge, question, num_begun)]
