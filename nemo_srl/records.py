@@ -114,6 +114,18 @@ class Completion:
     def is_answered(self) -> bool:
         return self.finish_reason in ANSWERED
 
+    def after(self, text: str) -> Completion:
+        """The same with `text` before its own. The numbers in `text` have no log-probabilities."""
+        return self._with_text(text + self.text, moved=len(text))
+
+    def without_first(self, num_characters: int) -> Completion:
+        """The same without so many characters of its text, and without the numbers in them."""
+        return self._with_text(self.text[num_characters:], moved=-num_characters)
+
+    def _with_text(self, text: str, *, moved: int) -> Completion:
+        places = self.number_logprobs and [(at + moved, found) for at, found in self.number_logprobs if at + moved >= 0]
+        return dataclasses.replace(self, text=text, number_logprobs=places)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:

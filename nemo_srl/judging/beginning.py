@@ -7,7 +7,7 @@ a beginning in tokens as well: the judge must not be asked for half of a token.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from nemo_srl.chat import ChatTemplate
 from nemo_srl.config import JudgeConfig
@@ -27,10 +27,7 @@ class Beginning:
 
     def before(self, c: Completion) -> Completion:
         """The whole verdict, for what the judge wrote after the beginning."""
-        if not self.text or not c.is_answered:
-            return c
-        numbers = c.number_logprobs and [(at + len(self.text), logprobs) for at, logprobs in c.number_logprobs]
-        return replace(c, text=self.text + c.text, number_logprobs=numbers)
+        return c.after(self.text) if c.is_answered else c
 
 
 NOTHING = Beginning()

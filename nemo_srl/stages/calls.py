@@ -92,10 +92,7 @@ class Caller:
             opened = c.finish_reason == "length"
         answer = answer_of(chat.thinking_tags[0] + c.text if opened else c.text, chat.thinking_tags)
         begin = len(c.text) - len(answer)
-        if not begin:
-            return c
-        numbers = c.number_logprobs and [(at - begin, logprobs) for at, logprobs in c.number_logprobs if at >= begin]
-        return replace(c, text=answer, thinking=c.text[:begin], number_logprobs=numbers)
+        return replace(c.without_first(begin), thinking=c.text[:begin]) if begin else c
 
     def figures(self) -> Counter[str]:
         """The number of calls without an answer so far, by reason, for a manifest."""
