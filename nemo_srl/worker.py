@@ -144,8 +144,10 @@ def _of_the_disk(error: Exception, stage_dir: Path) -> str | None:
     """What is wrong with the disk, if a step failed for that reason. None for other reasons."""
     if isinstance(error, OSError) and error.errno in OF_THE_DISK:
         return explained(error)
-    # The writers of torch and safetensors have errors of their own, which say little.
-    if shutil.disk_usage(stage_dir).free < 1 << 20:
+    # The writers of torch and safetensors have errors of their own, which say little. torch's writer of checkpoints can
+    # at least be told by the file of its source. Some space may be free again, because other processes share the disk.
+    least = 1 << 30 if "inline_container.cc" in str(error) else 1 << 20
+    if shutil.disk_usage(stage_dir).free < least:
         return explained(OSError(errno.ENOSPC, "full"))
     return None
 

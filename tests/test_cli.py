@@ -73,9 +73,13 @@ def test_a_step_that_fails_because_of_the_disk_says_so(
     for _ in range(2):
         with pytest.raises((RuntimeError, FileNotFoundError), match="a bug"):
             worker.main(tmp_path, [])
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))  # type: ignore[attr-defined]
-    assert worker.main(tmp_path, []) == 2
-    assert "No space left on device" in capsys.readouterr().err
+    of_torch = "[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"
+    errors += [RuntimeError("a bug"), RuntimeError(of_torch)]
+    for free in (1 << 29, 0):
+        usage = shutil._ntuple_diskusage(1 << 40, 1 << 40, free)  # type: ignore[attr-defined]
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
+        assert worker.main(tmp_path, []) == 2
+        assert "No space left on device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
