@@ -17,7 +17,7 @@ from nemo_srl.data.checked.instructions import Composer, Task
 from nemo_srl.data.checked.topics import topics
 from nemo_srl.data.checked.truth import MAX_SCORE, CheckedInstruction, true_score
 from nemo_srl.data.dedup import RougeLIndex
-from nemo_srl.records import Candidate, EFTExample, IFTExample, Prompt, R
+from nemo_srl.records import Candidate, EFTExample, IFTExample, Prompt
 
 SPLITS = ("train", "held_out", "prompts")
 
@@ -31,6 +31,8 @@ _LEFT_OUT = ("code",)
 """Categories of the seed whose answers do not end as sentences do."""
 _HELD_OUT_ANSWERS = 4
 _EFT_ANSWERS = 6
+NOT_IN_SMALL = ("asked", "reversed")
+"""Kinds of damage that `eft_small` lacks. Iterations teach them on the model's own answers (`verdict_pairs`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,16 +92,16 @@ def build(
             for x in _drawn(by_split["train"], num_ift, random.Random(f"{seed}/ift"))
         ],
         eft=eft,
-        eft_small=_drawn(eft, num_eft_small, random.Random(f"{seed}/eft_{num_eft_small}")),
+        eft_small=_small(eft, num_eft_small, random.Random(f"{seed}/eft_small")),
         eft_eval=_eft_eval(by_split["held_out"], held_out, own, random.Random(f"{seed}/eft_eval")),
         prompts=prompts,
     )
 
 
-def _drawn(records: Sequence[R], number: int, rng: random.Random) -> list[R]:
-    """So many of the records, in their order."""
-    chosen = {x.key for x in rng.sample(records, min(number, len(records)))}
-    return [x for x in records if x.key in chosen]
+def _drawn(instructions: Sequence[CheckedInstruction], number: int, rng: random.Random) -> list[CheckedInstruction]:
+    """So many of the instructions, in their order."""
+    chosen = {x.key for x in rng.sample(list(instructions), min(number, len(instructions)))}
+    return [x for x in instructions if x.key in chosen]
 
 
 def _instructions(tasks: Sequence[Task], seed: str) -> dict[str, list[CheckedInstruction]]:
@@ -156,6 +158,13 @@ def _eft(
         others = [y.instruction for y in instructions if y.task_id != x.task_id]
         found += rows.examples(x, rows.lesson(x, pools[x.key], others, _EFT_ANSWERS, rng))
     return sorted(found, key=lambda example: example.key)
+
+
+def _small(eft: Sequence[EFTExample], number: int, rng: random.Random) -> list[EFTExample]:
+    """So many of the examples, without two kinds of damage, in their order."""
+    fitting = [x for x in eft if x.category not in NOT_IN_SMALL]
+    chosen = {x.key for x in rng.sample(fitting, min(number, len(fitting)))}
+    return [x for x in fitting if x.key in chosen]
 
 
 def _eft_eval(
