@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from nemo_srl.config import PairsConfig
+from nemo_srl.config import Config, PairsConfig
 from nemo_srl.judging import mean_scores
 from nemo_srl.pairing import build_pairs
 from nemo_srl.records import Candidate, FinishReason, Judgement
+from nemo_srl.stages import pairs as pairs_stage
+from tests.support import made
+from tests.tables import published
 
 
 def candidate(index: int, response: str, finish: FinishReason = "stop", prompt_id: str = "p") -> Candidate:
@@ -84,3 +89,15 @@ def test_chosen_never_equals_rejected_whatever_the_scores() -> None:
 def test_ties_at_the_top_take_the_first_sample_so_the_result_is_reproducible() -> None:
     pairs, _ = build((candidate(1, "b"), (5.0,)), (candidate(0, "a"), (5.0,)), (candidate(2, "c"), (1.0,)))
     assert pairs[0].chosen == "a"
+
+
+def test_the_mean_margin_is_told_before_dpo(tmp_path: Path) -> None:
+    scores = {"a": (4.5, 4.25), "b": (3.0, 3.5), "tied": (2.0, 2.0)}
+    rows = [(candidate(i, f"{i}", prompt_id=p), s) for p, both in scores.items() for i, s in enumerate(both)]
+    given = {
+        "candidates": published(tmp_path, "y", Candidate, [c for c, _ in rows]),
+        "judgements": published(tmp_path, "r", Judgement, [j for c, s in rows for j in judged(c, s)]),
+    }
+    _, figures = made(pairs_stage.STAGE, Config(run_dir="run"), tmp_path / "d", **given)
+    assert (figures["num_pairs"], figures["num_tied"], figures["margin"]) == (2, 1, 0.375)
+    assert ("chosen minus rejected score, mean", "0.38") in pairs_stage.summary(figures)

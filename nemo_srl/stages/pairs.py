@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 from nemo_srl import lineage
 from nemo_srl.config import Config
@@ -51,7 +52,9 @@ def run(ctx: Context) -> Made[PreferencePair]:
     counts = {f"num_{reason}": dropped[reason] for reason in (*LABELS, *sorted(dropped.keys() - LABELS.keys()))}
     with_pairs = len({p.prompt_id for p in pairs})
     per_100 = 100 * len(pairs) / (with_pairs + dropped.total())
-    figures = {"num_pairs": len(pairs), "pairs_per_100_prompts": per_100, **counts}
+    # Little of it warns before DPO: a judge that hardly tells the answers apart chooses by something else, e.g. length.
+    margin = fmean(p.chosen_score - p.rejected_score for p in pairs)
+    figures = {"num_pairs": len(pairs), "pairs_per_100_prompts": per_100, "margin": margin, **counts}
     if with_pairs < len(pairs):
         figures["prompts_with_pairs"] = with_pairs
     if ctx.has("second_judgements"):
@@ -116,6 +119,8 @@ def summary(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     num_pairs = metrics["num_pairs"]
     num_prompts = sum(value for name, value in metrics.items() if name.startswith("num_") and name != "num_pairs")
     lines = [("pairs", f"{num_pairs:.0f} of {num_prompts + metrics.get('prompts_with_pairs', num_pairs):.0f} prompts")]
+    if (margin := metrics.get("margin")) is not None:
+        lines.append(("chosen minus rejected score, mean", f"{margin:.2f}"))
     if (confidence := metrics.get("confidence")) is not None:
         lines.append(("agreement of the two judges", f"{confidence:.2f}"))
     return lines
