@@ -173,10 +173,9 @@ class Experiment:
         for section, settings, backend in self._backends(stage):
             decisive = [f for f in fields(settings) if f.name in backend.decisive and f.default is not MISSING]
             defaults |= {f"{section}.{f.name}": f.default for f in decisive}
+            renamed |= {f"{section}.{old}": f"{section}.{new}" for old, new in backend.formerly.items()}
             if isinstance(backend, TrainerBackend):
                 defaults[f"{section}.version"] = 1
-            else:
-                renamed |= {f"{section}.{old}": f"{section}.{new}" for old, new in backend.formerly.items()}
         return Schema(defaults, renamed)
 
     def _backends(self, stage: Stage[Any]) -> list[tuple[str, Any, EngineBackend | TrainerBackend]]:

@@ -156,7 +156,7 @@ def main(overrides: list[str]) -> None:
         cli.fail(
             "the memory is too small. For a training, raise the parallel sizes, lower max_seq_length or "
             "trainer.micro_batch_size, or set trainer.recompute_granularity=full, trainer.optimizer_cpu_offload=true, "
-            "trainer.num_frozen_layers or trainer.lora_rank. For the embedded engine, lower engine.max_batch_size."
+            "trainer.frozen_share or trainer.lora_rank. For the embedded engine, lower engine.max_batch_size."
         )
 
 

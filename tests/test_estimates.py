@@ -135,20 +135,20 @@ def test_a_checkpoint_is_as_large_as_a_measured_one() -> None:
     assert found == pytest.approx(2.1e9, rel=0.05)
 
 
-Layout = tuple[str, int, int, str, int]
-"""Precision, number of data-parallel ranks, rank of LoRA, what is recomputed, and the number of frozen layers."""
+Layout = tuple[str, int, int, str, float]
+"""Precision, number of data-parallel ranks, rank of LoRA, what is recomputed, and the share of frozen layers."""
 LAYOUTS: list[Layout] = [
     ("32", 1, 0, "none", 0), ("32", 2, 0, "none", 0), ("bf16-O2", 1, 0, "none", 0), ("bf16-O2", 2, 0, "none", 0),
     ("32", 1, 16, "none", 0), ("bf16-O2", 2, 16, "none", 0), ("32", 1, 0, "full", 0), ("bf16-O2", 1, 0, "full", 0),
-    ("32", 1, 16, "full", 0), ("32", 1, 0, "none", 1), ("bf16-O2", 2, 0, "none", 3),
+    ("32", 1, 16, "full", 0), ("32", 1, 0, "none", 0.25), ("bf16-O2", 2, 0, "none", 0.75),
 ]  # fmt: skip
 
-OF_PAIRS: list[Layout] = [("bf16-O2", 1, 8, "none", 0), ("bf16-O2", 1, 0, "none", 2)]
+OF_PAIRS: list[Layout] = [("bf16-O2", 1, 8, "none", 0), ("bf16-O2", 1, 0, "none", 0.5)]
 """These train by DPO, the output layer's weights being frozen."""
 
 
 def trainer_of(layout: Layout) -> NemoAlignerSettings:
-    keys = ("precision", "devices", "lora_rank", "recompute_granularity", "num_frozen_layers")
+    keys = ("precision", "devices", "lora_rank", "recompute_granularity", "frozen_share")
     return NemoAlignerSettings(**dict(zip(keys, layout, strict=True)))
 
 
@@ -213,7 +213,7 @@ def test_activations_and_logits_are_as_large_as_measured(
     # The estimate neglects cosines and sines. Here queries and keys each have them for half a head's elements.
     per_layer = 2 * norm + NUM_TOKENS * 2 * spec.head_dim * size
     # If layers are computed again, one of them is there, or the last norm and the logits.
-    whole, again = (0, 1) if layout[3] == "full" else (spec.num_layers - layout[4], 0)
+    whole, again = (0, 1) if layout[3] == "full" else (spec.num_layers * (1 - layout[4]), 0)
     passing = max(estimate.logits + norm, estimate.recomputed + again * per_layer)
     expected = estimate.activations + whole * per_layer + passing
     if layout[4]:  # the first norm that is trained has an input without a gradient, so it keeps one copy

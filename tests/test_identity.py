@@ -176,3 +176,12 @@ def test_old_names_of_an_engines_settings_are_understood() -> None:
     wanted = {"engine.name": "x", "engine.backend": "a", "engine.extra.b": 1, "engine.dtype": "bfloat16"}
     assert schema.completed(found, wanted) == wanted
     assert schema.completed(found, {})["engine.backend"] == "a", "what is not asked for stays, and is refused"
+
+
+def test_the_old_name_of_the_share_of_frozen_layers_is_understood(tmp_path: Path) -> None:
+    stage, cfg = stage_named("sft"), settings(tmp_path / "run")
+    with Experiment(cfg) as exp:
+        wanted, schema = exp._identity(stage, 0, {}), exp._schema(stage)
+    found = {("trainer.num_frozen_layers" if k == "trainer.frozen_share" else k): v for k, v in wanted.items()}
+    assert found.keys() != wanted.keys()
+    assert schema.completed(found, wanted) == wanted

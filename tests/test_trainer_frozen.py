@@ -26,7 +26,7 @@ killed, launch, model_dir, model_of, run_of = whole.killed, whole.launch, whole.
 
 NUMBER = 3
 """Of 4 layers. The model's embedding is tied."""
-FROZEN = {"num_frozen_layers": NUMBER}
+FROZEN = {"frozen_share": NUMBER / 4}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_the_embedding_and_the_first_layers_keep_their_bits(frozen: Killed, mode
 
 def test_the_output_layer_of_an_untied_model_is_trained(run_of: Callable[..., Run], model_of: Any) -> None:
     before = load_file(model_of("mistral") / "model.safetensors")
-    after = run_of("dpo", "mistral", num_frozen_layers=1).weights
+    after = run_of("dpo", "mistral", frozen_share=0.5).weights
     same = {name for name, value in after.items() if torch.equal(value, before[name])}
     assert same == {name for name in before if name.startswith(("model.embed_tokens.", "model.layers.0."))}
 

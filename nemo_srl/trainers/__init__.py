@@ -5,8 +5,8 @@ Each exports one `BACKEND`. Importing it imports neither torch nor NeMo, and nei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ class TrainerBackend:
     """A dataclass whose instances are `TrainerSettings`; its first field is `name`, the trainer's own name."""
     decisive: tuple[str, ...]
     """The settings that change what is trained, and so are part of an artifact's identity."""
+    formerly: Mapping[str, str] = field(default_factory=dict)
+    """Old beginnings of settings' names and the new ones, so that older run directories are understood."""
     version: int = 1
     """Raise it when the same task gives another model than before. Models of older versions are then refused."""
     open: Callable[[Any], Trainer]

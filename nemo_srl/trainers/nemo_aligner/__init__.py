@@ -32,7 +32,8 @@ def _describe(settings: NemoAlignerSettings) -> str:
 
 BACKEND = TrainerBackend(
     settings=NemoAlignerSettings,
-    decisive=("precision", "lora_rank", "lora_alpha", "num_frozen_layers"),
+    decisive=("precision", "lora_rank", "lora_alpha", "frozen_share"),
+    formerly={"num_frozen_layers": "frozen_share"},
     version=VERSION,
     open=NemoAlignerTrainer,
     check=check_plan,

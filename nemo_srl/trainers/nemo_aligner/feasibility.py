@@ -21,7 +21,7 @@ def check(optim: OptimConfig, trainer: NemoAlignerSettings, *, spec: ModelSpec, 
     """Raise `ConfigError` for the first setting that does not fit the others, the model or the data."""
     _check_parallelism(trainer, spec)
     _check_lora(trainer)
-    _check_frozen(trainer, spec)
+    _check_frozen(trainer)
     _check_batches(optim, trainer, spec, train)
     context = spec.max_position_embeddings
     reason = f"is above the model's context of {context} tokens. Set it to at most {context}."
@@ -67,12 +67,8 @@ def _check_lora(trainer: NemoAlignerSettings) -> None:
     require(not (rank and trainer.sequence_parallel), "trainer.sequence_parallel", True, reason)
 
 
-def _check_frozen(trainer: NemoAlignerSettings, spec: ModelSpec) -> None:
-    key, number = "trainer.num_frozen_layers", trainer.num_frozen_layers
-    reason = (
-        f"leaves nothing to train: the model has {spec.num_layers} layers. Set it to at most {spec.num_layers - 1}."
-    )
-    require(number < spec.num_layers, key, number, reason)
+def _check_frozen(trainer: NemoAlignerSettings) -> None:
+    key, share = "trainer.frozen_share", trainer.frozen_share
     for other, refused, remedy in (
         ("lora_rank", trainer.lora_rank > 0, 0),
         ("pipeline_model_parallel_size", trainer.pipeline_model_parallel_size > 1, 1),
@@ -81,7 +77,7 @@ def _check_frozen(trainer: NemoAlignerSettings, spec: ModelSpec) -> None:
         reason = (
             f"does not work with trainer.{other}={getattr(trainer, other)}. Set {key}=0 or trainer.{other}={remedy}."
         )
-        require(not (number and refused), key, number, reason)
+        require(not (share and refused), key, share, reason)
 
 
 def _check_batches(optim: OptimConfig, trainer: NemoAlignerSettings, spec: ModelSpec, train: DataStatistics) -> None:

@@ -1,4 +1,4 @@
-"""Training of the upper layers alone: `trainer.num_frozen_layers`.
+"""Training of the upper layers alone: `trainer.frozen_share`.
 
 The embedding and the first layers keep their weights. They have no gradients and no moments of Adam, and the backward
 pass ends above them. So a checkpoint of the optimizer has no part for them. megatron-core saves the same parameter of

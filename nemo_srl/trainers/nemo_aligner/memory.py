@@ -38,7 +38,7 @@ def training_memory(optim: OptimConfig, trainer: NemoAlignerSettings, spec: Mode
     per_layer += unrotated_bytes_per_layer(spec, trainer, num_tokens=num_tokens)
     full = trainer.recompute_granularity == "full"
     kept = input_bytes_per_layer(spec, trainer, num_tokens=num_tokens) if full else per_layer
-    kept *= spec.num_layers / pp - trainer.num_frozen_layers
+    kept *= spec.num_layers / pp - trainer.num_frozen_layers(spec.num_layers)
     recomputed = recomputed_bytes(spec, trainer, num_tokens=num_tokens, per_layer=per_layer) if full else 0.0
     logits = logits_bytes(trainer, spec, num_tokens=num_tokens)
     in_first = kept * min(pp, trainer.num_micro_batches(optim))
@@ -54,7 +54,7 @@ def training_memory(optim: OptimConfig, trainer: NemoAlignerSettings, spec: Mode
         fixed = parameters
         parameters = spec.num_layers / pp * adapter_parameters_per_layer(spec, trainer.lora_rank) / tp
         largest = trainer.lora_rank * 2 * spec.ffn_hidden_size / tp
-    elif trainer.num_frozen_layers:
+    elif trainer.num_frozen_layers(spec.num_layers):
         fixed = frozen_parameters(trainer, spec) / tp
         parameters -= fixed
         if spec.tie_word_embeddings:
@@ -79,15 +79,16 @@ def step_passes(trainer: NemoAlignerSettings, spec: ModelSpec) -> float:
     With LoRA it has only the one for the gradient of the input. Adapters are so small that they are neglected. Frozen
     layers have none. Recomputation repeats the forward pass; that of attention alone is neglected.
     """
-    backward = 1.0 if trainer.lora_rank else 2.0 * (1 - trainer.num_frozen_layers / spec.num_layers)
+    backward = 1.0 if trainer.lora_rank else 2.0 * (1 - trainer.num_frozen_layers(spec.num_layers) / spec.num_layers)
     return 1.0 + backward + (trainer.recompute_granularity == "full")
 
 
 def frozen_parameters(trainer: NemoAlignerSettings, spec: ModelSpec) -> int:
-    """Of `trainer.num_frozen_layers`: those layers and the embedding."""
-    if not trainer.num_frozen_layers:
+    """Of `trainer.frozen_share`: those layers and the embedding."""
+    number = trainer.num_frozen_layers(spec.num_layers)
+    if not number:
         return 0
-    return trainer.num_frozen_layers * parameters_per_layer(spec) + spec.vocab_size * spec.hidden_size
+    return number * parameters_per_layer(spec) + spec.vocab_size * spec.hidden_size
 
 
 def adapter_parameters_per_layer(spec: ModelSpec, rank: int) -> int:
@@ -191,7 +192,7 @@ def logits_bytes(trainer: NemoAlignerSettings, spec: ModelSpec, *, num_tokens: i
     hidden = num_tokens * size * spec.hidden_size
     per_logit = 4 if size == 4 else 4 + size
     logits = num_tokens * spec.vocab_size
-    frozen = trainer.lora_rank or (trainer.num_frozen_layers and spec.tie_word_embeddings)
+    frozen = trainer.lora_rank or (trainer.num_frozen_layers(spec.num_layers) and spec.tie_word_embeddings)
     later = size * (logits + (0 if frozen else spec.vocab_size * spec.hidden_size))
     kept = hidden * (1 + 2 / (tp if trainer.sequence_parallel else 1))
     return kept + max(per_logit * logits / tp, later / tp + hidden)

@@ -60,10 +60,10 @@ class NemoAlignerSettings:
     weights when the model is exported. LoRA needs higher learning rates than a training of all weights."""
     lora_alpha: float = 32.0
     """The output of an adapter is multiplied by lora_alpha / lora_rank."""
-    num_frozen_layers: int = 0
-    """Above 0: the embedding and this many of the first layers keep their weights (Lee et al. 2019, arXiv 1911.03090).
-    They need no backward pass, no gradients and no moments of Adam. Not with LoRA, pipeline
-    parallelism or `recompute_granularity` full."""
+    frozen_share: float = 0.0
+    """Above 0: the embedding and this share of the layers, the first ones, keep their weights (Lee et al. 2019, arXiv
+    1911.03090). Their number is rounded down. They need no backward pass, no gradients and no moments of Adam. Not with
+    LoRA, pipeline parallelism or `recompute_granularity` full."""
     optimizer_cpu_offload: bool = False
     """true: Adam's two moments stay in the host's memory, and visit the GPU one parameter at a time in each step. This
     frees 8 bytes of GPU memory a parameter (over the data-parallel ranks). The result is the same. It costs two
@@ -82,7 +82,8 @@ class NemoAlignerSettings:
             f"must be one of {known}",
         )
         check(self.lora_rank >= 0, "trainer.lora_rank", self.lora_rank, "must be at least 0; 0 trains all weights")
-        check(self.num_frozen_layers >= 0, "trainer.num_frozen_layers", self.num_frozen_layers, "must be at least 0")
+        reason = "must be at least 0, which trains all layers, and below 1, so that there is something to train"
+        check(0 <= self.frozen_share < 1, "trainer.frozen_share", self.frozen_share, reason)
         check(self.lora_alpha > 0, "trainer.lora_alpha", self.lora_alpha, "must be above 0")
         precisions = ("bf16", "bf16-O2", "32", "auto")
         check(self.precision in precisions, "trainer.precision", self.precision, f"must be one of {precisions}")
@@ -133,6 +134,9 @@ class NemoAlignerSettings:
             f"{ranks} ranks of a node. Use a tensor-parallel size that does, or set it to false."
         )
         check(ranks % tp == 0 or not overlaps, key, overlaps, reason)
+
+    def num_frozen_layers(self, num_layers: int) -> int:
+        return int(self.frozen_share * num_layers + 1e-6)  # 0.29 x 100 is 28.999999999999996
 
     @property
     def num_ranks_per_node(self) -> int:

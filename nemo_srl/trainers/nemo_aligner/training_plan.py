@@ -54,7 +54,7 @@ def make_plan(
     num_steps = train.num_rows // optim.global_batch_size * optim.max_epochs
     return {
         "num_steps": num_steps,
-        "num_frozen_layers": trainer.num_frozen_layers,
+        "num_frozen_layers": trainer.num_frozen_layers(spec.num_layers),
         "trainer": _trainer_section(section, optim, trainer, num_steps),
         "exp_manager": _exp_manager_section(section, trainer),
         "model": _model_section(section, optim, trainer, seed=seed, spec=spec, num_steps=num_steps),
