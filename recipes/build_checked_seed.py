@@ -35,9 +35,7 @@ class Options:
     seed: int = 1
     num_eft: int = 1800
     """Number of judging examples, six for an instruction."""
-    num_eft_small: int = 1000
-    """Number of those that are in `eft_small.jsonl` as well."""
-    num_ift: int = 60
+    num_ift: int = 120
     """Number of answering examples."""
 
 
@@ -47,10 +45,7 @@ def build(options: Options) -> checked.CheckedSeed:
     tasks = read_jsonl(source / "tasks.jsonl", Task)
     tasks += checked.seed_tasks(read_jsonl(seed / "ift.jsonl", IFTExample), read_jsonl(seed / "eft.jsonl", EFTExample))
     answers = [a for path in sorted(source.glob("answers*.jsonl")) for a in read_jsonl(path, Candidate)]
-    made = checked.build(
-        tasks, answers, seed=options.seed, num_ift=options.num_ift, num_eft=options.num_eft,
-        num_eft_small=options.num_eft_small,
-    )  # fmt: skip
+    made = checked.build(tasks, answers, seed=options.seed, num_ift=options.num_ift, num_eft=options.num_eft)
     for name, table in (("eft", made.eft), ("eft_eval", made.eft_eval)):
         if len(found := {x.instruction for x in table}) < 2:
             raise DataError(
@@ -63,9 +58,7 @@ def build(options: Options) -> checked.CheckedSeed:
 
 def main(options: Options) -> None:
     made = build(options)
-    tables: dict[str, Iterable[object]] = {
-        "ift": made.ift, "eft": made.eft, "eft_small": made.eft_small, "eft_eval": made.eft_eval,
-    }  # fmt: skip
+    tables: dict[str, Iterable[object]] = {"ift": made.ift, "eft": made.eft, "eft_eval": made.eft_eval}
     tables |= {f"instructions_{split}": xs for split, xs in made.instructions.items()}
     tables |= {f"prompts_{t}": prompts for t, prompts in enumerate(made.prompts, start=1)}
     tables["ifeval_held_out"] = list(ifeval.prompts(made.instructions["held_out"]))
@@ -76,7 +69,6 @@ def main(options: Options) -> None:
         print(f"{name} by score: {dict(sorted(Counter(x.score for x in examples).items()))}")
     figures = {
         "eft_eval": surface_accuracy(made.eft, made.eft_eval, max_score=MAX_SCORE),
-        "eft_eval, fitted on eft_small": surface_accuracy(made.eft_small, made.eft_eval, max_score=MAX_SCORE),
         "eft_eval, cross-validated": cross_validated_accuracy(made.eft_eval, max_score=MAX_SCORE),
         "eft, cross-validated": cross_validated_accuracy(made.eft, max_score=MAX_SCORE),
     }

@@ -26,7 +26,6 @@ from nemo_srl.judging import reader
 from nemo_srl.judging.expected import expected_score
 from nemo_srl.judging.surface import cross_validated_accuracy, surface_accuracy
 from nemo_srl.records import Candidate, EFTExample, IFTExample
-from nemo_srl.stages.verdict_pairs import LOST_POINTS
 from recipes import build_checked_seed
 from tests.support import ROOT, composed
 
@@ -53,7 +52,7 @@ def lines(records: Sequence[object]) -> str:
 
 def test_the_committed_files_are_the_output_of_the_generator(seed: CheckedSeed) -> None:
     tables: dict[str, Sequence[object]] = {
-        "ift": seed.ift, "eft": seed.eft, "eft_small": seed.eft_small, "eft_eval": seed.eft_eval,
+        "ift": seed.ift, "eft": seed.eft, "eft_eval": seed.eft_eval,
     }  # fmt: skip
     tables |= {f"instructions_{split}": xs for split, xs in seed.instructions.items()}
     tables |= {f"prompts_{t}": prompts for t, prompts in enumerate(seed.prompts, start=1)}
@@ -80,21 +79,12 @@ def test_sizes(seed: CheckedSeed) -> None:
     assert len(seed.instructions["train"]) >= 300
     assert len(seed.instructions["held_out"]) >= 60
     assert 1790 <= len(seed.eft) <= 1800
-    assert len(seed.eft_small) == 1000
-    assert len(seed.ift) == 60
+    assert len(seed.ift) == 120
     assert [len(prompts) >= 90 for prompts in seed.prompts] == [True, True]
     for split, xs in seed.instructions.items():
         used = Counter(c["kind"] for x in xs for c in x.constraints)
         assert set(used) == set(KINDS) - ({"avoids", "capital_word"} if split == "prompts" else set())
         assert min(used.values()) >= len(xs) / 20
-
-
-def test_the_small_eft_set_lacks_what_iterations_teach(seed: CheckedSeed) -> None:
-    all_of_it = {x.key: x for x in seed.eft}
-    assert [x for x in seed.eft_small if all_of_it[x.key] != x] == []
-    lacking = {x.category for x in seed.eft} - {x.category for x in seed.eft_small}
-    assert lacking == {"asked", "reversed"}
-    assert lacking <= set(LOST_POINTS), "the stage verdict_pairs does these"
 
 
 def test_good_answers_are_perfect_and_training_sees_them(
@@ -223,13 +213,11 @@ def test_the_held_out_set_has_four_answers_each_and_half_are_models_own(seed: Ch
 
 
 def test_surface_says_little_about_the_score(seed: CheckedSeed) -> None:
-    for training in (seed.eft, seed.eft_small):
-        found = surface_accuracy(training, seed.eft_eval, max_score=MAX_SCORE)
+    fitted = surface_accuracy(seed.eft, seed.eft_eval, max_score=MAX_SCORE)
+    own = cross_validated_accuracy(seed.eft_eval, max_score=MAX_SCORE)
+    for found in (fitted, own):
         assert found.value is not None
         assert found.value < 0.6
-    own = cross_validated_accuracy(seed.eft_eval, max_score=MAX_SCORE)
-    assert own.value is not None
-    assert own.value < 0.6
 
 
 def test_each_training_instruction_has_a_perfect_answer_and_others_that_are_worse(seed: CheckedSeed) -> None:

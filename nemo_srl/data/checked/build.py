@@ -31,18 +31,15 @@ _LEFT_OUT = ("code",)
 """Categories of the seed whose answers do not end as sentences do."""
 _HELD_OUT_ANSWERS = 4
 _EFT_ANSWERS = 6
-NOT_IN_SMALL = ("asked", "reversed")
-"""Kinds of damage that `eft_small` lacks. Iterations teach them on the model's own answers (`verdict_pairs`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedSeed:
-    """The tables. `eft_small` is a part of `eft`, and `prompts[t]` are the prompts of iteration t + 1."""
+    """The tables. `prompts[t]` are the prompts of iteration t + 1."""
 
     instructions: Mapping[str, Sequence[CheckedInstruction]]
     ift: Sequence[IFTExample]
     eft: Sequence[EFTExample]
-    eft_small: Sequence[EFTExample]
     eft_eval: Sequence[EFTExample]
     prompts: Sequence[Sequence[Prompt]]
 
@@ -67,7 +64,6 @@ def build(
     seed: int,
     num_ift: int,
     num_eft: int,
-    num_eft_small: int,
     num_iterations: int = 2,
 ) -> CheckedSeed:
     """All tables. `answers` are models' answers to instructions that an earlier call made."""
@@ -92,7 +88,6 @@ def build(
             for x in _drawn(by_split["train"], num_ift, random.Random(f"{seed}/ift"))
         ],
         eft=eft,
-        eft_small=_small(eft, num_eft_small, random.Random(f"{seed}/eft_small")),
         eft_eval=_eft_eval(by_split["held_out"], held_out, own, random.Random(f"{seed}/eft_eval")),
         prompts=prompts,
     )
@@ -158,13 +153,6 @@ def _eft(
         others = [y.instruction for y in instructions if y.task_id != x.task_id]
         found += rows.examples(x, rows.lesson(x, pools[x.key], others, _EFT_ANSWERS, rng))
     return sorted(found, key=lambda example: example.key)
-
-
-def _small(eft: Sequence[EFTExample], number: int, rng: random.Random) -> list[EFTExample]:
-    """So many of the examples, without two kinds of damage, in their order."""
-    fitting = [x for x in eft if x.category not in NOT_IN_SMALL]
-    chosen = {x.key for x in rng.sample(fitting, min(number, len(fitting)))}
-    return [x for x in fitting if x.key in chosen]
 
 
 def _eft_eval(
