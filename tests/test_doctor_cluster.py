@@ -370,6 +370,13 @@ def test_the_tiny_training_is_divided_as_far_as_the_recipe_has_ranks(
     assert training.settings(site, precision="32").data_parallel_size == 1
 
 
+@pytest.mark.parametrize("part", [{"frozen_share": 0.5}, {"lora_rank": 8, "devices": 8}])
+def test_the_tiny_training_trains_all_weights_as_the_stored_one_did(site: Site, part: dict[str, Any]) -> None:
+    site.cfg.trainer = NemoAlignerSettings(num_nodes=2, **part)
+    made = training.settings(site, precision="32")
+    assert (made.frozen_share, made.lora_rank) == (0, 0)
+
+
 @pytest.mark.parametrize(("found", "ok"), [
     ({"before": 7, "kept": 7, "after": 9}, True),
     ({"before": 7, "kept": 6, "after": 9}, False),

@@ -102,7 +102,7 @@ def settings(site: Site, *, precision: str) -> Any:
         site.cfg.trainer, precision=precision, num_nodes=s.num_nodes, devices=s.num_ranks_per_node, micro_batch_size=1,
         tensor_model_parallel_size=s.tensor_parallel_size, pipeline_model_parallel_size=s.pipeline_parallel_size,
         sequence_parallel=site.cfg.trainer.sequence_parallel and s.tensor_parallel_size > 1,
-        optimizer_cpu_offload=False,
+        optimizer_cpu_offload=False, lora_rank=0, frozen_share=0.0,  # the stored losses are those of all weights
     )  # fmt: skip
 
 
