@@ -51,9 +51,7 @@ def lines(records: Sequence[object]) -> str:
 
 
 def test_the_committed_files_are_the_output_of_the_generator(seed: CheckedSeed) -> None:
-    tables: dict[str, Sequence[object]] = {
-        "ift": seed.ift, "eft": seed.eft, "eft_eval": seed.eft_eval,
-    }  # fmt: skip
+    tables: dict[str, Sequence[object]] = {"ift": seed.ift, "eft": seed.eft, "eft_eval": seed.eft_eval}
     tables |= {f"instructions_{split}": xs for split, xs in seed.instructions.items()}
     tables |= {f"prompts_{t}": prompts for t, prompts in enumerate(seed.prompts, start=1)}
     tables["ifeval_held_out"] = list(ifeval.prompts(seed.instructions["held_out"]))
