@@ -370,11 +370,22 @@ def test_the_tiny_training_is_divided_as_far_as_the_recipe_has_ranks(
     assert training.settings(site, precision="32").data_parallel_size == 1
 
 
-@pytest.mark.parametrize("part", [{"frozen_share": 0.5}, {"lora_rank": 8, "devices": 8}])
-def test_the_tiny_training_trains_all_weights_as_the_stored_one_did(site: Site, part: dict[str, Any]) -> None:
-    site.cfg.trainer = NemoAlignerSettings(num_nodes=2, **part)
+@pytest.mark.parametrize("part", [
+    {"frozen_share": 0.5}, {"lora_rank": 8, "devices": 8}, {"recompute_granularity": "full"},
+    {"context_parallel_size": 2, "devices": 8, "tensor_model_parallel_size": 4}, {"context_parallel_size": 2},
+    {
+        "ub_tp_comm_overlap": True, "sequence_parallel": True, "tensor_model_parallel_size": 8, "devices": 8,
+        "precision": "bf16-O2",
+    },
+])  # fmt: skip
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_tiny_training_is_a_plain_one_whatever_the_recipe_trains(
+    site: Site, part: dict[str, Any], nodes: int
+) -> None:
+    site.cfg.trainer = NemoAlignerSettings(num_nodes=nodes, platform="ngc", **part)
     made = training.settings(site, precision="32")
-    assert (made.frozen_share, made.lora_rank) == (0, 0)
+    assert (made.frozen_share, made.lora_rank, made.data_parallel_size) == (0, 0, 1)
+    assert (made.platform, made.precision) == ("ngc", "32")
 
 
 @pytest.mark.parametrize(("found", "ok"), [

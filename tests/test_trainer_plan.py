@@ -289,6 +289,7 @@ def test_linear_and_no_rope_scaling() -> None:
             {"frozen_share": 0.125, "recompute_granularity": "full"},
             r"frozen_share=0.125: does not work with trainer.recompute_granularity=full.*granularity=none",
         ),
+        ({"frozen_share": 0.03}, r"frozen_share=0.03: is less than one of .* 32 layers.*share=0,.*least 0.032"),
         ({"frozen_share": -1.0}, r"trainer.frozen_share=-1.0: must be at least 0"),
         ({"micro_batch_size": 3}, r"dpo.global_batch_size=16: .*3 x 1.*multiple of 3"),
         ({"devices": 3}, r"dpo.global_batch_size=16: .*1 x 3.*multiple of 3"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,15 +94,19 @@ def sizes(site: Site) -> Sizes:
 
 
 def settings(site: Site, *, precision: str) -> Any:
-    """The recipe's trainer with the sizes of a tiny training."""
+    """The recipe's trainer with the sizes of a tiny training, and with the defaults of what decides about its result,
+    because the stored losses are those of a plain training."""
     from nemo_srl.doctor.site import with_known
 
-    s = sizes(site)
+    s, trainer = sizes(site), site.cfg.trainer
+    decisive = registry.load("trainers", trainer.name).decisive
+    usual = {f.name: f.default for f in fields(trainer) if f.name in decisive and f.default is not MISSING}
     return with_known(
-        site.cfg.trainer, precision=precision, num_nodes=s.num_nodes, devices=s.num_ranks_per_node, micro_batch_size=1,
-        tensor_model_parallel_size=s.tensor_parallel_size, pipeline_model_parallel_size=s.pipeline_parallel_size,
-        sequence_parallel=site.cfg.trainer.sequence_parallel and s.tensor_parallel_size > 1,
-        optimizer_cpu_offload=False, lora_rank=0, frozen_share=0.0,  # the stored losses are those of all weights
+        trainer, **{**usual, "precision": precision}, num_nodes=s.num_nodes, devices=s.num_ranks_per_node,
+        micro_batch_size=1, tensor_model_parallel_size=s.tensor_parallel_size,
+        pipeline_model_parallel_size=s.pipeline_parallel_size, context_parallel_size=1,
+        sequence_parallel=trainer.sequence_parallel and s.tensor_parallel_size > 1,
+        ub_tp_comm_overlap=False, optimizer_cpu_offload=False,
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ def check(optim: OptimConfig, trainer: NemoAlignerSettings, *, spec: ModelSpec, 
     """Raise `ConfigError` for the first setting that does not fit the others, the model or the data."""
     _check_parallelism(trainer, spec)
     _check_lora(trainer)
-    _check_frozen(trainer)
+    _check_frozen(trainer, spec)
     _check_batches(optim, trainer, spec, train)
     context = spec.max_position_embeddings
     reason = f"is above the model's context of {context} tokens. Set it to at most {context}."
@@ -67,8 +67,8 @@ def _check_lora(trainer: NemoAlignerSettings) -> None:
     require(not (rank and trainer.sequence_parallel), "trainer.sequence_parallel", True, reason)
 
 
-def _check_frozen(trainer: NemoAlignerSettings) -> None:
-    key, share = "trainer.frozen_share", trainer.frozen_share
+def _check_frozen(trainer: NemoAlignerSettings, spec: ModelSpec) -> None:
+    key, share, layers = "trainer.frozen_share", trainer.frozen_share, spec.num_layers
     for other, refused, remedy in (
         ("lora_rank", trainer.lora_rank > 0, 0),
         ("pipeline_model_parallel_size", trainer.pipeline_model_parallel_size > 1, 1),
@@ -78,6 +78,11 @@ def _check_frozen(trainer: NemoAlignerSettings) -> None:
             f"does not work with trainer.{other}={getattr(trainer, other)}. Set {key}=0 or trainer.{other}={remedy}."
         )
         require(not (share and refused), key, share, reason)
+    reason = (
+        f"is less than one of the model's {layers} layers, so nothing would be frozen. Set {key}=0, or at least "
+        f"{math.ceil(1000 / layers) / 1000}."
+    )
+    require(not share or trainer.num_frozen_layers(layers) > 0, key, share, reason)
 
 
 def _check_batches(optim: OptimConfig, trainer: NemoAlignerSettings, spec: ModelSpec, train: DataStatistics) -> None:

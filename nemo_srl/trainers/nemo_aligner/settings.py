@@ -136,7 +136,7 @@ class NemoAlignerSettings:
         check(ranks % tp == 0 or not overlaps, key, overlaps, reason)
 
     def num_frozen_layers(self, num_layers: int) -> int:
-        """Of a model with `num_layers`, how many keep their weights. None if the share is too small for one."""
+        """Of a model with `num_layers`, how many keep their weights."""
         return int(self.frozen_share * num_layers + 1e-6)  # 0.29 x 100 is 28.999999999999996
 
     @property
