@@ -1,5 +1,5 @@
 # nemo_srl. Each of these commands first installs what it needs, so a bare machine is enough.
-#   make iterate     the default self-rewarding run (recipe srl-smollm2-135m-checked)
+#   make iterate     the default self-rewarding run (recipe srl-smollm2-135m-checked, and -large with an NVIDIA GPU)
 #   make test        the tests
 #   make proof       shows in minutes that self-rewarding beats shuffled scores (examples/proof); fails if it does not
 #   make axes        the default run with three seeds, beside two controls: do answers and judging improve? (examples/axes)
@@ -15,15 +15,18 @@ VENV   ?= .venv
 ARGS   ?=
 TORCH  ?= auto
 BIN    := $(VENV)/bin
+# A GPU has time for six times the judging examples. A recipe in ARGS comes first.
+GPU     = $(if $(filter cpu,$(TORCH)),,$(findstring GPU ,$(shell nvidia-smi -L 2>/dev/null)))
+RECIPE  = $(if $(findstring recipe=,$(ARGS)),,$(if $(GPU),recipe=srl-smollm2-135m-checked-large))
 STAMP  := $(VENV)/.installed-$(TORCH)-$(shell cksum requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
 .PHONY: iterate axes proof proof-full proof-methods test vllm check lock-check format install clean
 
 iterate: install
-	$(BIN)/python recipes/iterate.py $(ARGS)
+	$(BIN)/python recipes/iterate.py $(RECIPE) $(ARGS)
 
 axes: install
-	$(BIN)/python examples/axes/axes.py run_dir=runs/axes $(ARGS)
+	$(BIN)/python examples/axes/axes.py run_dir=runs/axes $(RECIPE) $(ARGS)
 
 proof: install
 	$(BIN)/python examples/proof/prove.py --config-name srl-proof-cpu-small $(ARGS)

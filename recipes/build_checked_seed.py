@@ -6,6 +6,9 @@
 Input: `tasks.jsonl` and models' answers (`answers*.jsonl`) in `input_dir`, and the seed in `data/seed/`. This program
 needs no model. The answers are those of `recipes/evaluate.py` to the instructions that this program wrote before. It
 prints the numbers of examples by score, and how many pairs of answers their surface puts in the right order.
+
+`large/` gets more training examples of the same tasks, in rounds that give them other constraints. Models' answers to
+the instructions of the second round are in `large/answers_2.jsonl`, and so on.
 """
 
 from __future__ import annotations
@@ -37,14 +40,29 @@ class Options:
     """Number of judging examples, six for an instruction."""
     num_ift: int = 120
     """Number of answering examples."""
+    num_rounds: int = 5
+    """Rounds of the examples in `large/`. The first has the instructions of the other files. 0 leaves `large/` out."""
+    num_ift_large: int = 400
+    """Number of answering examples in `large/`."""
+
+
+def read_tasks(options: Options) -> list[Task]:
+    """The tasks of `input_dir`, and those of the other seed."""
+    source, seed = Path(options.input_dir), Path(options.seed_dir)
+    tasks = read_jsonl(source / "tasks.jsonl", Task)
+    return tasks + checked.seed_tasks(
+        read_jsonl(seed / "ift.jsonl", IFTExample), read_jsonl(seed / "eft.jsonl", EFTExample)
+    )
+
+
+def read_answers(directory: Path, pattern: str = "answers*.jsonl") -> list[Candidate]:
+    return [a for path in sorted(directory.glob(pattern)) for a in read_jsonl(path, Candidate)]
 
 
 def build(options: Options) -> checked.CheckedSeed:
     """Read the input, and make all tables. Raises `DataError` if it is too little for them."""
-    source, seed = Path(options.input_dir), Path(options.seed_dir)
-    tasks = read_jsonl(source / "tasks.jsonl", Task)
-    tasks += checked.seed_tasks(read_jsonl(seed / "ift.jsonl", IFTExample), read_jsonl(seed / "eft.jsonl", EFTExample))
-    answers = [a for path in sorted(source.glob("answers*.jsonl")) for a in read_jsonl(path, Candidate)]
+    source, tasks = Path(options.input_dir), read_tasks(options)
+    answers = read_answers(source)
     made = checked.build(tasks, answers, seed=options.seed, num_ift=options.num_ift, num_eft=options.num_eft)
     for name, table in (("eft", made.eft), ("eft_eval", made.eft_eval)):
         if len(found := {x.instruction for x in table}) < 2:
@@ -56,12 +74,28 @@ def build(options: Options) -> checked.CheckedSeed:
     return made
 
 
+def build_large(options: Options) -> checked.LargeSeed:
+    """The same for `large/`."""
+    source = Path(options.input_dir)
+    answers = [read_answers(source)]
+    answers += [read_answers(source / "large", f"answers_{r}.jsonl") for r in range(2, options.num_rounds + 1)]
+    return checked.build_large(read_tasks(options), answers, seed=options.seed, num_ift=options.num_ift_large)
+
+
+def tables_of(large: checked.LargeSeed) -> dict[str, Iterable[object]]:
+    """By name. The instructions of the first round have a file already."""
+    tables: dict[str, Iterable[object]] = {"large/ift": large.ift, "large/eft": large.eft}
+    return tables | {f"large/instructions_{r}": xs for r, xs in enumerate(large.instructions[1:], start=2)}
+
+
 def main(options: Options) -> None:
     made = build(options)
     tables: dict[str, Iterable[object]] = {"ift": made.ift, "eft": made.eft, "eft_eval": made.eft_eval}
     tables |= {f"instructions_{split}": xs for split, xs in made.instructions.items()}
     tables |= {f"prompts_{t}": prompts for t, prompts in enumerate(made.prompts, start=1)}
     tables["ifeval_held_out"] = list(ifeval.prompts(made.instructions["held_out"]))
+    if options.num_rounds > 0:
+        tables |= tables_of(build_large(options))
     for name, records in tables.items():
         write_atomic(Path(options.output_dir) / f"{name}.jsonl", "".join(map(to_line, records)))
         print(f"{len(list(records)):6d}  {name}")

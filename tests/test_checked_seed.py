@@ -15,7 +15,7 @@ from nemo_srl import cli
 from nemo_srl.artifacts import read_jsonl, to_line
 from nemo_srl.config.generation import PromptsConfig
 from nemo_srl.data.checked import damage, ifeval, rows
-from nemo_srl.data.checked.build import MAX_ROUGE_L, CheckedSeed
+from nemo_srl.data.checked.build import MAX_ROUGE_L, CheckedSeed, LargeSeed
 from nemo_srl.data.checked.constraints import KINDS
 from nemo_srl.data.checked.instructions import Task
 from nemo_srl.data.checked.truth import MAX_SCORE, CheckedInstruction, is_on_topic, true_score
@@ -33,11 +33,19 @@ DATA = ROOT / "data/checked"
 UNSEEN = {"shuffled", "echoed"}
 
 
+OPTIONS = build_checked_seed.Options(input_dir=str(DATA), seed_dir=str(ROOT / "data/seed"))
+
+
 @pytest.fixture(scope="module")
 def seed() -> CheckedSeed:
     """What the generator makes from the committed input."""
-    options = build_checked_seed.Options(input_dir=str(DATA), seed_dir=str(ROOT / "data/seed"))
-    return build_checked_seed.build(options)
+    return build_checked_seed.build(OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def large() -> LargeSeed:
+    """The same for `large/`."""
+    return build_checked_seed.build_large(OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -50,25 +58,34 @@ def lines(records: Sequence[object]) -> str:
     return "".join(map(to_line, records))
 
 
-def test_the_committed_files_are_the_output_of_the_generator(seed: CheckedSeed) -> None:
+def test_the_committed_files_are_the_output_of_the_generator(seed: CheckedSeed, large: LargeSeed) -> None:
     tables: dict[str, Sequence[object]] = {"ift": seed.ift, "eft": seed.eft, "eft_eval": seed.eft_eval}
     tables |= {f"instructions_{split}": xs for split, xs in seed.instructions.items()}
     tables |= {f"prompts_{t}": prompts for t, prompts in enumerate(seed.prompts, start=1)}
     tables["ifeval_held_out"] = list(ifeval.prompts(seed.instructions["held_out"]))
+    tables |= {"large/ift": large.ift, "large/eft": large.eft}
+    tables |= {f"large/instructions_{r}": large.instructions[r - 1] for r in (2, 3, 4, 5)}
     stale = [name for name, records in tables.items() if (DATA / f"{name}.jsonl").read_text() != lines(records)]
     assert stale == [], "run recipes/build_checked_seed.py"
-    written = {path.name for path in DATA.glob("*.jsonl")} - {f"{name}.jsonl" for name in tables}
-    assert all(name == "tasks.jsonl" or name.startswith("answers_") for name in written)
-    assert sum(path.stat().st_size for path in DATA.iterdir()) < 2_000_000
+    written = {*DATA.rglob("*.jsonl")} - {DATA / f"{name}.jsonl" for name in tables}
+    assert all(path.name == "tasks.jsonl" or path.name.startswith("answers_") for path in written)
+    assert sum(path.stat().st_size for path in DATA.glob("*")) < 2_000_000
+    assert sum(path.stat().st_size for path in DATA.glob("large/*")) < 7_000_000
 
 
 def test_the_program_writes_what_stages_read(
-    seed: CheckedSeed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    seed: CheckedSeed,
+    large: LargeSeed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(build_checked_seed, "build", lambda options: seed)
+    monkeypatch.setattr(build_checked_seed, "build_large", lambda options: large)
     cli.run_program(build_checked_seed.Options, build_checked_seed.main, [f"output_dir={tmp_path}"])
     assert read_jsonl(tmp_path / "eft.jsonl", EFTExample) == seed.eft
     assert read_jsonl(tmp_path / "ift.jsonl", IFTExample) == seed.ift
+    assert read_jsonl(tmp_path / "large/eft.jsonl", EFTExample) == large.eft
     assert read_jsonl(tmp_path / "instructions_held_out.jsonl", CheckedInstruction) == seed.instructions["held_out"]
     assert "surface baseline on eft_eval: 0." in capsys.readouterr().out
 
@@ -125,9 +142,32 @@ def test_prompts_are_new_and_pass_the_filter_of_generated_prompts(seed: CheckedS
     assert [r for r in reasons if r is not None] == []
 
 
-def test_every_score_is_what_code_finds_in_the_text(seed: CheckedSeed, instructions: list[CheckedInstruction]) -> None:
-    by_text = {x.instruction: x for x in instructions}
-    for example in [*seed.eft, *seed.eft_eval]:
+def test_large_has_more_of_the_same_kind_and_nothing_that_is_held_out(seed: CheckedSeed, large: LargeSeed) -> None:
+    assert len(large.eft) > 11_500
+    assert len(large.ift) == 400
+    assert {x.key for x in seed.eft} <= {x.key for x in large.eft}
+    for records in (large.eft, large.ift, [x for xs in large.instructions for x in xs]):
+        assert len({x.key for x in records}) == len(records)
+    assert len({(x.instruction, x.response) for x in large.eft}) == len(large.eft)
+    texts = {x.instruction for x in [*large.eft, *large.ift]}
+    assert texts == {x.instruction for xs in large.instructions for x in xs}
+    others = [x.instruction for split in ("held_out", "prompts") for x in seed.instructions[split]]
+    known = RougeLIndex(MAX_ROUGE_L, others)
+    assert [text for text in texts if known.is_duplicate(text)] == []
+    trained = {x.response for x in [*large.eft, *large.ift]}
+    assert [x.key for x in seed.eft_eval if x.response in trained and x.category != "model"] == []
+    kinds = Counter(x.category for x in large.eft)
+    assert not UNSEEN & set(kinds)
+    assert kinds["model"] > 1000
+    accuracy = surface_accuracy(large.eft, seed.eft_eval, max_score=MAX_SCORE)
+    assert accuracy.value < 0.6
+
+
+def test_every_score_is_what_code_finds_in_the_text(
+    seed: CheckedSeed, large: LargeSeed, instructions: list[CheckedInstruction]
+) -> None:
+    by_text = {x.instruction: x for x in [*instructions, *(x for xs in large.instructions for x in xs)]}
+    for example in [*seed.eft, *seed.eft_eval, *large.eft]:
         true = true_score(by_text[example.instruction], example.response)
         if example.category in damage.REORDERED:  # code cannot see that the words make no sense
             true = type(true)(**asdict(true) | dict.fromkeys(damage.LOST["shuffled"], False))

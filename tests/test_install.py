@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.support import ROOT
 from tools import install, lock_check
 
 
@@ -56,6 +57,26 @@ def test_the_lock_has_one_exact_pin_of_a_package_for_every_python() -> None:
         names = [pin.name for pin in pins if not pin.marker or pin.marker.evaluate({"python_version": python})]
         assert len(names) == len(set(names)) > 100
     assert {*lock_check.SOURCE_ONLY, *lock_check.BUILD_TOOLS, *install.BUILD_TOOLS} <= {pin.name for pin in pins}
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "arguments", "recipe"),
+    [
+        (False, [], "recipes/iterate.py"),
+        (True, [], "recipes/iterate.py recipe=srl-smollm2-135m-checked-large"),
+        (True, ["TORCH=cpu"], "recipes/iterate.py"),
+        (True, ["ARGS=seed=2 recipe=srl-smollm2-135m-cpu"], "recipes/iterate.py seed=2 recipe=srl-smollm2-135m-cpu"),
+    ],
+)
+def test_make_iterate_takes_more_judging_examples_with_a_gpu(
+    tmp_path: Path, has_gpu: bool, arguments: list[str], recipe: str
+) -> None:
+    if has_gpu:
+        show_a_gpu(tmp_path)
+    path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
+    command = ["make", "--dry-run", "iterate", f"VENV={tmp_path}", *arguments]
+    shown = subprocess.run(command, cwd=ROOT, env={"PATH": path}, text=True, capture_output=True, check=True).stdout
+    assert " ".join(shown.splitlines()[-1].split()) == f"{tmp_path}/bin/python {recipe}"
 
 
 def test_a_pin_without_a_wheel_is_named_for_the_pythons_that_lack_it(index: Path) -> None:

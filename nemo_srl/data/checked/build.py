@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nemo_srl.data.checked import rows
 from nemo_srl.data.checked.damage import Sample
@@ -44,6 +44,15 @@ class CheckedSeed:
     prompts: Sequence[Sequence[Prompt]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class LargeSeed:
+    """More training examples of the same tasks. `instructions[r]` are the training instructions of round r + 1."""
+
+    instructions: Sequence[Sequence[CheckedInstruction]]
+    ift: Sequence[IFTExample]
+    eft: Sequence[EFTExample]
+
+
 def seed_tasks(ift: Iterable[IFTExample], eft: Iterable[EFTExample]) -> list[Task]:
     """The tasks of another seed with their good answers, as training tasks."""
     good: list[IFTExample | EFTExample] = [*ift, *(x for x in eft if x.score == MAX_SCORE)]
@@ -63,10 +72,11 @@ def build(
     *,
     seed: int,
     num_ift: int,
-    num_eft: int,
+    num_eft: int | None = None,
     num_iterations: int = 2,
 ) -> CheckedSeed:
-    """All tables. `answers` are models' answers to instructions that an earlier call made."""
+    """All tables. `answers` are models' answers to instructions that an earlier call made. Without `num_eft`, all
+    training instructions get judging examples."""
     # The seed's questions ask for things that code does not check ("in one sentence"), so only good answers are known.
     from_seed = {task.key for task in tasks if not task.topic_words}
     made = _instructions(tasks, f"{seed}/instructions")
@@ -83,14 +93,41 @@ def build(
     eft = _eft(by_split["train"], train, random.Random(f"{seed}/eft"), num_eft)
     return CheckedSeed(
         instructions=by_split,
-        ift=[
-            IFTExample(example_id=x.key, instruction=x.instruction, response=x.response, category=x.category)
-            for x in _drawn(by_split["train"], num_ift, random.Random(f"{seed}/ift"))
-        ],
+        ift=[_ift_example(x) for x in _drawn(by_split["train"], num_ift, random.Random(f"{seed}/ift"))],
         eft=eft,
         eft_eval=_eft_eval(by_split["held_out"], held_out, own, random.Random(f"{seed}/eft_eval")),
         prompts=prompts,
     )
+
+
+def build_large(tasks: Sequence[Task], answers: Sequence[Sequence[Candidate]], *, seed: int, num_ift: int) -> LargeSeed:
+    """Judging examples for all training instructions, in rounds: each gives other constraints to the same tasks.
+
+    Round r + 1 is what `build` makes with the seed `seed + r` and models' answers `answers[r]`. Training instructions
+    that are similar to a held-out instruction or a prompt of the first round are left out.
+    """
+    rounds = [build(tasks, a, seed=seed + r, num_ift=0) for r, a in enumerate(answers)]
+    first = rounds[0].instructions
+    apart_from = RougeLIndex(MAX_ROUGE_L, [x.instruction for split in ("held_out", "prompts") for x in first[split]])
+    used: list[list[CheckedInstruction]] = []
+    eft: dict[tuple[str, str], EFTExample] = {}
+    for r, made in enumerate(rounds, start=1):
+        train = [x for x in made.instructions["train"] if not apart_from.is_duplicate(x.instruction)]
+        used.append([replace(x, instruction_id=_in_round(r, x.key)) for x in train])
+        texts = {x.instruction for x in train}
+        for x in (x for x in made.eft if x.instruction in texts):
+            eft.setdefault((x.instruction, x.response), replace(x, example_id=_in_round(r, x.key)))
+    drawn = _drawn([x for xs in used for x in xs], num_ift, random.Random(f"{seed}/ift_large"))
+    return LargeSeed(instructions=used, ift=[_ift_example(x) for x in drawn], eft=list(eft.values()))
+
+
+def _in_round(number: int, key: str) -> str:
+    """A name that no other round has. The first round keeps its names."""
+    return key if number == 1 else f"round-{number}-{key}"
+
+
+def _ift_example(x: CheckedInstruction) -> IFTExample:
+    return IFTExample(example_id=x.key, instruction=x.instruction, response=x.response, category=x.category)
 
 
 def _drawn(instructions: Sequence[CheckedInstruction], number: int, rng: random.Random) -> list[CheckedInstruction]:
@@ -143,13 +180,17 @@ def _pools(
 
 
 def _eft(
-    instructions: Sequence[CheckedInstruction], pools: Mapping[str, Sequence[Sample]], rng: random.Random, number: int
+    instructions: Sequence[CheckedInstruction],
+    pools: Mapping[str, Sequence[Sample]],
+    rng: random.Random,
+    number: int | None,
 ) -> list[EFTExample]:
-    """Six samples of an instruction, of as many instructions as `number` allows. Those to which a model answered come
-    first, because a judge of models' answers must see such answers."""
+    """Six samples of an instruction, of as many instructions as `number` allows, or of all. Those to which a model
+    answered come first, because a judge of models' answers must see such answers."""
     found: list[EFTExample] = []
     shuffled = rng.sample(list(instructions), len(instructions))
-    for x in sorted(shuffled, key=lambda x: all(s.kind != "model" for s in pools[x.key]))[: number // _EFT_ANSWERS]:
+    answered_first = sorted(shuffled, key=lambda x: all(s.kind != "model" for s in pools[x.key]))
+    for x in answered_first[: None if number is None else number // _EFT_ANSWERS]:
         others = [y.instruction for y in instructions if y.task_id != x.task_id]
         found += rows.examples(x, rows.lesson(x, pools[x.key], others, _EFT_ANSWERS, rng))
     return sorted(found, key=lambda example: example.key)
