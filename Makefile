@@ -26,7 +26,7 @@ iterate: install
 	$(BIN)/python recipes/iterate.py $(RECIPE) $(ARGS)
 
 axes: install
-	$(BIN)/python examples/axes/axes.py run_dir=runs/axes $(RECIPE) $(ARGS)
+	$(BIN)/python examples/axes/axes.py run_dir=runs/axes $(ARGS)
 
 proof: install
 	$(BIN)/python examples/proof/prove.py --config-name srl-proof-cpu-small $(ARGS)
