@@ -56,6 +56,7 @@ def read_tasks(options: Options) -> list[Task]:
 
 
 def read_answers(directory: Path, pattern: str = "answers*.jsonl") -> list[Candidate]:
+    """Models' answers in the files of a directory that have such a name. None if there is no such file."""
     return [a for path in sorted(directory.glob(pattern)) for a in read_jsonl(path, Candidate)]
 
 

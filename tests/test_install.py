@@ -36,11 +36,21 @@ def add_wheel(folder: Path, name: str, version: str, tag: str = "py3-none-any") 
         wheel.writestr(f"{info}/RECORD", "")
 
 
-def show_a_gpu(tmp_path: Path) -> None:
+def put_nvidia_smi(tmp_path: Path, command: str) -> None:
+    """A program of this name, before all others, that runs `command`."""
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
-    program.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-0)'\n")
+    program.write_text(f"#!/bin/sh\n{command}\n")
     program.chmod(0o755)
+
+
+def show_a_gpu(tmp_path: Path) -> None:
+    put_nvidia_smi(tmp_path, "echo 'GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-0)'")
+
+
+def show_no_gpu(tmp_path: Path) -> None:
+    """Even if this machine has one."""
+    put_nvidia_smi(tmp_path, "echo 'No devices were found'; exit 6")
 
 
 def chosen_file(requirement: str) -> str:
@@ -71,8 +81,7 @@ def test_the_lock_has_one_exact_pin_of_a_package_for_every_python() -> None:
 def test_make_iterate_takes_more_judging_examples_with_a_gpu(
     tmp_path: Path, has_gpu: bool, arguments: list[str], recipe: str
 ) -> None:
-    if has_gpu:
-        show_a_gpu(tmp_path)
+    (show_a_gpu if has_gpu else show_no_gpu)(tmp_path)
     path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
     command = ["make", "--dry-run", "iterate", f"VENV={tmp_path}", *arguments]
     shown = subprocess.run(command, cwd=ROOT, env={"PATH": path}, text=True, capture_output=True, check=True).stdout

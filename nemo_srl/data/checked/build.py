@@ -115,8 +115,9 @@ def build_large(tasks: Sequence[Task], answers: Sequence[Sequence[Candidate]], *
         train = [x for x in made.instructions["train"] if not apart_from.is_duplicate(x.instruction)]
         used.append([replace(x, instruction_id=_in_round(r, x.key)) for x in train])
         texts = {x.instruction for x in train}
-        for x in (x for x in made.eft if x.instruction in texts):
-            eft.setdefault((x.instruction, x.response), replace(x, example_id=_in_round(r, x.key)))
+        for example in (e for e in made.eft if e.instruction in texts):
+            text = (example.instruction, example.response)
+            eft.setdefault(text, replace(example, example_id=_in_round(r, example.key)))
     drawn = _drawn([x for xs in used for x in xs], num_ift, random.Random(f"{seed}/ift_large"))
     return LargeSeed(instructions=used, ift=[_ift_example(x) for x in drawn], eft=list(eft.values()))
 
